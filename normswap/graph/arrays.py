@@ -1,0 +1,39 @@
+"""NumPy arrays from torch tensors and back, bfloat16 included (through ml_dtypes)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's values as an array of the same dtype, sharing memory where it can."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(_BFLOAT16)
+    return tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """The array's values as a CPU tensor of the same dtype, sharing memory where it can."""
+    array = np.ascontiguousarray(array)
+    if not array.flags.writeable:
+        array = array.copy()  # torch has no read-only tensors
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The numpy dtype (ml_dtypes' for bfloat16) of a torch dtype."""
+    return to_numpy(torch.empty(0, dtype=dtype)).dtype
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a numpy dtype is a floating-point one, bfloat16 included."""
+    return np.issubdtype(dtype, np.floating) or np.dtype(dtype) == _BFLOAT16

@@ -1,0 +1,334 @@
+"""How ATen operators read in ONNX's vocabulary: a table from overload to operator name, inputs
+and attributes. Only reading; ``graph/fx.py`` does the rest.
+
+A reader gets the operator's arguments by their schema names (defaults filled in) and returns a
+``Reading``. Its ``slots`` say which arguments are the inputs, in ONNX's order; what other tensors
+or symbolic sizes the call takes are appended as further inputs by the adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+Slot = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An operator in ONNX's vocabulary; ``slots``: (argument name, position in a list or None)."""
+
+    op: str
+    slots: tuple[Slot, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+Arguments = dict[str, Any]
+_READERS: dict[Any, Callable[[Arguments], Reading]] = {}
+
+
+def read(target: Any, arguments: Arguments) -> Reading | None:
+    """The reading of one call, or None for an operator without an ONNX counterpart here."""
+    reader = _READERS.get(target)
+    return reader(arguments) if reader else None
+
+
+def _reads(*targets: Any) -> Callable[[Callable[[Arguments], Reading]], None]:
+    def register(reader: Callable[[Arguments], Reading]) -> None:
+        _READERS.update(dict.fromkeys(targets, reader))
+
+    return register
+
+
+def _slots(*names: str) -> tuple[Slot, ...]:
+    return tuple((name, None) for name in names)
+
+
+def _rank(node: Any) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None
+
+
+def _axis(node: Any, axis: int) -> int:
+    rank = _rank(node)
+    return axis + rank if axis < 0 and rank is not None else axis
+
+
+def _axes(node: Any, axes: Any) -> tuple[int, ...]:
+    if axes is None or axes == []:
+        return tuple(range(_rank(node) or 0))
+    axes = [axes] if isinstance(axes, int) else axes
+    return tuple(sorted(_axis(node, a) for a in axes))
+
+
+def _static(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _same(op: str, *names: str) -> Callable[[Arguments], Reading]:
+    return lambda a: Reading(op, _slots(*names))
+
+
+for _op, _names, _targets in [
+    ("Sqrt", ["self"], [aten.sqrt.default]),
+    ("Rsqrt", ["self"], [aten.rsqrt.default]),
+    ("Reciprocal", ["self"], [aten.reciprocal.default]),
+    ("Relu", ["self"], [aten.relu.default, aten.relu_.default]),
+    ("Sigmoid", ["self"], [aten.sigmoid.default]),
+    ("Tanh", ["self"], [aten.tanh.default]),
+    ("Erf", ["self"], [aten.erf.default]),
+    ("Exp", ["self"], [aten.exp.default]),
+    ("Neg", ["self"], [aten.neg.default]),
+    ("Swish", ["self"], [aten.silu.default, aten.silu_.default]),
+    ("HardSwish", ["self"], [aten.hardswish.default, aten.hardswish_.default]),
+    ("Gelu", ["self"], [aten.gelu.default]),
+    ("Mul", ["self", "other"], [aten.mul.Tensor, aten.mul.Scalar]),
+    ("Div", ["self", "other"], [aten.div.Tensor, aten.div.Scalar]),
+    ("Attention", ["query", "key", "value"], [aten.scaled_dot_product_attention.default]),
+    ("MatMul", ["self", "other"], [aten.matmul.default]),
+    ("MatMul", ["self", "mat2"], [aten.mm.default, aten.bmm.default]),
+    ("Linear", ["input", "weight", "bias"], [aten.linear.default]),
+    ("Shape", ["self"], [aten.sym_size.int]),
+    ("Dropout", ["input"], [aten.dropout.default]),
+    (
+        "Identity",
+        ["self"],
+        [
+            aten.alias.default,
+            aten.contiguous.default,
+            aten.clone.default,
+            aten.detach.default,
+            aten.detach_.default,
+            aten.lift_fresh_copy.default,
+            aten.lift_fresh.default,
+            aten.to.device,
+        ],
+    ),
+    (
+        "Cast",
+        ["self"],
+        [
+            aten.to.dtype,
+            aten.to.dtype_layout,
+            aten._to_copy.default,
+            aten.type_as.default,
+        ],
+    ),
+    (
+        "Reshape",
+        ["self"],
+        [
+            aten.view.default,
+            aten.reshape.default,
+            aten._unsafe_view.default,
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+        ],
+    ),
+]:
+    _reads(*_targets)(_same(_op, *_names))
+
+
+@_reads(aten.add.Tensor, aten.add.Scalar, aten.add_.Tensor)
+def _add(a: Arguments) -> Reading:
+    return Reading("Add" if a.get("alpha", 1) == 1 else "aten.add.alpha", _slots("self", "other"))
+
+
+@_reads(aten.sub.Tensor, aten.sub.Scalar)
+def _sub(a: Arguments) -> Reading:
+    return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.sub.alpha", _slots("self", "other"))
+
+
+@_reads(aten.rsub.Scalar, aten.rsub.Tensor)
+def _rsub(a: Arguments) -> Reading:
+    return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.rsub.alpha", _slots("other", "self"))
+
+
+@_reads(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor)
+def _pow(a: Arguments) -> Reading:
+    return Reading("Pow", _slots("self", "exponent"))
+
+
+@_reads(aten.square.default)
+def _square(a: Arguments) -> Reading:
+    return Reading("Mul", _slots("self", "self"))
+
+
+@_reads(aten.addmm.default)
+def _addmm(a: Arguments) -> Reading:
+    attributes = {"alpha": float(a["alpha"]), "beta": float(a["beta"]), "transA": 0, "transB": 0}
+    return Reading("Gemm", _slots("mat1", "mat2", "self"), attributes)
+
+
+@_reads(aten.conv2d.default, aten.conv1d.default, aten.conv3d.default, aten.convolution.default)
+def _conv(a: Arguments) -> Reading:
+    if a.get("transposed"):
+        return Reading("ConvTranspose", _slots("input", "weight", "bias"))
+    padding = a["padding"]
+    attributes = {
+        "strides": tuple(a["stride"]),
+        "pads": tuple(padding) * 2 if not isinstance(padding, str) else (1,),
+        "dilations": tuple(a["dilation"]),
+        "group": a["groups"],
+    }
+    return Reading("Conv", _slots("input", "weight", "bias"), attributes)
+
+
+@_reads(aten.layer_norm.default, aten.native_layer_norm.default)
+def _layer_norm(a: Arguments) -> Reading:
+    rank = _rank(a["input"])
+    count = len(a["normalized_shape"])
+    attributes = {"axis": rank - count if rank else -count, "epsilon": float(a["eps"])}
+    return Reading("LayerNormalization", _slots("input", "weight", "bias"), attributes)
+
+
+@_reads(aten.rms_norm.default)
+def _rms_norm(a: Arguments) -> Reading:
+    rank = _rank(a["input"])
+    count = len(a["normalized_shape"])
+    eps = a["eps"]
+    if eps is None:
+        value = a["input"].meta.get("val")
+        eps = torch.finfo(value.dtype).eps if isinstance(value, torch.Tensor) else math.nan
+    attributes = {"axis": rank - count if rank else -count, "epsilon": float(eps)}
+    return Reading("RMSNormalization", _slots("input", "weight"), attributes)
+
+
+@_reads(aten.batch_norm.default)
+def _batch_norm(a: Arguments) -> Reading:
+    slots = _slots("input", "weight", "bias", "running_mean", "running_var")
+    training = bool(a["training"]) or a["running_mean"] is None
+    attributes = {"epsilon": float(a["eps"]), "training_mode": int(training)}
+    return Reading("BatchNormalization", slots, attributes)
+
+
+@_reads(aten._native_batch_norm_legit_no_training.default)
+def _batch_norm_inference(a: Arguments) -> Reading:
+    slots = _slots("input", "weight", "bias", "running_mean", "running_var")
+    attributes = {"epsilon": float(a["eps"]), "training_mode": 0}
+    return Reading("BatchNormalization", slots, attributes)
+
+
+@_reads(aten.group_norm.default)
+def _group_norm(a: Arguments) -> Reading:
+    attributes = {"num_groups": a["num_groups"], "epsilon": float(a["eps"])}
+    return Reading("GroupNormalization", _slots("input", "weight", "bias"), attributes)
+
+
+@_reads(aten.mean.dim)
+def _mean(a: Arguments) -> Reading:
+    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
+    return Reading("ReduceMean", _slots("self"), attributes)
+
+
+@_reads(aten.sum.dim_IntList)
+def _sum(a: Arguments) -> Reading:
+    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
+    return Reading("ReduceSum", _slots("self"), attributes)
+
+
+@_reads(aten.linalg_vector_norm.default)
+def _vector_norm(a: Arguments) -> Reading:
+    op = "ReduceL2" if a["ord"] == 2 else "aten.linalg_vector_norm.default"
+    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
+    return Reading(op, _slots("self"), attributes)
+
+
+@_reads(aten.softmax.int, aten._softmax.default)
+def _softmax(a: Arguments) -> Reading:
+    return Reading("Softmax", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
+
+
+@_reads(aten.permute.default)
+def _permute(a: Arguments) -> Reading:
+    perm = tuple(_axis(a["self"], axis) for axis in a["dims"])
+    return Reading("Transpose", _slots("self"), {"perm": perm})
+
+
+@_reads(aten.transpose.int, aten.t.default, aten.swapaxes.default)
+def _transpose(a: Arguments) -> Reading:
+    first: int = a["dim0"] if "dim0" in a else a.get("axis0", 0)
+    second: int = a["dim1"] if "dim1" in a else a.get("axis1", 1)
+    perm = list(range(_rank(a["self"]) or 0))
+    if len(perm) > 1:
+        perm[first], perm[second] = perm[second], perm[first]
+    return Reading("Transpose", _slots("self"), {"perm": tuple(perm)})
+
+
+@_reads(aten.unsqueeze.default)
+def _unsqueeze(a: Arguments) -> Reading:
+    axis = a["dim"] if a["dim"] >= 0 else a["dim"] + (_rank(a["self"]) or 0) + 1
+    return Reading("Unsqueeze", _slots("self"), {"axes": (axis,)})
+
+
+@_reads(aten.squeeze.dim, aten.squeeze.dims)
+def _squeeze(a: Arguments) -> Reading:
+    return Reading("Squeeze", _slots("self"), {"axes": _axes(a["self"], a["dim"])})
+
+
+@_reads(aten.expand.default)
+def _expand(a: Arguments) -> Reading:
+    return Reading("Expand", _slots("self"))
+
+
+@_reads(aten.expand_as.default)
+def _expand_as(a: Arguments) -> Reading:
+    return Reading("Expand", _slots("self"))
+
+
+@_reads(aten.cat.default)
+def _cat(a: Arguments) -> Reading:
+    slots = tuple(("tensors", i) for i in range(len(a["tensors"])))
+    return Reading("Concat", slots, {"axis": _axis(a["tensors"][0], a["dim"])})
+
+
+@_reads(aten.slice.Tensor)
+def _slice(a: Arguments) -> Reading:
+    start = 0 if a["start"] is None else _static(a["start"])
+    end = 2**63 - 1 if a["end"] is None else _static(a["end"])
+    attributes: dict[str, Any] = {"axes": (_axis(a["self"], a["dim"]),), "steps": (a["step"],)}
+    if start is not None and end is not None:
+        attributes |= {"starts": (start,), "ends": (end,)}
+    return Reading("Slice", _slots("self"), attributes)
+
+
+@_reads(aten.select.int)
+def _select(a: Arguments) -> Reading:
+    attributes = {"axis": _axis(a["self"], a["dim"]), "index": _static(a["index"])}
+    return Reading("Gather", _slots("self"), attributes)
+
+
+@_reads(aten.index_select.default)
+def _index_select(a: Arguments) -> Reading:
+    return Reading("Gather", _slots("self", "index"), {"axis": _axis(a["self"], a["dim"])})
+
+
+@_reads(aten.embedding.default)
+def _embedding(a: Arguments) -> Reading:
+    return Reading("Gather", _slots("weight", "indices"), {"axis": 0})
+
+
+@_reads(aten.index.Tensor)
+def _index(a: Arguments) -> Reading:
+    indices = a["indices"]
+    depth = next((i for i, index in enumerate(indices) if index is None), len(indices))
+    if depth == 0 or any(index is not None for index in indices[depth:]):
+        return Reading("aten.index.Tensor", _slots("self"))
+    return Reading("GatherND", _slots("self"), {"depth": depth})
+
+
+@_reads(aten.unbind.int)
+def _unbind(a: Arguments) -> Reading:
+    attributes = {"axis": _axis(a["self"], a["dim"]), "keepdims": False}
+    return Reading("Split", _slots("self"), attributes)
+
+
+@_reads(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+def _split(a: Arguments) -> Reading:
+    attributes = {"axis": _axis(a["self"], a["dim"]), "keepdims": True}
+    return Reading("Split", _slots("self"), attributes)

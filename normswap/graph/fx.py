@@ -1,0 +1,462 @@
+"""The adapter for ``torch.fx`` graphs as ``torch.export`` captures them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from normswap.graph import aten
+from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
+from normswap.graph.fx_runner import fx_runner
+from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.module_tree import drop_unused, free_path, get_path, move_module, put_tensor
+
+_ops = torch.ops.aten
+_BATCH_NORMS: dict[int, type[nn.modules.batchnorm._BatchNorm]] = {
+    2: nn.BatchNorm1d,
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+_BATCH_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass
+class _Attribute:
+    """A constant that the module holds at the dotted path ``target``."""
+
+    target: str
+
+
+@dataclass
+class _Literal:
+    """A Python number in a call, or an array that no node reads yet."""
+
+    array: Array
+
+
+class FxGraph(Graph):
+    """The view of a ``torch.fx.GraphModule`` in the ATen dialect, in evaluation mode.
+
+    The module given is owned by the graph: edits change it. ``module.graph`` needs
+    ``node.meta["val"]`` (torch.export fills it in).
+    """
+
+    kind = "fx"
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.module = module
+        self._wanted_modules: dict[str, str] = {}
+        for node in list(module.graph.nodes):
+            if node.target is _ops._assert_tensor_metadata.default:
+                module.graph.erase_node(node)  # checks of the captured dtypes, not of values
+        for node in module.graph.nodes:
+            self._view(node)
+
+    # -- building the view -----------------------------------------------------------------------
+
+    def _view(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.inputs.append(self._dynamic(node))
+        elif node.op == "get_attr":
+            self._attribute(str(node.target))
+        elif node.op == "output":
+            flat: list[Any] = []
+            fx.map_arg(node.args, flat.append)
+            self.outputs = [self._of(n) for n in flat]
+        elif node.op == "call_module" and self._batch_norm(node) is not None:
+            self._view_batch_norm(node)
+        elif node.target is not operator.getitem or node.args[0].op in ("get_attr", "placeholder"):  # type: ignore[union-attr]
+            self._view_call(node)
+
+    def _view_call(self, node: fx.Node) -> None:
+        arguments = _arguments(node)
+        reading = aten.read(node.target, arguments)
+        slots = reading.slots if reading else ()
+        op = reading.op if reading else str(node.target)
+        inputs = [self._input(node, slot, arguments) for slot in slots]
+        covered = {_pick(arguments, slot) for slot in slots if _is_node(_pick(arguments, slot))}
+        extra: list[fx.Node] = []
+        fx.map_arg((node.args, node.kwargs), extra.append)
+        inputs += [self._of(n) for n in dict.fromkeys(extra) if n not in covered]
+        attributes = dict(reading.attributes) if reading else {}
+        if op == "Reshape" and (shape := arguments.get("size", arguments.get("shape"))) is not None:
+            attributes["shape"] = tuple(s if isinstance(s, int) else None for s in shape)
+        self._append(Node(op, inputs, attributes, self._results(node), node, _scope(node)), slots)
+
+    def _view_batch_norm(self, node: fx.Node) -> None:
+        target = str(node.target)
+        module = cast(nn.modules.batchnorm._BatchNorm, self._batch_norm(node))
+        constants = [
+            self._attribute(f"{target}.{name}") if getattr(module, name) is not None else None
+            for name in _BATCH_NORM_TENSORS
+        ]
+        training = module.training or module.running_mean is None
+        attributes = {"epsilon": float(module.eps), "training_mode": int(training)}
+        inputs = [self._of(cast(fx.Node, node.args[0])), *constants]
+        view = Node("BatchNormalization", inputs, attributes, self._results(node), node, target)
+        self._append(view, (("input", None),))
+
+    def _append(self, node: Node, slots: tuple[aten.Slot, ...]) -> None:
+        node.raw = _Call(cast(fx.Node, node.raw), slots)
+        node_constant = bool(node.inputs) and all(v is None or v.is_constant for v in node.inputs)
+        for value in node.outputs:
+            value.is_constant = node_constant and value.shape is not None
+        self.nodes.append(node)
+
+    def _results(self, node: fx.Node) -> list[Value]:
+        if not isinstance(node.meta.get("val"), list | tuple) and not _is_tuple_call(node):
+            return [self._dynamic(node)]
+        picked = {cast(int, user.args[1]): user for user in node.users}
+        results = []
+        for index in range(max(picked, default=0) + 1):
+            getitem = picked.get(index)
+            if getitem is None:
+                results.append(Value(f"{node.name}.{index}", None))
+            else:
+                results.append(self._dynamic(getitem))
+        return results
+
+    def _dynamic(self, node: fx.Node) -> Value:
+        value = Value(node.name, node, *_shape_and_dtype(node))
+        self._values[node.name] = value
+        return value
+
+    def _attribute(self, target: str) -> Value:
+        if target not in self._values:
+            tensor = get_path(self.module, target)
+            if isinstance(tensor, torch.Tensor):
+                shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
+                value = Value(target, _Attribute(target), shape, dtype, is_constant=True)
+            else:  # a submodule that a higher-order operator calls
+                value = Value(target, _Attribute(target))
+            self._values[target] = value
+        return self._values[target]
+
+    def _input(self, node: fx.Node, slot: aten.Slot, arguments: dict[str, Any]) -> Value | None:
+        argument = _pick(arguments, slot)
+        if isinstance(argument, fx.Node):
+            return self._of(argument)
+        if not isinstance(argument, int | float):
+            return None
+        array = np.asarray(argument)
+        name = self._unique(f"{node.name}.{slot[0]}")
+        self._values[name] = Value(name, _Literal(array), (), array.dtype, is_constant=True)
+        return self._values[name]
+
+    def _of(self, node: fx.Node) -> Value:
+        return self._values[str(node.target) if node.op == "get_attr" else node.name]
+
+    def _batch_norm(self, node: fx.Node) -> nn.modules.batchnorm._BatchNorm | None:
+        module = get_path(self.module, str(node.target))
+        return module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+
+    # -- reading and evaluating ------------------------------------------------------------------
+
+    def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        needed = self.ancestors(outputs, stop=inputs)
+        known = set(inputs)
+        for value in (v for n in needed for v in n.inputs if v is not None and v not in known):
+            if value.producer is None and not value.is_constant and value in self.inputs:
+                raise ValueError(f"the input '{value.name}' is needed and was not given")
+        calls = [cast(_Call, node.raw).node for node in needed]
+        return fx_runner(
+            self.module,
+            calls,
+            [self._handle(v) for v in inputs],
+            [self._handle(v) for v in outputs],
+            double=dtype is not None,
+        )
+
+    def _handle(self, value: Value) -> fx.Node | str:
+        """The fx node of a value, or the path of an attribute."""
+        return value.raw.target if isinstance(value.raw, _Attribute) else cast(fx.Node, value.raw)
+
+    def _read(self, value: Value) -> Array:
+        if isinstance(value.raw, _Literal):
+            return value.raw.array
+        return to_numpy(get_path(self.module, cast(_Attribute, value.raw).target))
+
+    def _compute_constant(self, value: Value) -> Array:
+        return self.slice([], [value])([])[0]
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def replace_constant(self, value: Value, array: Array) -> None:
+        if isinstance(value.raw, _Literal):
+            raise ValueError(f"'{value.name}' is a literal of a call and cannot be replaced")
+        target = cast(_Attribute, value.raw).target
+        old = get_path(self.module, target)
+        put_tensor(self.module, target, to_torch(array), isinstance(old, nn.Parameter))
+        self._replaced(value, array)
+
+    def copy(self) -> FxGraph:
+        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        module.eval()
+        for node in module.graph.nodes:  # modules hold state, so they are not shared
+            if node.op == "call_module":
+                module.add_submodule(node.target, copy.deepcopy(get_path(self.module, node.target)))
+        duplicate = FxGraph(module)
+        duplicate._wanted_modules = dict(self._wanted_modules)
+        return duplicate
+
+    def to_module(self) -> fx.GraphModule:
+        """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
+        module = copy.deepcopy(self.copy().module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return module
+
+    def _store(self, array: Array, name: str) -> tuple[Any, str]:
+        return _Literal(array), name
+
+    def _place(self, value: Value) -> fx.Node:
+        """The fx node that yields ``value``; a new constant becomes an attribute here."""
+        if isinstance(value.raw, fx.Node):
+            return value.raw
+        if isinstance(value.raw, _Literal):
+            target = free_path(self.module, value.name)
+            put_tensor(self.module, target, to_torch(value.raw.array), parameter=True)
+            value.raw = _Attribute(target)
+        target = cast(_Attribute, value.raw).target
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and node.target == target:
+                return cast(fx.Node, node)
+            if node.op != "get_attr":
+                break  # attributes come first
+        first = next(iter(self.module.graph.nodes))
+        with self.module.graph.inserting_before(first):
+            node = self.module.graph.get_attr(target)
+        node.meta["val"] = _fake(get_path(self.module, target), _fake_mode(self.module))
+        return node
+
+    def _emit(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        name: str,
+        like: Node | None,
+    ) -> tuple[Any, list[Value]]:
+        slots = tuple((slot, None) for slot in _EMITTED.get(op, ()))
+        if op == "BatchNormalization":
+            target, args, keywords = self._new_batch_norm(inputs, attributes, name)
+            operands = [args[0]]
+        elif op in _EMITTED:
+            operands = [self._place(v) for v in inputs if v is not None]
+            placed = iter(operands)
+            nodes = [next(placed) if v is not None else None for v in inputs]
+            target, args, keywords = _call(op, nodes, inputs, attributes)
+        else:
+            raise ValueError(f"cannot write the operator {op} into an FX graph")
+        graph = self.module.graph
+        with graph.inserting_after(max(operands)):
+            node = graph.create_node(
+                "call_module" if isinstance(target, str) else "call_function",
+                target,
+                args,
+                keywords,
+                name=name.replace(".", "_"),
+            )
+        self._describe(node, like)
+        if op == "BatchNormalization":
+            slots = (("input", None),)
+        return _Call(node, slots), [self._dynamic(node)]
+
+    def _new_batch_norm(
+        self, inputs: Sequence[Value | None], attributes: Mapping[str, Any], name: str
+    ) -> tuple[str, tuple[fx.Node, ...], dict[str, Any]]:
+        x = cast(Value, inputs[0])
+        arrays = [self.constant(v) for v in inputs[1:] if v is not None]
+        if len(arrays) != 4 or any(a is None for a in arrays) or x.rank not in _BATCH_NORMS:
+            raise ValueError(
+                f"the BatchNormalization '{name}' needs four constants and rank 2 to 5"
+            )
+        tensors = [to_torch(np.array(a)) for a in arrays]
+        epsilon = attributes["epsilon"]
+        module = _BATCH_NORMS[x.rank](len(tensors[0]), eps=epsilon, dtype=tensors[0].dtype)
+        for tensor_name, tensor in zip(_BATCH_NORM_TENSORS, tensors, strict=True):
+            getattr(module, tensor_name).data = tensor
+        module.eval()
+        target = free_path(self.module, name)
+        self._wanted_modules[target] = name
+        self.module.add_submodule(target, module)
+        for tensor_name, value in zip(_BATCH_NORM_TENSORS, inputs[1:], strict=True):
+            cast(Value, value).raw = _Attribute(f"{target}.{tensor_name}")
+        return target, (self._place(x),), {}
+
+    def _describe(self, node: fx.Node, like: Node | None) -> None:
+        """Fills in the metadata that torch.export and the exporters read."""
+        if like is not None and isinstance(like.raw, _Call):
+            for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+                if key in like.raw.node.meta:
+                    node.meta[key] = like.raw.node.meta[key]
+        mode = _fake_mode(self.module)
+        values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
+        if node.op == "call_module":
+            node.meta["val"] = torch.empty_like(cast(torch.Tensor, values[0]))
+        elif mode is not None:
+            with mode:
+                node.meta["val"] = cast(Any, node.target)(*values, **node.kwargs)
+        else:
+            meta = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in values]
+            node.meta["val"] = cast(Any, node.target)(*meta, **node.kwargs)
+
+    def _rewire(self, node: Node, index: int, value: Value) -> None:
+        call = cast(_Call, node.raw)
+        placed = self._place(value)
+        if index >= len(call.slots):
+            old = node.inputs[index]
+            call.node.replace_input_with(self._place(cast(Value, old)), placed)
+            return
+        name, item = call.slots[index]
+        if call.node.op == "call_module":
+            call.node.args = (placed, *call.node.args[1:])
+            return
+        names = [a.name for a in cast(Any, call.node.target)._schema.arguments]
+        position = names.index(name)
+        argument: Any = placed
+        if item is not None:
+            argument = list(_arguments(call.node)[name])
+            argument[item] = placed
+        if position < len(call.node.args):
+            call.node.update_arg(position, argument)
+        else:
+            call.node.update_kwarg(name, argument)
+
+    def _rewire_output(self, position: int, value: Value) -> None:
+        output = next(n for n in reversed(self.module.graph.nodes) if n.op == "output")
+        seen = iter(range(len(self.outputs)))
+        placed = self._place(value)
+        output.args = fx.map_arg(output.args, lambda n: placed if next(seen) == position else n)
+
+    def _erase(self, nodes: Sequence[Node]) -> None:
+        for node in reversed(nodes):
+            raw = cast(_Call, node.raw).node
+            for user in list(raw.users):
+                self.module.graph.erase_node(user)  # the getitems of a dead tuple
+            self.module.graph.erase_node(raw)
+        for raw in reversed(list(self.module.graph.nodes)):
+            if raw.op == "get_attr" and not raw.users:
+                self.module.graph.erase_node(raw)
+        drop_unused(self.module)
+        for target, wanted in list(self._wanted_modules.items()):
+            if move_module(self.module, target, wanted):
+                del self._wanted_modules[target]
+                self._moved(target, wanted)
+        self.module.graph.lint()
+        self.module.recompile()
+
+    def _moved(self, target: str, wanted: str) -> None:
+        for value in list(self._values.values()):
+            raw = value.raw
+            if isinstance(raw, _Attribute) and raw.target.rpartition(".")[0] == target:
+                del self._values[value.name]
+                raw.target = f"{wanted}.{raw.target.rpartition('.')[2]}"
+                value.name = raw.target
+                self._values[value.name] = value
+        for node in self.nodes:
+            if cast(_Call, node.raw).node.target == wanted:
+                node.scope = wanted
+
+
+@dataclass
+class _Call:
+    """The fx node behind a view node, and which of its arguments the view's inputs are."""
+
+    node: fx.Node
+    slots: tuple[aten.Slot, ...]
+
+
+_EMITTED: dict[str, tuple[str, ...]] = {
+    "LayerNormalization": ("input", "weight", "bias"),
+    "Transpose": ("self",),
+    "Add": ("self", "other"),
+    "Mul": ("self", "other"),
+    "BatchNormalization": (),
+}
+
+
+def _call(
+    op: str, nodes: Sequence[Any], inputs: Sequence[Value | None], attributes: Mapping[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    if op == "LayerNormalization":
+        x = cast(Value, inputs[0])
+        shape = list(cast(tuple[int, ...], x.shape)[attributes["axis"] :])
+        weight, bias = (list(nodes[1:]) + [None, None])[:2]
+        return _ops.layer_norm.default, (nodes[0], shape, weight, bias, attributes["epsilon"]), {}
+    if op == "Transpose":
+        return _ops.permute.default, (nodes[0], list(attributes["perm"])), {}
+    target = _ops.add.Tensor if op == "Add" else _ops.mul.Tensor
+    return target, (nodes[0], nodes[1]), {}
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """A call's arguments by their schema names, defaults included."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {}
+    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    named |= {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)}
+    return named | dict(node.kwargs)
+
+
+def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:
+    name, item = slot
+    value = arguments.get(name)
+    return value if item is None else cast(Sequence[Any], value)[item]
+
+
+def _is_node(argument: Any) -> bool:
+    return isinstance(argument, fx.Node)
+
+
+def _is_tuple_call(node: fx.Node) -> bool:
+    return bool(node.users) and all(
+        user.target is operator.getitem and user.args[0] is node for user in node.users
+    )
+
+
+def _scope(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()), ("",))[0] if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else str(path)
+
+
+def _shape_and_dtype(node: fx.Node) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        shape = tuple(_hint(size) for size in value.shape)
+        return (None if -1 in shape else shape), numpy_dtype(value.dtype)
+    if isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        return (), np.dtype(np.int64)
+    return None, None
+
+
+def _hint(size: Any) -> int:
+    """The size at the example inputs; -1 for one that depends on data."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return int(hint) if isinstance(hint, int) and not math.isnan(hint) else -1
+
+
+def _fake_mode(module: fx.GraphModule) -> Any:
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    return None
+
+
+def _fake(tensor: torch.Tensor, mode: Any) -> torch.Tensor:
+    return mode.from_tensor(tensor, static_shapes=True) if mode is not None else tensor

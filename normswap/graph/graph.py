@@ -1,0 +1,329 @@
+"""The one view of a model's graph that every pass sees: ``Graph``, ``Node``, ``Value``.
+
+Operators carry ONNX's names and semantics, whatever the graph underneath is. The conventions:
+
+* ``Linear`` is added: ``y = x @ W.T + b`` with a constant ``W`` of shape ``[out, in]``.
+* Parameters that ONNX moved between attributes and inputs from opset to opset (axes, shape,
+  starts, ...) are attributes whenever they are constant. Axes are non-negative when the rank is
+  known. A parameter that is computed by the graph stays an input and its attribute is absent.
+* ``Split`` with ``keepdims=False`` also drops the axis it splits (torch's ``unbind``).
+* ``GatherND`` has ``depth``: how many leading axes of the data its indices consume.
+* ``Attention`` is any fused softmax(q k^T) v.
+* An operator without an ONNX counterpart keeps its own qualified name (``aten.roll.default``,
+  ``com.microsoft.SkipLayerNormalization``). It can be evaluated but is opaque to the passes.
+
+Constants (weights, buffers, initializers) are values without a producer. ``Value.shape`` holds the
+sizes at the example inputs' sizes, so a dynamic batch appears as the example's batch size.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Runner = Callable[[Sequence[Array]], list[Array]]
+
+
+class Value:
+    """A tensor that flows through the graph, or a constant.
+
+    ``shape``: sizes at the example inputs, or None if unknown. ``dtype``: numpy dtype (bfloat16
+    through ml_dtypes), or None. ``uses``: the (node, input index) pairs that read it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        raw: Any,
+        shape: tuple[int, ...] | None = None,
+        dtype: np.dtype[Any] | None = None,
+        is_constant: bool = False,
+    ) -> None:
+        self.name = name
+        self.raw = raw
+        self.shape = shape
+        self.dtype = dtype
+        self.is_constant = is_constant
+        self.producer: Node | None = None
+        self.uses: list[tuple[Node, int]] = []
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def readers(self) -> list[Node]:
+        """The distinct nodes that read this value, in order."""
+        return list(dict.fromkeys(node for node, _ in self.uses))
+
+    def __repr__(self) -> str:
+        return f"Value({self.name}: {self.shape})"
+
+
+class Node:
+    """One operator: ``op`` (ONNX name), ``inputs``, ``attributes``, ``outputs``.
+
+    ``scope`` is the module path that the graph records for it ('' where it records none).
+    """
+
+    def __init__(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        outputs: Sequence[Value],
+        raw: Any,
+        scope: str = "",
+    ) -> None:
+        self.op = op
+        self.inputs = list(inputs)
+        self.attributes = dict(attributes)
+        self.outputs = list(outputs)
+        self.raw = raw
+        self.scope = scope
+        for value in self.outputs:
+            value.producer = self
+        for index, read in enumerate(self.inputs):
+            if read is not None:
+                read.uses.append((self, index))
+
+    @property
+    def output(self) -> Value:
+        return self.outputs[0]
+
+    def input(self, index: int) -> Value | None:
+        """The input at ``index``, or None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def data_input(self, index: int = 0) -> Value:
+        """The input at ``index``, which the operator requires."""
+        value = self.input(index)
+        if value is None:
+            raise ValueError(f"{self.op} node {self.output.name} lacks its input {index}")
+        return value
+
+    def dynamic_inputs(self) -> list[Value]:
+        return [v for v in self.inputs if v is not None and not v.is_constant]
+
+    def __repr__(self) -> str:
+        names = ", ".join(v.name if v else "-" for v in self.inputs)
+        return f"Node({self.output.name} = {self.op}({names}) {self.attributes})"
+
+
+class Graph(abc.ABC):
+    """A view of a graph, with the few edits that passes make and the evaluation of any slice.
+
+    Subclasses (one per kind of graph) fill ``inputs``, ``outputs`` and ``nodes`` and implement the
+    abstract methods. ``nodes`` is in topological order at all times.
+    """
+
+    kind: str
+    inputs: list[Value]
+    outputs: list[Value]
+    nodes: list[Node]
+
+    def __init__(self) -> None:
+        self.inputs = []
+        self.outputs = []
+        self.nodes = []
+        self._values: dict[str, Value] = {}
+        self._folded: dict[Value, Array] = {}
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def value(self, name: str) -> Value:
+        """The value called ``name``; KeyError if the graph has none."""
+        return self._values[name]
+
+    def values(self) -> Iterator[Value]:
+        return iter(self._values.values())
+
+    def constant(self, value: Value) -> Array | None:
+        """The array of a constant, in its own dtype; None if ``value`` depends on an input.
+
+        Constants behind Identity, Cast, Transpose and the like are computed once and kept.
+        """
+        if not value.is_constant:
+            return None
+        if value.producer is None:
+            return self._read(value)
+        if value not in self._folded:
+            self._folded[value] = self._compute_constant(value)
+        return self._folded[value]
+
+    def scalar(self, value: Value | None) -> float | None:
+        """The number that a one-element constant holds, else None."""
+        if value is None or not value.is_constant or (value.shape and np.prod(value.shape) != 1):
+            return None
+        array = self.constant(value)
+        return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    @abc.abstractmethod
+    def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        """A function that computes ``outputs`` from arrays for ``inputs``.
+
+        ``dtype=None`` computes as the graph's own runtime does, ``numpy.float64`` computes every
+        floating-point operator in float64 (casts between float types are identities there).
+        Raises ValueError if an output depends on a graph input that is not covered.
+        """
+
+    def evaluate(
+        self, outputs: Sequence[Value], feeds: Mapping[Value, Array], dtype: Any = None
+    ) -> list[Array]:
+        """Computes ``outputs`` once from ``feeds`` (see ``slice``)."""
+        return self.slice(list(feeds), outputs, dtype)(list(feeds.values()))
+
+    def ancestors(self, outputs: Iterable[Value], stop: Iterable[Value] = ()) -> list[Node]:
+        """The nodes that ``outputs`` depend on, not looking behind ``stop``; in order."""
+        stops = set(stop)
+        seen: set[Node] = set()
+        stack = [v for v in outputs if v not in stops]
+        while stack:
+            node = stack.pop().producer
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            stack.extend(v for v in node.inputs if v is not None and v not in stops)
+        return [node for node in self.nodes if node in seen]
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def add_constant(self, array: Array, name: str) -> Value:
+        """A new constant; ``name`` is made unique if it is taken."""
+        array = np.ascontiguousarray(array)
+        raw, name = self._store(array, self._unique(name))
+        value = Value(name, raw, tuple(array.shape), array.dtype, is_constant=True)
+        self._values[name] = value
+        return value
+
+    def insert(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        name: str,
+        like: Node | None = None,
+    ) -> Value:
+        """A new node right behind the last producer of its inputs; its (first) output.
+
+        ``like`` lends its metadata (module path, profiling scope). Raises ValueError for an
+        operator that the adapter cannot write.
+        """
+        attributes = dict(attributes or {})
+        position = 1 + max(
+            (self.nodes.index(v.producer) for v in inputs if v is not None and v.producer),
+            default=-1,
+        )
+        raw, outputs = self._emit(op, inputs, attributes, self._unique(name), like)
+        node = Node(op, inputs, attributes, outputs, raw, like.scope if like else "")
+        self.nodes.insert(position, node)
+        for value in outputs:
+            self._values[value.name] = value
+        return node.output
+
+    def set_input(self, node: Node, index: int, value: Value) -> None:
+        """Makes ``node`` read ``value`` as its input ``index`` (which may have been absent)."""
+        self._rewire(node, index, value)
+        while len(node.inputs) <= index:
+            node.inputs.append(None)
+        old = node.inputs[index]
+        if old is not None:
+            old.uses.remove((node, index))
+        node.inputs[index] = value
+        value.uses.append((node, index))
+
+    def replace_uses(self, old: Value, new: Value, keep: Iterable[Node] = ()) -> None:
+        """Lets every reader of ``old`` but the nodes ``keep`` read ``new``, graph outputs too."""
+        kept = set(keep)
+        for node, index in list(old.uses):
+            if node not in kept:
+                self.set_input(node, index, new)
+        for position, output in enumerate(self.outputs):
+            if output is old:
+                self._rewire_output(position, new)
+                self.outputs[position] = new
+
+    def prune(self) -> None:
+        """Removes every node and constant that no graph output needs."""
+        alive = set(self.ancestors(self.outputs))
+        dead = [node for node in self.nodes if node not in alive]
+        for node in dead:
+            for index, value in enumerate(node.inputs):
+                if value is not None:
+                    value.uses.remove((node, index))
+            for value in node.outputs:
+                del self._values[value.name]
+        self.nodes = [node for node in self.nodes if node in alive]
+        kept = set(self.outputs) | set(self.inputs)
+        for value in [v for v in self._values.values() if v.producer is None]:
+            if not value.uses and value not in kept:
+                del self._values[value.name]
+        self._erase(dead)
+
+    def require(self, op: str) -> None:  # noqa: B027
+        """Makes sure that ``insert`` can write ``op``; values keep their names, not their identity.
+
+        An ONNX graph raises its opset where it must. Raises NormswapError where it cannot.
+        """
+
+    @abc.abstractmethod
+    def replace_constant(self, value: Value, array: Array) -> None:
+        """Gives a constant without a producer other contents, for all its readers."""
+
+    @abc.abstractmethod
+    def copy(self) -> Graph:
+        """An independent graph with the same value names; weights are shared until replaced."""
+
+    # -- what an adapter provides ----------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _read(self, value: Value) -> Array:
+        """The array of a constant without a producer, memory-mapped where it can be."""
+
+    @abc.abstractmethod
+    def _compute_constant(self, value: Value) -> Array:
+        """The array of a constant that nodes compute from constants."""
+
+    @abc.abstractmethod
+    def _store(self, array: Array, name: str) -> tuple[Any, str]:
+        """Adds a constant to the underlying graph; its handle and final name."""
+
+    @abc.abstractmethod
+    def _emit(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        name: str,
+        like: Node | None,
+    ) -> tuple[Any, list[Value]]:
+        """Adds a node to the underlying graph; its handle and its output values."""
+
+    @abc.abstractmethod
+    def _rewire(self, node: Node, index: int, value: Value) -> None:
+        """Sets one input of the underlying node."""
+
+    @abc.abstractmethod
+    def _rewire_output(self, position: int, value: Value) -> None:
+        """Sets one output of the underlying graph, keeping the output's name."""
+
+    @abc.abstractmethod
+    def _erase(self, nodes: Sequence[Node]) -> None:
+        """Removes dead nodes, and all else that nothing needs, from the underlying graph."""
+
+    def _replaced(self, value: Value, array: Array) -> None:
+        """Bookkeeping after ``replace_constant``: what was computed from the old contents goes."""
+        value.shape, value.dtype = tuple(array.shape), array.dtype
+        self._folded.clear()
+
+    def _unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._values:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate

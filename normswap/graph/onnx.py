@@ -1,0 +1,393 @@
+"""The adapter for ONNX graphs, through ``onnx_ir``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnxscript.version_converter import convert_version
+
+from normswap.errors import NormswapError
+from normswap.graph import onnx_ops
+from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.onnx_runner import captured_values, double_runner, runtime_runner
+
+EXAMPLE_SIZE = 2  # the size that a dynamic dimension takes in ``Value.shape``
+_DOMAINS = ("", "ai.onnx")
+_LAYER_NORMALIZATION_OPSET = 17
+_LOST_METADATA = ("pkg.torch.onnx.stack_trace",)  # of a node that a new one takes after
+_Type = tuple[tuple[int, ...] | None, np.dtype[Any] | None]
+_log = logging.getLogger(__name__)
+
+
+class OnnxGraph(Graph):
+    """The view of an ``onnx_ir.Model``'s main graph.
+
+    The model given is owned by the graph: edits change it. Its nodes are sorted topologically.
+    ``types`` (value name to sizes and dtype) skips shape inference, for a copy.
+    """
+
+    kind = "onnx"
+
+    def __init__(self, model: ir.Model, types: dict[str, _Type] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._renamed: dict[Value, str] = {}
+        try:
+            model.graph.sort()
+        except ValueError as error:
+            raise NormswapError(f"the graph has a cycle: {error}") from error
+        _name_everything(model.graph)
+        self._types = types if types is not None else _infer_types(model)
+        for value in model.graph.inputs:
+            if value.name not in model.graph.initializers:
+                self.inputs.append(self._view_value(value))
+        for value in model.graph.initializers.values():
+            self._view_value(value, is_constant=value.const_value is not None)
+        for node in model.graph:
+            self._view_node(node)
+        self.outputs = [self._values[str(v.name)] for v in model.graph.outputs]
+        if types is None:
+            self._run_for_shapes()
+
+    # -- building the view -----------------------------------------------------------------------
+
+    def _view_value(self, raw: ir.Value, is_constant: bool = False) -> Value:
+        shape, dtype = self._types.get(str(raw.name), (None, None))
+        if raw.const_value is not None:
+            shape = tuple(raw.const_value.shape.numpy())
+            dtype = raw.const_value.dtype.numpy()
+        value = Value(str(raw.name), raw, shape, dtype, is_constant)
+        self._values[value.name] = value
+        return value
+
+    def _view_node(self, raw: ir.Node) -> None:
+        if raw.op_type == "Constant" and raw.domain in _DOMAINS:
+            output = raw.outputs[0]
+            tensor = ir.convenience.get_const_tensor(output)
+            if tensor is not None:
+                output.const_value = tensor
+                output.dtype = tensor.dtype
+                self._view_value(output, is_constant=True)
+                return
+        inputs = [self._values[str(v.name)] if v is not None else None for v in raw.inputs]
+        outputs = [self._view_value(v) for v in raw.outputs]
+        op = raw.op_type if raw.domain in _DOMAINS else f"{raw.domain}.{raw.op_type}"
+
+        def is_constant(index: int) -> bool:
+            return inputs[index] is None or cast(Value, inputs[index]).is_constant
+
+        def constant(index: int) -> Array | None:
+            value = inputs[index] if index < len(inputs) else None
+            return None if value is None else self.constant(value)
+
+        data = onnx_ops.data_inputs(op, len(inputs), is_constant)
+        ranks = [v.rank if v is not None else None for v in [*inputs[:1], outputs[0]]]
+        own = {name: _attribute(a) for name, a in raw.attributes.items()}
+        attributes = onnx_ops.attributes(op, own, ranks, constant, data)
+        if op == "GatherND":
+            indices = inputs[1]
+            depth = indices.shape[-1] if indices is not None and indices.shape else None
+            attributes["depth"] = None if depth is None else depth + attributes.get("batch_dims", 0)
+        captured = [self._values[str(v.name)] for v in captured_values(raw)]
+        node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, _scope(raw))
+        constants = all(v is None or v.is_constant for v in [*inputs, *captured])
+        for value in outputs:
+            value.is_constant = constants and bool(inputs) and not op.startswith("Random")
+        self.nodes.append(node)
+
+    def _run_for_shapes(self) -> None:
+        """Shapes that inference cannot give come from one run on zeros."""
+        unknown = [
+            v
+            for n in self.nodes
+            for v in n.outputs
+            if v.name and not v.is_constant and (v.shape is None or v.dtype is None)
+        ]
+        reads = {v for n in self.ancestors(unknown) for v in n.dynamic_inputs()}
+        needed = [v for v in self.inputs if v in reads]
+        if not unknown or any(v.shape is None or v.dtype is None for v in needed):
+            return
+        feeds = {v: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in needed}
+        try:
+            arrays = self.evaluate(unknown, feeds)
+        except NormswapError as error:
+            _log.debug("the run for shapes failed: %s", error)
+            return
+        for value, array in zip(unknown, arrays, strict=True):
+            value.shape, value.dtype = array.shape, array.dtype
+            self._types[value.name] = (value.shape, value.dtype)
+
+    # -- reading and evaluating ------------------------------------------------------------------
+
+    def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        raws, constants = self._slice_parts(inputs, outputs)
+        raw_outputs = [cast(ir.Value, v.raw) for v in outputs]
+        if dtype is None:
+            typed = [(v.name, v.dtype) for v in inputs]
+            return runtime_runner(self.model, raws, constants, typed, [v.name for v in outputs])
+        raw_inputs = [cast(ir.Value, v.raw) for v in inputs]
+        fetch = {str(v.name): _fetch(v) for v in [*constants, *raw_outputs]}
+        return double_runner(self.model, raws, fetch, raw_inputs, raw_outputs, dtype)
+
+    def _slice_parts(
+        self, inputs: Sequence[Value], outputs: Sequence[Value]
+    ) -> tuple[list[ir.Node], list[ir.Value]]:
+        """The nodes that compute ``outputs`` from ``inputs``, and the constants they read."""
+        given = {cast(ir.Value, v.raw) for v in inputs}
+        constants: dict[ir.Value, None] = {}
+        needed: set[ir.Node] = set()
+        stack = [cast(ir.Value, v.raw) for v in outputs if v not in inputs]
+        while stack:
+            value = stack.pop()
+            if value in given:
+                continue
+            node = value.producer()
+            if value.const_value is not None:
+                constants[value] = None
+            elif node is None:
+                raise ValueError(f"the input '{value.name}' is needed and was not given")
+            elif node not in needed:
+                needed.add(node)
+                stack.extend(v for v in node.inputs if v is not None)
+                stack.extend(captured_values(node))
+        return [n for n in self.model.graph if n in needed], list(constants)
+
+    def _read(self, value: Value) -> Array:
+        tensor = cast(ir.Value, value.raw).const_value
+        assert tensor is not None
+        return tensor.numpy()
+
+    def _compute_constant(self, value: Value) -> Array:
+        raws, constants = self._slice_parts([], [value])
+        fetch = {str(v.name): _fetch(v) for v in constants}
+        return double_runner(self.model, raws, fetch, [], [value.raw], dtype=None)([])[0]
+
+    # -- editing ---------------------------------------------------------------------------------
+
+    def require(self, op: str) -> None:
+        if op != "LayerNormalization" or self.opset >= _LAYER_NORMALIZATION_OPSET:
+            return
+        before = self.opset
+        convert_version(self.model, _LAYER_NORMALIZATION_OPSET, fallback=True)
+        if self.opset < _LAYER_NORMALIZATION_OPSET:
+            raise NormswapError(
+                f"{op} needs opset {_LAYER_NORMALIZATION_OPSET}, and opset {before} could not be "
+                f"raised to it; export the model again with a newer opset"
+            )
+        self.__init__(self.model)  # type: ignore[misc]  # the converter made all nodes anew
+
+    def replace_constant(self, value: Value, array: Array) -> None:
+        raw = cast(ir.Value, value.raw)
+        if raw.producer() is not None:  # a Constant node: its attribute is the tensor
+            tensor = ir.tensor(array, name=raw.name)
+            raw.producer().attributes["value"] = ir.AttrTensor("value", tensor)  # type: ignore[union-attr]
+            raw.const_value = tensor
+        else:
+            raw.const_value = ir.tensor(array, name=raw.name)
+        raw.shape = ir.Shape(array.shape)
+        self._replaced(value, array)
+
+    def copy(self) -> OnnxGraph:
+        types = {v.name: (v.shape, v.dtype) for v in self._values.values()}
+        return OnnxGraph(self.model.clone(), types)
+
+    def _store(self, array: Array, name: str) -> tuple[Any, str]:
+        tensor = ir.tensor(array, name=name)
+        raw = ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(raw)
+        return raw, name
+
+    def _emit(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any],
+        name: str,
+        like: Node | None,
+    ) -> tuple[Any, list[Value]]:
+        if op not in _EMITTED:
+            raise ValueError(f"cannot write the operator {op} into an ONNX graph")
+        if op == "LayerNormalization" and self.opset < _LAYER_NORMALIZATION_OPSET:
+            raise ValueError(f"LayerNormalization needs opset {_LAYER_NORMALIZATION_OPSET}")
+        if op == "LayerNormalization" and len(inputs) > 1 and inputs[1] is None:
+            inputs = [
+                inputs[0],
+                self._unit_scale(cast(Value, inputs[0]), attributes, name),
+                *inputs[2:],
+            ]
+        written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
+        raw_inputs = [cast(ir.Value, v.raw) if v is not None else None for v in inputs]
+        raw = ir.node(op, raw_inputs, written, name=f"{name}/{op}")
+        x = cast(Value, inputs[0])
+        shape = _shape_after(op, [v for v in inputs if v is not None], attributes)
+        output = raw.outputs[0]
+        output.name = name
+        if x.dtype is not None:
+            output.dtype = ir.DataType.from_numpy(x.dtype)
+        self._types[name] = (shape, x.dtype)
+        if like is not None:
+            source = cast(ir.Node, like.raw).metadata_props
+            raw.metadata_props.update({k: v for k, v in source.items() if k not in _LOST_METADATA})
+        producers = [p for v in raw_inputs if v is not None and (p := v.producer()) is not None]
+        if not producers:
+            self.model.graph.append(raw)
+            self.model.graph.sort()
+        else:
+            order = {n: i for i, n in enumerate(self.model.graph)}
+            self.model.graph.insert_after(max(producers, key=order.__getitem__), raw)
+        return raw, [self._view_value(output)]
+
+    def _unit_scale(self, x: Value, attributes: Mapping[str, Any], name: str) -> Value:
+        """A gamma of ones, which ONNX's LayerNormalization cannot do without."""
+        shape = cast(tuple[int, ...], x.shape)[attributes["axis"] :]
+        return self.add_constant(np.ones(shape, x.dtype), f"{name.removesuffix('.output')}.weight")
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return next((v for d, v in self.model.opset_imports.items() if d in _DOMAINS), 1)
+
+    def _rewire(self, node: Node, index: int, value: Value) -> None:
+        raw = cast(ir.Node, node.raw)
+        if index < len(raw.inputs):
+            raw.replace_input_with(index, cast(ir.Value, value.raw))
+        elif index < len(node.inputs):
+            raise ValueError(f"'{node.output.name}' reads a value inside a subgraph")
+        else:
+            raw.resize_inputs(index + 1)
+            raw.replace_input_with(index, cast(ir.Value, value.raw))
+
+    def _rewire_output(self, position: int, value: Value) -> None:
+        """The new value takes the output's name, which callers know it by."""
+        graph = self.model.graph
+        old, new = graph.outputs[position], cast(ir.Value, value.raw)
+        name = str(old.name)
+        graph.outputs[position] = new
+        new.shape = new.shape or old.shape
+        new.type = new.type or old.type
+        if new.is_graph_input() or new.is_initializer() or new.producer() is None:
+            raise ValueError(f"the output '{name}' would become an input or a constant")
+        self._rename(self._values[name], self._unique(f"{name}_before"))
+        self._rename(value, name)
+
+    def _rename(self, value: Value, name: str) -> None:
+        del self._values[value.name]
+        cast(ir.Value, value.raw).name = name
+        value.name = name
+        self._values[name] = value
+
+    def _unique(self, name: str) -> str:
+        unique = super()._unique(name)
+        if unique != name:
+            self._wanted_names[unique] = name
+        return unique
+
+    @property
+    def _wanted_names(self) -> dict[str, str]:
+        return self.__dict__.setdefault("_wanted", {})
+
+    def _erase(self, nodes: Sequence[Node]) -> None:
+        RemoveUnusedNodesPass()(self.model)
+        alive = {str(v.name) for v in self.model.graph.initializers.values()}
+        alive |= {str(o.name) for n in self.model.graph for o in n.outputs}
+        alive |= {str(v.name) for v in self.model.graph.inputs}
+        for value in [v for v in self._values.values() if v.name not in alive]:
+            del self._values[value.name]
+        for unique, wanted in list(self._wanted_names.items()):
+            if unique in self._values and wanted not in self._values:
+                self._rename(self._values[unique], wanted)
+                del self._wanted_names[unique]
+
+
+_EMITTED = ("LayerNormalization", "BatchNormalization", "Transpose", "Add", "Mul")
+
+
+def _shape_after(
+    op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    shape = inputs[0].shape
+    if shape is None:
+        return None
+    if op == "Transpose":
+        return tuple(shape[axis] for axis in attributes["perm"])
+    if op in ("Add", "Mul"):
+        other = inputs[1].shape
+        return None if other is None else tuple(np.broadcast_shapes(shape, other))
+    return shape
+
+
+def _attribute(attribute: ir.Attr) -> Any:
+    value = attribute.value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fetch(value: ir.Value) -> Any:
+    def fetch() -> Array:
+        if value.const_value is None:
+            raise ValueError(f"'{value.name}' is no constant")
+        return value.const_value.numpy()
+
+    return fetch
+
+
+def _scope(node: ir.Node) -> str:
+    """The module path that torch's exporters record: in metadata (dynamo) or the node's name."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes:
+        # A list of nested paths ending in the node's own name: ['', 'blocks.0', 'layer_norm'].
+        paths = [part.strip().strip("'\"") for part in scopes.strip("[]").split(",")]
+        return paths[-2] if len(paths) > 1 else ""
+    parts = (
+        str(node.name or "").strip("/").split("/")[:-1] if (node.name or "").startswith("/") else []
+    )
+    path: list[str] = []
+    for part in parts:
+        if path and part.startswith(path[-1] + "."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
+
+
+def _name_everything(graph: ir.Graph) -> None:
+    """Values are known by name here, and files may leave them unnamed."""
+    taken = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
+    count = 0
+    for node in graph:
+        for value in node.outputs:
+            if not value.name:
+                while f"value_{count}" in taken:
+                    count += 1
+                value.name = f"value_{count}"
+                taken.add(value.name)
+
+
+def _infer_types(model: ir.Model) -> dict[str, _Type]:
+    """Sizes and dtypes of values, with every dynamic input dimension set to ``EXAMPLE_SIZE``."""
+    sized = model.clone()
+    for value in sized.graph.inputs:
+        if value.shape is not None and value.name not in sized.graph.initializers:
+            sizes = [d if isinstance(d, int) else EXAMPLE_SIZE for d in value.shape]
+            value.shape = ir.Shape(sizes)
+    for node in sized.graph:
+        for value in node.outputs:
+            value.shape = None
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(sized)
+    except Exception as error:  # inference is best effort: what it cannot give stays unknown
+        _log.debug("shape inference failed: %s", error)
+    types: dict[str, _Type] = {}
+    for value in [*sized.graph.inputs, *(v for node in sized.graph for v in node.outputs)]:
+        static = value.shape is not None and value.shape.is_static()
+        shape = tuple(int(d) for d in value.shape) if static else None  # type: ignore[union-attr, arg-type]
+        types[str(value.name)] = (shape, value.dtype.numpy() if value.dtype else None)
+    return types

@@ -1,0 +1,293 @@
+"""Runs a slice of an ONNX graph: with ONNX Runtime in its own dtypes, or with onnx's reference
+evaluator in float64.
+
+ONNX Runtime's graph optimizer is switched off here: it changes results silently (it fuses
+look-alikes of LayerNormalization), and this is what the proofs are made with.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from normswap.errors import NormswapError
+from normswap.graph.arrays import is_floating, to_torch
+from normswap.graph.graph import Array, Runner
+
+_INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
+_FLOAT_TYPES = {
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+}
+Fetch = Callable[[str], Array]
+
+
+def runtime_runner(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    constants: Sequence[ir.Value],
+    inputs: Sequence[tuple[str, np.dtype[Any] | None]],
+    outputs: Sequence[str],
+) -> Runner:
+    """A function from arrays for ``inputs`` to arrays of ``outputs``, by ONNX Runtime on the CPU.
+
+    ``nodes`` in topological order; ``constants``: the values with a tensor that they read.
+    ``inputs``: names and dtypes; ``outputs``: names.
+    Raises NormswapError where the runtime refuses the slice.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # errors are raised, not printed
+    graph = onnx.GraphProto(name="slice")
+    graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
+    names = [name for name, _ in inputs]
+    for name, dtype in inputs:
+        kind = int(ir.DataType.from_numpy(dtype)) if dtype is not None else 0
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    initializers = [v for v in constants if v.name not in names and v.producer() is None]
+    graph.initializer.extend(_tensor(v) for v in initializers)
+    graph.node.extend(ir.serde.serialize_node(n) for v in constants if (n := v.producer()))
+    # Inputs and constants may be asked for as outputs too, which needs a node in between.
+    fetched = [f"{name}__fetched" for name in outputs]
+    for name, alias in zip(outputs, fetched, strict=True):
+        graph.node.append(onnx.helper.make_node("Identity", [name], [alias]))
+        graph.output.append(onnx.ValueInfoProto(name=alias))
+    proto = onnx.ModelProto(graph=graph, ir_version=max(8, min(model.ir_version, 11)))
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    for function in model.functions.values():
+        proto.functions.append(ir.serde.serialize_function(function))
+    try:
+        session = _session(proto, options)
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise NormswapError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        feeds = dict(zip(names, arrays, strict=True))
+        used = {i.name for i in session.get_inputs()}
+        try:
+            return list(session.run(fetched, {k: v for k, v in feeds.items() if k in used}))
+        except Exception as error:
+            raise NormswapError(f"ONNX Runtime fails: {_first_line(error)}") from error
+
+    return run
+
+
+def double_runner(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    fetch: Mapping[str, Callable[[], Array]],
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    dtype: Any = np.float64,
+) -> Runner:
+    """The same by onnx's reference evaluator, node by node, with every float in ``dtype``.
+
+    ``fetch``: how to get each constant that the nodes read. ``dtype=None`` keeps the dtypes.
+    Raises NormswapError for an operator that the evaluator lacks.
+    """
+    opsets = dict(model.opset_imports)
+    functions = [ir.serde.serialize_function(f) for f in model.functions.values()]
+    steps = [_Step(node, opsets, functions, dtype) for node in nodes]
+    last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
+    wanted = [str(v.name) for v in outputs]
+
+    def convert(array: Array) -> Array:
+        array = np.asarray(array)
+        return array.astype(dtype) if dtype is not None and is_floating(array.dtype) else array
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        known = {str(v.name): convert(a) for v, a in zip(inputs, arrays, strict=True)}
+
+        def load(name: str) -> Array:
+            if name not in known:
+                known[name] = convert(fetch[name]())
+            return known[name]
+
+        for index, step in enumerate(steps):
+            results = step.run([load(name) for name in step.reads])
+            known.update({n: convert(r) for n, r in zip(step.writes, results, strict=True)})
+            for name in step.reads:
+                if last[name] == index and name not in wanted:
+                    known.pop(name, None)
+        return [load(name) for name in wanted]
+
+    return run
+
+
+class _Step:
+    """One node as a graph of its own for the reference evaluator."""
+
+    def __init__(
+        self, node: ir.Node, opsets: dict[str, int], functions: list[Any], dtype: Any
+    ) -> None:
+        proto = ir.serde.serialize_node(node)
+        if dtype is not None:
+            _cast_to_double(proto)
+        self.reads = list(dict.fromkeys([*(n for n in proto.input if n), *_captured(node)]))
+        self.writes = [name for name in proto.output if name]
+        graph = onnx.GraphProto(name="step", node=[proto])
+        graph.input.extend(onnx.ValueInfoProto(name=name) for name in self.reads)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
+        try:
+            self._evaluator = ReferenceEvaluator(
+                graph, opsets=opsets, functions=functions, new_ops=_FAST_OPS
+            )
+        except (NotImplementedError, RuntimeError) as error:
+            raise NormswapError(
+                f"the operator {node.domain or 'ai.onnx'}.{node.op_type} cannot be evaluated in "
+                f"float64: {_first_line(error)}"
+            ) from error
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        with np.errstate(all="ignore"):
+            results = self._evaluator.run(None, dict(zip(self.reads, arrays, strict=True)))
+        return [np.asarray(result) for result in results]
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """The outer values that a node's subgraphs read."""
+    found: dict[ir.Value, None] = {}
+    for attribute in node.attributes.values():
+        graphs = []
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        for graph in graphs:
+            inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs)
+            inner |= set(graph.initializers.values())
+            reads = [v for n in graph.all_nodes() for v in n.inputs if v is not None]
+            found.update(dict.fromkeys(v for v in [*reads, *graph.outputs] if v not in inner))
+    return list(found)
+
+
+def _captured(node: ir.Node) -> list[str]:
+    return [str(v.name) for v in captured_values(node)]
+
+
+def _tensor(value: ir.Value) -> onnx.TensorProto:
+    tensor = value.const_value
+    assert tensor is not None
+    proto = onnx.TensorProto(name=str(value.name), data_type=int(tensor.dtype))
+    proto.dims.extend(tensor.shape.numpy())
+    proto.raw_data = tensor.tobytes()
+    return proto
+
+
+def _session(proto: onnx.ModelProto, options: Any) -> Any:
+    providers = ["CPUExecutionProvider"]
+    size = sum(len(t.raw_data) for t in proto.graph.initializer)
+    if size < _INLINE_LIMIT:
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slice.onnx"
+        onnx.save(proto, path, save_as_external_data=True, location="slice.data")
+        return onnxruntime.InferenceSession(path, options, providers)
+
+
+def _cast_to_double(proto: onnx.NodeProto) -> None:
+    """Casts between float types become casts to float64, in subgraphs as well."""
+    for attribute in proto.attribute:
+        if attribute.name in ("to", "dtype") and attribute.i in _FLOAT_TYPES:
+            attribute.i = onnx.TensorProto.DOUBLE
+        for graph in [attribute.g, *attribute.graphs]:
+            for node in graph.node:
+                _cast_to_double(node)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+# The reference evaluator is exact but slow, or float32 inside, for the operators below; torch is
+# neither. Each keeps the operator's semantics in the dtype of its input.
+
+
+class _TorchOp(OpRun):
+    op_domain: ClassVar[str] = ""
+
+
+class Erf(_TorchOp):
+    def _run(self, x: Array) -> tuple[Array]:  # the evaluator's own rounds to float32
+        return (torch.erf(to_torch(x)).numpy(),)
+
+
+class Gelu(_TorchOp):
+    def _run(self, x: Array, approximate: str = "none") -> tuple[Array]:
+        return (torch.nn.functional.gelu(to_torch(x), approximate=approximate).numpy(),)
+
+
+class Softmax(_TorchOp):
+    def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
+        axis = -1 if axis is None else axis
+        if self.run_params["opsets"][""] < 13:  # coerced to two dimensions before opset 13
+            rows = int(np.prod(x.shape[: axis % x.ndim]))
+            return (torch.softmax(to_torch(x).reshape(rows, -1), 1).numpy().reshape(x.shape),)
+        return (torch.softmax(to_torch(x), axis).numpy(),)
+
+
+class LayerNormalization(_TorchOp):
+    def _run(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        axis: int = -1,
+        epsilon: float = 1e-5,
+        stash_type: int | None = None,
+    ) -> tuple[Array, ...]:
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        mean = x.mean(axes, keepdims=True)
+        inverse = 1 / np.sqrt(np.square(x - mean).mean(axes, keepdims=True) + epsilon)
+        y = (x - mean) * inverse * w
+        outputs = (y if b is None else y + b, mean, inverse)
+        return outputs[: len([o for o in self.onnx_node.output if o])]
+
+
+class Conv(_TorchOp):
+    def _run(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        auto_pad: str | None = None,
+        dilations: Any = None,
+        group: int | None = None,
+        kernel_shape: Any = None,
+        pads: Any = None,
+        strides: Any = None,
+    ) -> tuple[Array]:
+        if (auto_pad or "NOTSET") not in ("NOTSET", "VALID"):
+            raise NotImplementedError(f"Conv with auto_pad={auto_pad}")
+        rank = x.ndim - 2
+        pads = list(pads or [0] * 2 * rank)
+        flat = [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
+        padded = torch.nn.functional.pad(to_torch(x), flat)
+        function = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
+        bias = None if b is None else to_torch(b)
+        result = function(
+            padded,
+            to_torch(w),
+            bias,
+            tuple(strides or [1] * rank),
+            0,
+            tuple(dilations or [1] * rank),
+            group or 1,
+        )
+        return (result.numpy(),)
+
+
+_FAST_OPS: list[type[OpRun]] = [Erf, Gelu, Softmax, LayerNormalization, Conv]
