@@ -1,0 +1,37 @@
+"""Which norms a graph holds, where, and what each one does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from normswap.graph.graph import Graph
+from normswap.locate.decomposed import decomposed_norms
+from normswap.locate.names import unique_names
+from normswap.locate.operators import operator_norms
+from normswap.locate.roles import assign_roles
+from normswap.locate.site import Location, Rejection, Site
+from normswap.locate.towers import towers
+
+__all__ = ["Location", "Rejection", "Site", "locate"]
+
+
+def locate(graph: Graph) -> Location:
+    """Every norm of the graph in the order of execution, with its role and tower.
+
+    Norms that are one operator are read off; decomposed ones are proven numerically (see
+    ``locate/proof.py``). Candidates that are not the norm they look like come with the reason.
+    """
+    found = operator_norms(graph)
+    proven, rejected = decomposed_norms(graph)
+    order = {node.output.name: index for index, node in enumerate(graph.nodes)}
+    sites = sorted([*found, *proven], key=lambda site: order[_producer_name(graph, site)])
+    sites = [replace(s, name=n) for s, n in zip(sites, unique_names(sites), strict=True)]
+    belongs = towers(graph)
+    sites = [replace(s, tower=belongs.get(graph.value(s.input), "")) for s in sites]
+    return Location(tuple(assign_roles(graph, sites)), tuple(rejected))
+
+
+def _producer_name(graph: Graph, site: Site) -> str:
+    producer = graph.value(site.output).producer
+    assert producer is not None  # a norm's output is computed
+    return producer.output.name

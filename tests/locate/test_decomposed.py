@@ -1,0 +1,131 @@
+"""The decomposed LayerNorm is proven, with its constants; look-alikes are left alone."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from normswap.graph.graph import Graph
+from normswap.locate import locate
+from tests.graph.onnx_text import onnx_graph
+
+C = 6
+RANDOM = np.random.default_rng(0)
+GAMMA = RANDOM.standard_normal(C).astype(np.float32)
+BETA = RANDOM.standard_normal(C).astype(np.float32)
+TWO, EPS = np.float32(2), np.float32(1e-5)
+
+# The formula's steps, each with its spellings; x -> y.
+MEAN = "m = ReduceMean<axes = [-1], keepdims = 1>(x) "
+CENTRE = "d = Sub(x, m) "
+SQUARES = {"pow": "q = Pow(d, two) ", "mul": "q = Mul(d, d) "}
+VARIANCE = "v = ReduceMean<axes = [-1], keepdims = 1>(q) "
+PLUS = {"right": "e = Add(v, eps) ", "left": "e = Add(eps, v) "}
+ROOT = {
+    "div": "s = Sqrt(e) n = Div(d, s) ",
+    "reciprocal": "s = Sqrt(e) r = Reciprocal(s) n = Mul(d, r) ",
+    "pow": "s = Pow(e, half) n = Div(d, s) ",
+    "negative_pow": "s = Pow(e, minus_half) n = Mul(s, d) ",
+}
+AFFINE = {
+    "both": "g = Mul(n, gamma) y = Add(g, beta) ",
+    "swapped": "g = Mul(gamma, n) y = Add(beta, g) ",
+    "no_beta": "y = Mul(n, gamma) ",
+    "none": "y = Identity(n) ",
+}
+CONSTANTS = {
+    "two": TWO,
+    "eps": EPS,
+    "gamma": GAMMA,
+    "beta": BETA,
+    "half": np.float32(0.5),
+    "minus_half": np.float32(-0.5),
+}
+
+
+def _graph(body: str, **constants: np.ndarray) -> Graph:
+    text = f"(float[B,4,{C}] x) => (float[B,4,{C}] y) {{ {body} }}"
+    used = {k: np.asarray(v) for k, v in (CONSTANTS | constants).items() if k in body}
+    return onnx_graph(text, used, opset=14)
+
+
+def _spelling(square: str, plus: str, root: str, affine: str) -> str:
+    return MEAN + CENTRE + SQUARES[square] + VARIANCE + PLUS[plus] + ROOT[root] + AFFINE[affine]
+
+
+@pytest.mark.parametrize("square", SQUARES)
+@pytest.mark.parametrize("plus", PLUS)
+@pytest.mark.parametrize("root", ROOT)
+@pytest.mark.parametrize("affine", AFFINE)
+def test_finds_the_spelling_and_its_constants(
+    square: str, plus: str, root: str, affine: str
+) -> None:
+    location = locate(_graph(_spelling(square, plus, root, affine)))
+    (site,) = location.sites
+    assert (site.kind, site.spelling, site.axes) == ("layer_norm", "decomposed", (2,))
+    assert (site.input, site.normalized_shape) == ("x", (C,))
+    assert site.epsilon == pytest.approx(float(EPS), rel=1e-6)
+    if affine == "none":
+        assert site.weight is None
+    else:
+        np.testing.assert_array_equal(site.weight, GAMMA.astype(np.float64))
+    if affine in ("none", "no_beta"):
+        assert site.bias is None
+    else:
+        np.testing.assert_array_equal(site.bias, BETA.astype(np.float64))
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-6, 1e-3])
+def test_recovers_epsilon(epsilon: float) -> None:
+    graph = _graph(_spelling("pow", "right", "div", "both"), eps=np.float32(epsilon))
+    (site,) = locate(graph).sites
+    assert site.epsilon == pytest.approx(epsilon, rel=1e-6)
+
+
+BASE = _spelling("pow", "right", "div", "both")
+LOOK_ALIKES = {
+    "exponent_4": BASE.replace("Pow(d, two)", "Pow(d, four)"),
+    "epsilon_outside_the_root": BASE.replace(
+        "e = Add(v, eps) s = Sqrt(e)", "e = Sqrt(v) s = Add(e, eps)"
+    ),
+    "epsilon_per_channel": BASE.replace("eps", "gamma"),
+    "variance_over_another_axis": BASE.replace(
+        "v = ReduceMean<axes = [-1]", "v = ReduceMean<axes = [1]"
+    ),
+    "mean_over_another_axis": BASE.replace(
+        "m = ReduceMean<axes = [-1]", "m = ReduceMean<axes = [1]"
+    ),
+    "no_centring": BASE.replace("d = Sub(x, m)", "d = Identity(x)").replace(MEAN, ""),
+    "half_the_mean": BASE.replace("d = Sub(x, m)", "h = Mul(m, half) d = Sub(x, h)"),
+    "foreign_numerator": BASE.replace("n = Div(d, s)", "n = Div(x, s)"),
+}
+
+
+@pytest.mark.parametrize("name", LOOK_ALIKES)
+def test_leaves_look_alikes_alone_and_says_so(name: str) -> None:
+    graph = _graph(LOOK_ALIKES[name], four=np.float32(4))
+    location = locate(graph)
+    assert not location.sites
+    assert [r.reason for r in location.rejected] == [
+        "it does not equal a LayerNorm over the last axis"
+    ]
+
+
+def test_two_plain_norms_in_a_row_are_two_sites() -> None:
+    """LN(LN(x)) equals one LN with other constants, yet each is a norm of its own."""
+    plain = _spelling("pow", "right", "div", "none")
+    first = plain.replace("y = Identity(n)", "z = Identity(n)")
+    second = re.sub(r"\b([mdqvesn])\b", r"\g<1>2", plain).replace("(x", "(z")
+    location = locate(_graph(first + second))
+    assert [(s.input, s.output) for s in location.sites] == [("x", "z"), ("z", "y")]
+
+
+def test_a_norm_operator_is_read_off() -> None:
+    body = "y = LayerNormalization<axis = -1, epsilon = 0.001>(x, gamma, beta) "
+    text = f"(float[B,4,{C}] x) => (float[B,4,{C}] y) {{ {body} }}"
+    graph = onnx_graph(text, {"gamma": GAMMA, "beta": BETA})
+    (site,) = locate(graph).sites
+    assert (site.kind, site.spelling, site.axes, site.epsilon) == ("layer_norm", "op", (2,), 1e-3)
+    np.testing.assert_array_equal(site.weight, GAMMA.astype(np.float64))
