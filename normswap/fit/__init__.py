@@ -1,0 +1,1 @@
+"""Statistics and fits from calibration data."""

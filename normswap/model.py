@@ -1,0 +1,114 @@
+"""``Model``: a graph together with what is needed to feed, run and save it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array, Graph
+
+if TYPE_CHECKING:
+    import onnx_ir
+    import torch
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: ``shape`` has a number per fixed size and a name per dynamic one."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as the passes see it.
+
+    ``graph``: its view (``graph.kind`` is 'fx' or 'onnx'). ``inputs``: in the order of
+    ``graph.inputs``. ``output_names``: in the order of ``graph.outputs``. ``examples``: one array
+    per input by name, of a shape that the model takes. ``preprocessing``: the content of the
+    model's own preprocessor configuration, if it has one. ``path``: the file it was loaded from.
+    """
+
+    graph: Graph
+    name: str
+    inputs: tuple[InputSpec, ...]
+    output_names: tuple[str, ...]
+    examples: Mapping[str, Array]
+    preprocessing: Mapping[str, Any] | None = None
+    path: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return self.graph.kind
+
+    def copy(self) -> Model:
+        """A model whose graph may be edited; weights are shared until they are replaced."""
+        return replace(self, graph=self.graph.copy())
+
+    def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:
+        """The outputs by name for inputs by name, in the graph's own dtypes or in ``dtype``.
+
+        Raises NormswapError if an input is missing or unknown or has another dtype or shape.
+        """
+        self.check_feeds(feeds)
+        values = {self.graph.value(name): np.asarray(array) for name, array in feeds.items()}
+        arrays = self.graph.evaluate(self.graph.outputs, values, dtype)
+        return dict(zip(self.output_names, arrays, strict=True))
+
+    def check_feeds(self, feeds: Mapping[str, Array]) -> None:
+        """Raises NormswapError unless ``feeds`` has an array that fits for every input."""
+        specs = {spec.name: spec for spec in self.inputs}
+        for name in [*specs, *feeds]:
+            if name not in feeds or name not in specs:
+                problem = "is missing" if name in specs else "is not one of its inputs"
+                expected = ", ".join(specs)
+                raise NormswapError(f"{self.name}: '{name}' {problem}; it takes {expected}")
+            check_array(self.name, specs[name], np.asarray(feeds[name]))
+
+    def to_torch(self) -> torch.fx.GraphModule:
+        """A trainable ``torch.fx.GraphModule`` with parameters of its own.
+
+        Raises NormswapError for a model whose graph is not a torch graph.
+        """
+        from normswap.graph.fx import FxGraph
+
+        if not isinstance(self.graph, FxGraph):
+            raise NormswapError(
+                f"{self.name}: an ONNX model has no torch module; load the original"
+            )
+        return self.graph.to_module()
+
+    def to_onnx_ir(self) -> onnx_ir.Model:
+        """The ``onnx_ir.Model`` of an ONNX model, independent of this one.
+
+        Raises NormswapError for a torch graph (``normswap.export`` converts those).
+        """
+        from normswap.graph.onnx import OnnxGraph
+
+        if not isinstance(self.graph, OnnxGraph):
+            raise NormswapError(f"{self.name}: a torch graph; export it to ONNX first")
+        return self.graph.copy().model
+
+
+def check_array(owner: str, spec: InputSpec, array: Array) -> None:
+    """Raises NormswapError unless ``array`` has the dtype, rank and fixed sizes of ``spec``."""
+    if array.dtype != spec.dtype:
+        raise NormswapError(
+            f"{owner}: input '{spec.name}' takes {spec.dtype.name}, got {array.dtype.name}"
+        )
+    wanted = "x".join(str(size) for size in spec.shape)
+    fits = len(array.shape) == len(spec.shape) and all(
+        isinstance(size, str) or size == given
+        for size, given in zip(spec.shape, array.shape, strict=False)
+    )
+    if not fits:
+        given = "x".join(str(size) for size in array.shape)
+        raise NormswapError(f"{owner}: input '{spec.name}' takes {wanted}, got {given}")

@@ -1,0 +1,61 @@
+"""What every pass is: a callable from a model to a ``PassResult``, registered by its name."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from normswap.locate.site import Site
+from normswap.model import Model
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    ``model``: the new model (the input itself where nothing was modified). ``done`` and
+    ``skipped``: what was asked for, as the sites stood before the pass; a skipped one carries the
+    reason. ``notes``: decisions that a user should know of, such as towers left alone by default.
+    """
+
+    model: Model
+    modified: bool
+    done: list[Site] = field(default_factory=list)
+    skipped: list[tuple[Site, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Refusal(Exception):
+    """Raised inside a pass when a site cannot be changed; the message is the reason."""
+
+
+class Pass(abc.ABC):
+    """One transformation of a model.
+
+    Subclasses are dataclasses whose fields are their options. ``target`` is the word behind
+    ``--to`` ('' for a pass that is no swap); ``exact`` says whether the new model is the same
+    function in real arithmetic; ``needs_data`` whether it calibrates.
+    """
+
+    target: ClassVar[str] = ""
+    exact: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(self, model: Model) -> PassResult:
+        """Runs the pass; ``model`` itself is not changed."""
+
+
+def swaps() -> dict[str, type[Pass]]:
+    """The passes that ``swap`` offers, by their target: every file of this package is looked at."""
+    package = importlib.import_module("normswap.passes")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"normswap.passes.{module.name}")
+    return {cls.target: cls for cls in sorted(_subclasses(Pass), key=str) if cls.target}
+
+
+def _subclasses(cls: Any) -> set[type[Pass]]:
+    return {c for direct in cls.__subclasses__() for c in {direct, *_subclasses(direct)}}
