@@ -211,7 +211,8 @@ class FxGraph(Graph):
 
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
-        module = copy.deepcopy(self.copy().module)
+        self.module.graph.lint()
+        module = copy.deepcopy(self.copy().module)  # the copy compiles the edited graph
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return module
@@ -353,8 +354,6 @@ class FxGraph(Graph):
             if move_module(self.module, target, wanted):
                 del self._wanted_modules[target]
                 self._moved(target, wanted)
-        self.module.graph.lint()
-        self.module.recompile()
 
     def _moved(self, target: str, wanted: str) -> None:
         for value in list(self._values.values()):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.locate.names import site_name
+from normswap.locate.passthrough import PASS_THROUGH
 from normswap.locate.proof import Proof, prove_layer_norm
 from normswap.locate.site import Rejection, Site
 
@@ -129,7 +130,10 @@ def _closes(anchor: Node, entry: Value) -> bool:
 
 
 def _exits(graph: Graph, entry: Value, anchor: Node) -> list[Value]:
-    """Values of the entry's shape that depend on it alone and on the anchor; farthest first."""
+    """Values of the entry's shape that depend on it alone and on the anchor; farthest first.
+
+    What only moves or copies a value behind the norm is not part of it.
+    """
     known, behind_anchor = {entry}, set(anchor.outputs)
     exits: list[Value] = []
     grown = True
@@ -151,8 +155,12 @@ def _exits(graph: Graph, entry: Value, anchor: Node) -> list[Value]:
                 behind_anchor |= set(node.outputs)
                 exits += [v for v in node.outputs if v.shape == entry.shape and v is not entry]
     position = {node: index for index, node in enumerate(graph.nodes)}
-    exits = [v for v in exits if v.producer is not anchor]
-    return sorted(exits, key=lambda v: -position[v.producer] if v.producer else 0)
+    computed = [
+        (position[v.producer], v)
+        for v in exits
+        if v.producer is not None and v.producer is not anchor and v.producer.op not in PASS_THROUGH
+    ]
+    return [v for _, v in sorted(computed, key=lambda item: -item[0])]
 
 
 def _site(graph: Graph, region: _Region) -> Site:

@@ -11,23 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normswap.graph.graph import Graph, Node, Value
+from normswap.locate.passthrough import PASS_THROUGH, root
 from normswap.locate.site import Site
 
-# Operators that move or copy values without computing with them.
-PASS_THROUGH = frozenset(
-    {
-        "Identity",
-        "Cast",
-        "Dropout",
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Slice",
-    }
-)
 _ATTENTION = frozenset({"Softmax", "Attention"})
 _PRODUCTS = frozenset({"Linear", "MatMul", "Gemm", "Conv"})
 
@@ -61,7 +47,8 @@ def _role(graph: Graph, site: Site, norm_outputs: set[Value]) -> str:
         return "post_attention" if _attends_behind(branch, norm_outputs) else "post_mlp"
     if ahead.is_stream:
         return "other" if _any_norm_behind(x, norm_outputs) else "embedding"
-    return "final" if ahead.reaches_output else "other"
+    # A final norm reads the stream; one that reads a product sits inside an FFN or a head.
+    return "final" if ahead.reaches_output and not _comes_from_product(x) else "other"
 
 
 def _look_ahead(graph: Graph, x: Value, y: Value) -> _Forward:
@@ -90,13 +77,6 @@ def _look_ahead(graph: Graph, x: Value, y: Value) -> _Forward:
             behind = behind_product or (node.op in _PRODUCTS and len(node.dynamic_inputs()) == 1)
             pending.extend((out, behind) for out in node.outputs)
     return seen
-
-
-def root(value: Value) -> Value:
-    """The value that ``value`` only moves or copies."""
-    while value.producer is not None and value.producer.op in PASS_THROUGH:
-        value = value.producer.data_input()
-    return value
 
 
 def _comes_from_product(value: Value) -> bool:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from normswap.errors import NormswapError
 from normswap.fit.batch_norm import copied, matched_moments
+from normswap.fit.batches import calibration_batches
 from normswap.fit.moments import ChannelMoments
 from normswap.fit.sweep import Stop, measure, sweep
 from normswap.graph.graph import Array, Graph, Value
@@ -21,7 +22,6 @@ from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import select_sites
 
 FITS = ("copy", "moments")
-_BATCH = 16
 Progress = Callable[[int, int, str], None]
 
 
@@ -58,7 +58,7 @@ class BatchNorm(Pass):
         if not todo:
             return PassResult(model, False, [], skipped, notes)
         result = model.copy()
-        batches = list(self.data.batches(_BATCH))
+        batches = calibration_batches(model, todo, self.data)
         stops = self._stops(model.graph, result.graph, todo, batches)
         if self.ffn_batchnorm:
             more, unfit = ffn_stops(result.graph, todo)

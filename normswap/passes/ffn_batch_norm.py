@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.fit.batch_norm import identity
+from normswap.fit.batches import calibration_batches
 from normswap.fit.moments import ChannelMoments
 from normswap.fit.sweep import Stop, sweep
 from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear, linear_reading
 from normswap.io.data import Data
 from normswap.locate import locate
-from normswap.locate.roles import PASS_THROUGH
+from normswap.locate.passthrough import PASS_THROUGH
 from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
@@ -21,7 +22,6 @@ from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import select_sites
 
 _EPSILON = 1e-5  # torch's default
-_BATCH = 16
 
 
 @dataclass
@@ -47,7 +47,8 @@ class InsertFfnBatchNorm(Pass):
         done = [s for s in chosen if s.role.endswith("_mlp") and s.name not in unfit]
         if not stops:
             return PassResult(model, False, [], skipped)
-        for _ in sweep(result.graph, list(self.data.batches(_BATCH)), stops):
+        batches = calibration_batches(model, done, self.data)
+        for _ in sweep(result.graph, batches, stops):
             pass
         return PassResult(result, True, done, skipped)
 

@@ -44,6 +44,8 @@ class Fold(Pass):
         edits = WeightEdits(graph)
         done: list[Site] = []
         skipped: list[tuple[Site, str]] = []
+        if self.sites is not None:
+            skipped = [(s, f"it is a {s.kind}") for s in before if s.kind != "batch_norm"]
         for norm in [_norm(graph, site) for site in chosen]:  # before any name goes
             try:
                 actions = _plan(graph, edits, norm)

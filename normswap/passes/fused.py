@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from normswap.graph.graph import Array, Graph, Value
 from normswap.locate import locate
 from normswap.locate.site import Site
@@ -51,10 +53,17 @@ def _reason(site: Site) -> str:
 
 def _fuse(graph: Graph, site: Site) -> None:
     x, old = graph.value(site.input), graph.value(site.output)
+    spelling = graph.ancestors([old], stop=[x])
+    own = [v for node in spelling for v in node.inputs if v is not None and v.is_constant]
 
     def constant(array: Array | None, name: str) -> Value | None:
+        """The spelling's own parameter where it is the one, so that its name stays."""
         if array is None:
             return None
+        for value in own:
+            if value.shape == array.shape and value.dtype == x.dtype:
+                if np.array_equal(graph.constant(value), array):  # type: ignore[arg-type]
+                    return value
         return graph.add_constant(array.astype(x.dtype), f"{site.name}.{name}")
 
     new = graph.insert(

@@ -16,9 +16,9 @@ def select_sites(sites: Sequence[Site], pattern: str | None) -> list[Site]:
 
     A pattern is terms separated by commas or spaces: ``role=ROLE`` and ``tower=TOWER`` (both may
     be globs) must all hold; of the other terms, globs on site names, any may.
-    Raises NormswapError for a term that can match nothing in this model.
+    Raises NormswapError for a term that can match nothing in a model that has norms.
     """
-    if pattern is None:
+    if pattern is None or not sites:
         return list(sites)
     chosen = list(sites)
     globs = []

@@ -119,7 +119,7 @@ def test_two_plain_norms_in_a_row_are_two_sites() -> None:
     first = plain.replace("y = Identity(n)", "z = Identity(n)")
     second = re.sub(r"\b([mdqvesn])\b", r"\g<1>2", plain).replace("(x", "(z")
     location = locate(_graph(first + second))
-    assert [(s.input, s.output) for s in location.sites] == [("x", "z"), ("z", "y")]
+    assert [(s.input, s.output) for s in location.sites] == [("x", "n"), ("z", "n2")]
 
 
 def test_a_norm_operator_is_read_off() -> None:
