@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +14,26 @@ from torch import fx, nn
 
 from normswap.graph import aten
 from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
+from normswap.graph.fx_batch_norm import (
+    RANKS,
+    TENSORS,
+    batch_norm_module,
+    restore_batch_norms,
+)
+from normswap.graph.fx_emit import CALL_SLOTS, call_for
+from normswap.graph.fx_meta import (
+    as_fake,
+    call_arguments,
+    fake_mode_of,
+    is_tuple_call,
+    module_scope,
+    shape_and_dtype,
+)
 from normswap.graph.fx_runner import fx_runner
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.module_tree import drop_unused, free_path, get_path, move_module, put_tensor
 
 _ops = torch.ops.aten
-_BATCH_NORMS: dict[int, type[nn.modules.batchnorm._BatchNorm]] = {
-    2: nn.BatchNorm1d,
-    3: nn.BatchNorm1d,
-    4: nn.BatchNorm2d,
-    5: nn.BatchNorm3d,
-}
-_BATCH_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass
@@ -56,6 +63,7 @@ class FxGraph(Graph):
         super().__init__()
         self.module = module
         self._wanted_modules: dict[str, str] = {}
+        restore_batch_norms(module)
         for node in list(module.graph.nodes):
             if node.target is _ops._assert_tensor_metadata.default:
                 module.graph.erase_node(node)  # checks of the captured dtypes, not of values
@@ -79,7 +87,7 @@ class FxGraph(Graph):
             self._view_call(node)
 
     def _view_call(self, node: fx.Node) -> None:
-        arguments = _arguments(node)
+        arguments = call_arguments(node)
         reading = aten.read(node.target, arguments)
         slots = reading.slots if reading else ()
         op = reading.op if reading else str(node.target)
@@ -91,14 +99,16 @@ class FxGraph(Graph):
         attributes = dict(reading.attributes) if reading else {}
         if op == "Reshape" and (shape := arguments.get("size", arguments.get("shape"))) is not None:
             attributes["shape"] = tuple(s if isinstance(s, int) else None for s in shape)
-        self._append(Node(op, inputs, attributes, self._results(node), node, _scope(node)), slots)
+        self._append(
+            Node(op, inputs, attributes, self._results(node), node, module_scope(node)), slots
+        )
 
     def _view_batch_norm(self, node: fx.Node) -> None:
         target = str(node.target)
         module = cast(nn.modules.batchnorm._BatchNorm, self._batch_norm(node))
         constants = [
             self._attribute(f"{target}.{name}") if getattr(module, name) is not None else None
-            for name in _BATCH_NORM_TENSORS
+            for name in TENSORS
         ]
         training = module.training or module.running_mean is None
         attributes = {"epsilon": float(module.eps), "training_mode": int(training)}
@@ -114,7 +124,7 @@ class FxGraph(Graph):
         self.nodes.append(node)
 
     def _results(self, node: fx.Node) -> list[Value]:
-        if not isinstance(node.meta.get("val"), list | tuple) and not _is_tuple_call(node):
+        if not isinstance(node.meta.get("val"), list | tuple) and not is_tuple_call(node):
             return [self._dynamic(node)]
         picked = {cast(int, user.args[1]): user for user in node.users}
         results = []
@@ -127,7 +137,7 @@ class FxGraph(Graph):
         return results
 
     def _dynamic(self, node: fx.Node) -> Value:
-        value = Value(node.name, node, *_shape_and_dtype(node))
+        value = Value(node.name, node, *shape_and_dtype(node))
         self._values[node.name] = value
         return value
 
@@ -237,7 +247,7 @@ class FxGraph(Graph):
         first = next(iter(self.module.graph.nodes))
         with self.module.graph.inserting_before(first):
             node = self.module.graph.get_attr(target)
-        node.meta["val"] = _fake(get_path(self.module, target), _fake_mode(self.module))
+        node.meta["val"] = as_fake(get_path(self.module, target), fake_mode_of(self.module))
         return node
 
     def _emit(
@@ -248,52 +258,41 @@ class FxGraph(Graph):
         name: str,
         like: Node | None,
     ) -> tuple[Any, list[Value]]:
-        slots = tuple((slot, None) for slot in _EMITTED.get(op, ()))
         if op == "BatchNormalization":
-            target, args, keywords = self._new_batch_norm(inputs, attributes, name)
-            operands = [args[0]]
-        elif op in _EMITTED:
-            operands = [self._place(v) for v in inputs if v is not None]
-            placed = iter(operands)
-            nodes = [next(placed) if v is not None else None for v in inputs]
-            target, args, keywords = _call(op, nodes, inputs, attributes)
+            node = self._emit_batch_norm(inputs, attributes, name)
+            slots: tuple[aten.Slot, ...] = (("input", None),)
+        elif op in CALL_SLOTS:
+            placed = [self._place(v) if v is not None else None for v in inputs]
+            target, args = call_for(op, placed, inputs, attributes)
+            with self.module.graph.inserting_after(max(n for n in placed if n is not None)):
+                node = self.module.graph.call_function(target, args)
+            slots = tuple((slot, None) for slot in CALL_SLOTS[op])
         else:
             raise ValueError(f"cannot write the operator {op} into an FX graph")
-        graph = self.module.graph
-        with graph.inserting_after(max(operands)):
-            node = graph.create_node(
-                "call_module" if isinstance(target, str) else "call_function",
-                target,
-                args,
-                keywords,
-                name=name.replace(".", "_"),
-            )
+        node._rename(name.replace(".", "_"))
         self._describe(node, like)
-        if op == "BatchNormalization":
-            slots = (("input", None),)
         return _Call(node, slots), [self._dynamic(node)]
 
-    def _new_batch_norm(
+    def _emit_batch_norm(
         self, inputs: Sequence[Value | None], attributes: Mapping[str, Any], name: str
-    ) -> tuple[str, tuple[fx.Node, ...], dict[str, Any]]:
+    ) -> fx.Node:
+        """A trainable module, which the constants move into."""
         x = cast(Value, inputs[0])
         arrays = [self.constant(v) for v in inputs[1:] if v is not None]
-        if len(arrays) != 4 or any(a is None for a in arrays) or x.rank not in _BATCH_NORMS:
+        if len(arrays) != 4 or any(a is None for a in arrays) or x.rank not in RANKS:
             raise ValueError(
                 f"the BatchNormalization '{name}' needs four constants and rank 2 to 5"
             )
-        tensors = [to_torch(np.array(a)) for a in arrays]
-        epsilon = attributes["epsilon"]
-        module = _BATCH_NORMS[x.rank](len(tensors[0]), eps=epsilon, dtype=tensors[0].dtype)
-        for tensor_name, tensor in zip(_BATCH_NORM_TENSORS, tensors, strict=True):
-            getattr(module, tensor_name).data = tensor
-        module.eval()
+        tensors = {k: to_torch(np.array(a)) for k, a in zip(TENSORS, arrays, strict=True)}
+        module = batch_norm_module(x.rank, tensors, attributes["epsilon"])
         target = free_path(self.module, name)
         self._wanted_modules[target] = name
         self.module.add_submodule(target, module)
-        for tensor_name, value in zip(_BATCH_NORM_TENSORS, inputs[1:], strict=True):
+        for tensor_name, value in zip(TENSORS, inputs[1:], strict=True):
             cast(Value, value).raw = _Attribute(f"{target}.{tensor_name}")
-        return target, (self._place(x),), {}
+        operand = self._place(x)
+        with self.module.graph.inserting_after(operand):
+            return self.module.graph.call_module(target, (operand,))
 
     def _describe(self, node: fx.Node, like: Node | None) -> None:
         """Fills in the metadata that torch.export and the exporters read."""
@@ -301,7 +300,7 @@ class FxGraph(Graph):
             for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
                 if key in like.raw.node.meta:
                     node.meta[key] = like.raw.node.meta[key]
-        mode = _fake_mode(self.module)
+        mode = fake_mode_of(self.module)
         values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
         if node.op == "call_module":
             node.meta["val"] = torch.empty_like(cast(torch.Tensor, values[0]))
@@ -327,7 +326,7 @@ class FxGraph(Graph):
         position = names.index(name)
         argument: Any = placed
         if item is not None:
-            argument = list(_arguments(call.node)[name])
+            argument = list(call_arguments(call.node)[name])
             argument[item] = placed
         if position < len(call.node.args):
             call.node.update_arg(position, argument)
@@ -376,39 +375,6 @@ class _Call:
     slots: tuple[aten.Slot, ...]
 
 
-_EMITTED: dict[str, tuple[str, ...]] = {
-    "LayerNormalization": ("input", "weight", "bias"),
-    "Transpose": ("self",),
-    "Add": ("self", "other"),
-    "Mul": ("self", "other"),
-    "BatchNormalization": (),
-}
-
-
-def _call(
-    op: str, nodes: Sequence[Any], inputs: Sequence[Value | None], attributes: Mapping[str, Any]
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    if op == "LayerNormalization":
-        x = cast(Value, inputs[0])
-        shape = list(cast(tuple[int, ...], x.shape)[attributes["axis"] :])
-        weight, bias = (list(nodes[1:]) + [None, None])[:2]
-        return _ops.layer_norm.default, (nodes[0], shape, weight, bias, attributes["epsilon"]), {}
-    if op == "Transpose":
-        return _ops.permute.default, (nodes[0], list(attributes["perm"])), {}
-    target = _ops.add.Tensor if op == "Add" else _ops.mul.Tensor
-    return target, (nodes[0], nodes[1]), {}
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """A call's arguments by their schema names, defaults included."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return {}
-    named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    named |= {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)}
-    return named | dict(node.kwargs)
-
-
 def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:
     name, item = slot
     value = arguments.get(name)
@@ -417,45 +383,3 @@ def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:
 
 def _is_node(argument: Any) -> bool:
     return isinstance(argument, fx.Node)
-
-
-def _is_tuple_call(node: fx.Node) -> bool:
-    return bool(node.users) and all(
-        user.target is operator.getitem and user.args[0] is node for user in node.users
-    )
-
-
-def _scope(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()), ("",))[0] if stack else ""
-    return "" if path.startswith("_empty_nn_module_stack") else str(path)
-
-
-def _shape_and_dtype(node: fx.Node) -> tuple[tuple[int, ...] | None, np.dtype[Any] | None]:
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        shape = tuple(_hint(size) for size in value.shape)
-        return (None if -1 in shape else shape), numpy_dtype(value.dtype)
-    if isinstance(value, int | float | torch.SymInt | torch.SymFloat):
-        return (), np.dtype(np.int64)
-    return None, None
-
-
-def _hint(size: Any) -> int:
-    """The size at the example inputs; -1 for one that depends on data."""
-    if isinstance(size, int):
-        return size
-    hint = size.node.hint
-    return int(hint) if isinstance(hint, int) and not math.isnan(hint) else -1
-
-
-def _fake_mode(module: fx.GraphModule) -> Any:
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch._subclasses.FakeTensor):
-            return value.fake_mode
-    return None
-
-
-def _fake(tensor: torch.Tensor, mode: Any) -> torch.Tensor:
-    return mode.from_tensor(tensor, static_shapes=True) if mode is not None else tensor

@@ -257,7 +257,7 @@ class Graph(abc.ABC):
                 if value is not None:
                     value.uses.remove((node, index))
             for value in node.outputs:
-                del self._values[value.name]
+                self._values.pop(value.name, None)  # an optional output may have no name
         self.nodes = [node for node in self.nodes if node in alive]
         kept = set(self.outputs) | set(self.inputs)
         for value in [v for v in self._values.values() if v.producer is None]:

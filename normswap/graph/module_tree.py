@@ -29,6 +29,12 @@ def put_tensor(module: nn.Module, path: str, tensor: torch.Tensor, parameter: bo
         owner.register_buffer(name, tensor)
 
 
+def put_module(module: nn.Module, path: str, child: nn.Module) -> None:
+    """Puts ``child`` at a dotted path in place of what was there."""
+    owner, _, name = path.rpartition(".")
+    setattr(get_path(module, owner) if owner else module, name, child)
+
+
 def free_path(module: nn.Module, path: str) -> str:
     candidate, count = path, 1
     while True:

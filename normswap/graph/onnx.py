@@ -8,19 +8,19 @@ from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
 
 from normswap.errors import NormswapError
 from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.onnx_names import module_scope, name_everything
 from normswap.graph.onnx_runner import captured_values, double_runner, runtime_runner
+from normswap.graph.onnx_types import ValueType, infer_types
 
-EXAMPLE_SIZE = 2  # the size that a dynamic dimension takes in ``Value.shape``
 _DOMAINS = ("", "ai.onnx")
 _LAYER_NORMALIZATION_OPSET = 17
 _LOST_METADATA = ("pkg.torch.onnx.stack_trace",)  # of a node that a new one takes after
-_Type = tuple[tuple[int, ...] | None, np.dtype[Any] | None]
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ class OnnxGraph(Graph):
 
     kind = "onnx"
 
-    def __init__(self, model: ir.Model, types: dict[str, _Type] | None = None) -> None:
+    def __init__(self, model: ir.Model, types: dict[str, ValueType] | None = None) -> None:
         super().__init__()
         self.model = model
         self._renamed: dict[Value, str] = {}
@@ -41,8 +41,8 @@ class OnnxGraph(Graph):
             model.graph.sort()
         except ValueError as error:
             raise NormswapError(f"the graph has a cycle: {error}") from error
-        _name_everything(model.graph)
-        self._types = types if types is not None else _infer_types(model)
+        name_everything(model.graph)
+        self._types = types if types is not None else infer_types(model)
         for value in model.graph.inputs:
             if value.name not in model.graph.initializers:
                 self.inputs.append(self._view_value(value))
@@ -75,7 +75,10 @@ class OnnxGraph(Graph):
                 self._view_value(output, is_constant=True)
                 return
         inputs = [self._values[str(v.name)] if v is not None else None for v in raw.inputs]
-        outputs = [self._view_value(v) for v in raw.outputs]
+        outputs = [
+            self._view_value(v) if v.name else Value(f"{raw.outputs[0].name}.{i}", v)
+            for i, v in enumerate(raw.outputs)  # an omitted optional output has no name
+        ]
         op = raw.op_type if raw.domain in _DOMAINS else f"{raw.domain}.{raw.op_type}"
 
         def is_constant(index: int) -> bool:
@@ -94,7 +97,7 @@ class OnnxGraph(Graph):
             depth = indices.shape[-1] if indices is not None and indices.shape else None
             attributes["depth"] = None if depth is None else depth + attributes.get("batch_dims", 0)
         captured = [self._values[str(v.name)] for v in captured_values(raw)]
-        node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, _scope(raw))
+        node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, module_scope(raw))
         constants = all(v is None or v.is_constant for v in [*inputs, *captured])
         for value in outputs:
             value.is_constant = constants and bool(inputs) and not op.startswith("Random")
@@ -338,56 +341,3 @@ def _fetch(value: ir.Value) -> Any:
         return value.const_value.numpy()
 
     return fetch
-
-
-def _scope(node: ir.Node) -> str:
-    """The module path that torch's exporters record: in metadata (dynamo) or the node's name."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes:
-        # A list of nested paths ending in the node's own name: ['', 'blocks.0', 'layer_norm'].
-        paths = [part.strip().strip("'\"") for part in scopes.strip("[]").split(",")]
-        return paths[-2] if len(paths) > 1 else ""
-    parts = (
-        str(node.name or "").strip("/").split("/")[:-1] if (node.name or "").startswith("/") else []
-    )
-    path: list[str] = []
-    for part in parts:
-        if path and part.startswith(path[-1] + "."):
-            path.pop()
-        path.append(part)
-    return ".".join(path)
-
-
-def _name_everything(graph: ir.Graph) -> None:
-    """Values are known by name here, and files may leave them unnamed."""
-    taken = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
-    count = 0
-    for node in graph:
-        for value in node.outputs:
-            if not value.name:
-                while f"value_{count}" in taken:
-                    count += 1
-                value.name = f"value_{count}"
-                taken.add(value.name)
-
-
-def _infer_types(model: ir.Model) -> dict[str, _Type]:
-    """Sizes and dtypes of values, with every dynamic input dimension set to ``EXAMPLE_SIZE``."""
-    sized = model.clone()
-    for value in sized.graph.inputs:
-        if value.shape is not None and value.name not in sized.graph.initializers:
-            sizes = [d if isinstance(d, int) else EXAMPLE_SIZE for d in value.shape]
-            value.shape = ir.Shape(sizes)
-    for node in sized.graph:
-        for value in node.outputs:
-            value.shape = None
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(sized)
-    except Exception as error:  # inference is best effort: what it cannot give stays unknown
-        _log.debug("shape inference failed: %s", error)
-    types: dict[str, _Type] = {}
-    for value in [*sized.graph.inputs, *(v for node in sized.graph for v in node.outputs)]:
-        static = value.shape is not None and value.shape.is_static()
-        shape = tuple(int(d) for d in value.shape) if static else None  # type: ignore[union-attr, arg-type]
-        types[str(value.name)] = (shape, value.dtype.numpy() if value.dtype else None)
-    return types

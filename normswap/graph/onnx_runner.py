@@ -10,21 +10,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import torch
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating, to_torch
+from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Runner
+from normswap.graph.onnx_fast_ops import FAST_OPS
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
+_KEPT_LIMIT = 2_000_000_000  # bytes of converted constants that a float64 runner keeps
 _FLOAT_TYPES = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -108,13 +108,23 @@ def double_runner(
         array = np.asarray(array)
         return array.astype(dtype) if dtype is not None and is_floating(array.dtype) else array
 
+    kept: dict[str, Array] = {}  # constants, so that many runs convert them once
+    room = [_KEPT_LIMIT]
+
+    def constant(name: str) -> Array:
+        if name in kept:
+            return kept[name]
+        array = convert(fetch[name]())
+        if array.nbytes <= room[0]:
+            kept[name] = array
+            room[0] -= array.nbytes
+        return array
+
     def run(arrays: Sequence[Array]) -> list[Array]:
         known = {str(v.name): convert(a) for v, a in zip(inputs, arrays, strict=True)}
 
         def load(name: str) -> Array:
-            if name not in known:
-                known[name] = convert(fetch[name]())
-            return known[name]
+            return known[name] if name in known else constant(name)
 
         for index, step in enumerate(steps):
             results = step.run([load(name) for name in step.reads])
@@ -143,7 +153,7 @@ class _Step:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
         try:
             self._evaluator = ReferenceEvaluator(
-                graph, opsets=opsets, functions=functions, new_ops=_FAST_OPS
+                graph, opsets=opsets, functions=functions, new_ops=FAST_OPS
             )
         except (NotImplementedError, RuntimeError) as error:
             raise NormswapError(
@@ -210,84 +220,3 @@ def _cast_to_double(proto: onnx.NodeProto) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-# The reference evaluator is exact but slow, or float32 inside, for the operators below; torch is
-# neither. Each keeps the operator's semantics in the dtype of its input.
-
-
-class _TorchOp(OpRun):
-    op_domain: ClassVar[str] = ""
-
-
-class Erf(_TorchOp):
-    def _run(self, x: Array) -> tuple[Array]:  # the evaluator's own rounds to float32
-        return (torch.erf(to_torch(x)).numpy(),)
-
-
-class Gelu(_TorchOp):
-    def _run(self, x: Array, approximate: str = "none") -> tuple[Array]:
-        return (torch.nn.functional.gelu(to_torch(x), approximate=approximate).numpy(),)
-
-
-class Softmax(_TorchOp):
-    def _run(self, x: Array, axis: int | None = None) -> tuple[Array]:
-        axis = -1 if axis is None else axis
-        if self.run_params["opsets"][""] < 13:  # coerced to two dimensions before opset 13
-            rows = int(np.prod(x.shape[: axis % x.ndim]))
-            return (torch.softmax(to_torch(x).reshape(rows, -1), 1).numpy().reshape(x.shape),)
-        return (torch.softmax(to_torch(x), axis).numpy(),)
-
-
-class LayerNormalization(_TorchOp):
-    def _run(
-        self,
-        x: Array,
-        w: Array,
-        b: Array | None = None,
-        axis: int = -1,
-        epsilon: float = 1e-5,
-        stash_type: int | None = None,
-    ) -> tuple[Array, ...]:
-        axes = tuple(range(axis % x.ndim, x.ndim))
-        mean = x.mean(axes, keepdims=True)
-        inverse = 1 / np.sqrt(np.square(x - mean).mean(axes, keepdims=True) + epsilon)
-        y = (x - mean) * inverse * w
-        outputs = (y if b is None else y + b, mean, inverse)
-        return outputs[: len([o for o in self.onnx_node.output if o])]
-
-
-class Conv(_TorchOp):
-    def _run(
-        self,
-        x: Array,
-        w: Array,
-        b: Array | None = None,
-        auto_pad: str | None = None,
-        dilations: Any = None,
-        group: int | None = None,
-        kernel_shape: Any = None,
-        pads: Any = None,
-        strides: Any = None,
-    ) -> tuple[Array]:
-        if (auto_pad or "NOTSET") not in ("NOTSET", "VALID"):
-            raise NotImplementedError(f"Conv with auto_pad={auto_pad}")
-        rank = x.ndim - 2
-        pads = list(pads or [0] * 2 * rank)
-        flat = [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
-        padded = torch.nn.functional.pad(to_torch(x), flat)
-        function = (torch.conv1d, torch.conv2d, torch.conv3d)[rank - 1]
-        bias = None if b is None else to_torch(b)
-        result = function(
-            padded,
-            to_torch(w),
-            bias,
-            tuple(strides or [1] * rank),
-            0,
-            tuple(dilations or [1] * rank),
-            group or 1,
-        )
-        return (result.numpy(),)
-
-
-_FAST_OPS: list[type[OpRun]] = [Erf, Gelu, Softmax, LayerNormalization, Conv]

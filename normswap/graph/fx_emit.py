@@ -1,0 +1,35 @@
+"""How the operators that passes insert are written as ATen calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from normswap.graph.graph import Value
+
+_ops = torch.ops.aten
+
+# The arguments that are inputs, in ONNX's order.
+CALL_SLOTS: dict[str, tuple[str, ...]] = {
+    "LayerNormalization": ("input", "weight", "bias"),
+    "Transpose": ("self",),
+    "Add": ("self", "other"),
+    "Mul": ("self", "other"),
+}
+
+
+def call_for(
+    op: str, nodes: Sequence[Any], inputs: Sequence[Value | None], attributes: Mapping[str, Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """The overload and its arguments, given the fx nodes (or None) of the inputs."""
+    if op == "LayerNormalization":
+        x = cast(Value, inputs[0])
+        shape = list(cast(tuple[int, ...], x.shape)[attributes["axis"] :])
+        weight, bias = (list(nodes[1:]) + [None, None])[:2]
+        return _ops.layer_norm.default, (nodes[0], shape, weight, bias, attributes["epsilon"])
+    if op == "Transpose":
+        return _ops.permute.default, (nodes[0], list(attributes["perm"]))
+    target = _ops.add.Tensor if op == "Add" else _ops.mul.Tensor
+    return target, (nodes[0], nodes[1])
