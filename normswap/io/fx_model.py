@@ -1,0 +1,143 @@
+"""A ``Model`` from a captured torch program, and a program again from such a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import fx
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils import _pytree as pytree
+
+from normswap.errors import NormswapError
+from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
+from normswap.graph.fx import FxGraph
+from normswap.model import InputSpec, Model
+
+
+def model_from_program(
+    program: ExportedProgram,
+    name: str,
+    output_names: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> Model:
+    """The model of a captured program; weights are shared with it until they are replaced.
+
+    ``output_names`` default to the program's own. Raises NormswapError for a program with inputs
+    or outputs that are not tensors.
+    """
+    unlifted = program.module(check_guards=False)
+    module = fx.GraphModule(unlifted, unlifted.graph)
+    module.eval()
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node in placeholders:
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            raise NormswapError(f"{name}: its input '{node.name}' is not a tensor")
+    graph = FxGraph(module)
+    if any(value.shape is None for value in graph.outputs):
+        raise NormswapError(f"{name}: an output is not a tensor of known rank")
+    names = list(output_names) or _program_outputs(program)
+    if len(names) != len(graph.outputs):
+        raise NormswapError(f"{name}: {len(names)} output names for {len(graph.outputs)} outputs")
+    inputs = _specs([node.name for node in placeholders], [n.meta["val"] for n in placeholders])
+    return Model(
+        graph=graph,
+        name=name,
+        inputs=inputs,
+        output_names=tuple(names),
+        examples=_examples(program, graph),
+        preprocessing=preprocessing,
+        path=path,
+    )
+
+
+def program_from_model(model: Model) -> ExportedProgram:
+    """The torch graph of a model, captured again in evaluation mode with the same dynamic sizes.
+
+    Output nodes carry the model's output names, parameters their paths.
+    """
+    module, args, kwargs, shapes = export_arguments(model)
+    with torch.no_grad():
+        program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    _name_outputs(program, model.output_names)
+    return program
+
+
+def export_arguments(
+    model: Model,
+) -> tuple[fx.GraphModule, tuple[Any, ...], dict[str, Any], Any]:
+    """What torch.export and torch.onnx.export take: module, args, kwargs and dynamic shapes."""
+    if not isinstance(model.graph, FxGraph):
+        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
+    module = model.graph.to_module()
+    flat = [to_torch(np.array(model.examples[spec.name])) for spec in model.inputs]
+    sizes = [
+        {axis: Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in model.inputs
+    ]
+    structure = module._in_spec
+    args, kwargs = pytree.tree_unflatten(flat, structure)
+    dynamic_args, dynamic_kwargs = pytree.tree_unflatten([_Sizes(s) for s in sizes], structure)
+    shapes = pytree.tree_map_only(_Sizes, lambda s: s.sizes, (dynamic_args, dynamic_kwargs))
+    if kwargs:
+        names = [spec.name for spec in model.inputs][: len(args)]
+        return module, args, kwargs, dict(zip(names, shapes[0], strict=False)) | shapes[1]
+    return module, args, kwargs, shapes[0]
+
+
+class _Sizes:
+    """Dynamic sizes of one input, opaque to pytree."""
+
+    def __init__(self, sizes: dict[int, Any]) -> None:
+        self.sizes = sizes
+
+
+def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]:
+    batches = {str(v.shape[0]) for v in values if v.dim() and not is_concrete_int(v.shape[0])}
+    known: dict[str, str] = {}
+    specs = []
+    for name, value in zip(names, values, strict=True):
+        for axis, size in enumerate(value.shape):
+            if is_concrete_int(size) or str(size) in known:
+                continue
+            if axis == 0:
+                known[str(size)] = "batch" if len(batches) == 1 else f"{name}_batch"
+            else:
+                known[str(size)] = f"{name}_{axis}"
+        shape = tuple(int(s) if is_concrete_int(s) else known[str(s)] for s in value.shape)
+        specs.append(InputSpec(name, shape, numpy_dtype(value.dtype)))
+    return tuple(specs)
+
+
+def _examples(program: ExportedProgram, graph: FxGraph) -> dict[str, np.ndarray]:
+    given: list[Any] = []
+    if program.example_inputs is not None:
+        given = pytree.tree_leaves(program.example_inputs)
+    if len(given) == len(graph.inputs) and all(isinstance(t, torch.Tensor) for t in given):
+        return {v.name: to_numpy(t) for v, t in zip(graph.inputs, given, strict=True)}
+    return {v.name: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in graph.inputs}
+
+
+def _program_outputs(program: ExportedProgram) -> list[str]:
+    return [str(name) for name in program.graph_signature.user_outputs]
+
+
+def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
+    """Renames the nodes behind the outputs, where that makes no clash."""
+    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
+    flat: list[fx.Node] = []
+    fx.map_arg(output.args, flat.append)
+    taken = {node.name for node in program.graph.nodes}
+    wanted = list(names)
+    specs = program.graph_signature.output_specs
+    if len({n.name for n in flat}) != len(wanted) or len(specs) != len(wanted):
+        return
+    for node, spec, name in zip(flat, specs, wanted, strict=True):
+        if name.isidentifier() and name not in taken and hasattr(spec.arg, "name"):
+            node.name = name
+            spec.arg.name = name

@@ -1,0 +1,170 @@
+"""Reading ``.onnx`` files with their external data, and writing them so that either all is new
+or nothing has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+import onnx_ir as ir
+
+from normswap.errors import NormswapError
+from normswap.io.atomic import PathLike, atomic_path, check_writable
+from normswap.io.messages import first_line
+from normswap.io.onnx_data import DATA_FILE, DataFiles, superseded_files
+from normswap.io.onnx_external import data_file, map_data_files
+from normswap.io.onnx_tensors import Slot, slots
+
+_LARGEST_PROTO = (1 << 31) - 1
+_EXPORT_AGAIN = "copy or export it again"
+
+
+def read_onnx(path: PathLike) -> ir.Model:
+    """The model in an ``.onnx`` file; its external data stays mapped until it is used.
+
+    Raises NormswapError for a file that is missing, damaged or not ONNX, for data files that are
+    missing, short or outside its folder, and for what onnx_ir would drop without a word.
+    """
+    path = Path(path)
+    proto = _parse(path)
+    _check_content(path, proto)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as error:  # SerdeError around whatever the content led to
+        raise NormswapError(
+            f"{path}: is damaged ({first_line(_root(error))}); {_EXPORT_AGAIN}"
+        ) from error
+    map_data_files(model, path)
+    _check_inline(path, model)
+    _remember_data_file(model)
+    return model
+
+
+def write_onnx(model: ir.Model, path: PathLike) -> None:
+    """Writes ``model`` to ``path`` with the external-data layout that it was read with.
+
+    Inline tensors stay inline and external ones external, grouped in files of the same names
+    beside ``path``; new ones of more than 1 KiB go to the model's main data file, if it has one.
+    What does not fit into a protobuf message (2 GB) goes to ``<name>.data``. Existing files are
+    never overwritten: data takes a free name (``<name>.1.data``), then ``path`` is replaced in
+    one step, then the data files of the model that it held are removed unless another model in
+    the folder uses them. ``model`` is unchanged, and stays usable if it was read from ``path``.
+    Raises NormswapError if something cannot be written; then ``path`` is as it was.
+    """
+    path = Path(path)
+    check_writable(path)
+    files = DataFiles(model, path)
+    superseded = superseded_files(path, _data_files_of(path))
+    with files.written() as placed:
+        with _placed(placed, model):
+            proto = ir.serde.serialize_model(model)
+        if proto.ByteSize() > _LARGEST_PROTO:
+            raise NormswapError(f"{path}: is larger than 2 GB without its weights")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
+            files.belong_to(temporary)
+    files.remove(superseded)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "there is no such file"
+        raise NormswapError(f"{path}: {problem}; name an .onnx file")
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise NormswapError(f"{path}: is empty; {_EXPORT_AGAIN}")
+            # Parsed from the mapping: a model of 2 GB need not be in memory twice.
+            with (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+                memoryview(mapping) as view,
+            ):
+                proto.ParseFromString(view)
+    except google.protobuf.message.DecodeError as error:
+        raise NormswapError(f"{path}: is not ONNX, or is truncated; {_EXPORT_AGAIN}") from error
+    except OSError as error:
+        raise NormswapError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return proto
+
+
+def _check_content(path: Path, proto: onnx.ModelProto) -> None:
+    if not proto.HasField("graph") or not proto.opset_import or not proto.graph.output:
+        raise NormswapError(f"{path}: is not an ONNX model, or is truncated; {_EXPORT_AGAIN}")
+    # onnx_ir keeps neither, and a model without its weights would be worse than none.
+    if proto.graph.sparse_initializer:
+        raise NormswapError(
+            f"{path}: has sparse initializers, which normswap does not keep; make them dense"
+        )
+    if proto.training_info:
+        raise NormswapError(
+            f"{path}: has training information, which normswap does not keep; "
+            "export it for inference"
+        )
+
+
+def _check_inline(path: Path, model: ir.Model) -> None:
+    for slot in slots(model):
+        tensor = slot.tensor
+        if tensor.dtype == ir.DataType.UNDEFINED:
+            raise NormswapError(f"{path}: is damaged: '{slot.name}' has no type; {_EXPORT_AGAIN}")
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and tensor.raw.HasField("raw_data"):
+            wanted, length = tensor.nbytes, len(tensor.raw.raw_data)
+            if length != wanted:
+                raise NormswapError(
+                    f"{path}: is damaged: '{slot.name}' takes {wanted} bytes but has {length}; "
+                    f"{_EXPORT_AGAIN}"
+                )
+
+
+def _remember_data_file(model: ir.Model) -> None:
+    """So that new tensors find the main data file when passes have replaced all of the old."""
+    sizes: dict[str, int] = {}
+    for slot in slots(model):
+        if isinstance(slot.tensor, ir.ExternalTensor):
+            location = str(slot.tensor.location)
+            sizes[location] = sizes.get(location, 0) + slot.tensor.nbytes
+    if sizes:
+        model.graph.meta[DATA_FILE] = max(sizes, key=lambda location: sizes[location])
+
+
+def _data_files_of(path: Path) -> set[Path]:
+    """The data files that the model now at ``path`` refers to; none if that is no model."""
+    files: set[Path] = set()
+    if path.exists():
+        # It is about to be replaced: whatever is wrong with it is no longer of interest.
+        with contextlib.suppress(Exception):
+            for slot in slots(ir.serde.deserialize_model(_parse(path))):
+                if isinstance(slot.tensor, ir.ExternalTensor):
+                    with contextlib.suppress(NormswapError):
+                        files.add(data_file(path, str(slot.tensor.location), slot.name))
+    return files
+
+
+@contextlib.contextmanager
+def _placed(placed: list[tuple[Slot, ir.TensorProtocol]], model: ir.Model) -> Iterator[None]:
+    """Puts the tensors of the new file into the model, and the model's own back.
+
+    Serialisation also renames tensors after their values; that is undone too.
+    """
+    held = [(slot, slot.tensor, slot.tensor.name) for slot in slots(model)]
+    try:
+        for slot, tensor in placed:
+            slot.put(tensor)
+        yield
+    finally:
+        for slot, tensor, name in held:
+            if slot.tensor is not tensor:
+                slot.put(tensor)
+            if tensor.name != name:
+                tensor.name = name
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,53 @@
+"""A ``Model`` from an ``onnx_ir.Model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normswap.errors import NormswapError
+from normswap.graph.arrays import is_floating
+from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx_types import EXAMPLE_SIZE
+from normswap.model import InputSpec, Model
+
+
+def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:
+    """The model of an ``onnx_ir.Model``, which it owns from then on.
+
+    Example inputs are drawn (seeded): normal for floats, zeros for integers. Raises NormswapError
+    where an input has no rank or no dtype.
+    """
+    graph = OnnxGraph(model)
+    specs = []
+    for value in graph.inputs:
+        raw: ir.Value = value.raw
+        if raw.shape is None or value.dtype is None:
+            raise NormswapError(f"{name}: its input '{value.name}' has no declared shape or type")
+        shape = tuple(_size(d, value.name, axis) for axis, d in enumerate(raw.shape))
+        specs.append(InputSpec(value.name, shape, value.dtype))
+    random = np.random.default_rng(0)
+    return Model(
+        graph=graph,
+        name=name,
+        inputs=tuple(specs),
+        output_names=tuple(v.name for v in graph.outputs),
+        examples={spec.name: _example(spec, random) for spec in specs},
+        path=path,
+    )
+
+
+def _size(dim: Any, name: str, axis: int) -> int | str:
+    if isinstance(dim, int):
+        return dim
+    return str(dim.value) if dim.value is not None else f"{name}_{axis}"
+
+
+def _example(spec: InputSpec, random: np.random.Generator) -> np.ndarray:
+    shape = tuple(EXAMPLE_SIZE if isinstance(size, str) else size for size in spec.shape)
+    if is_floating(spec.dtype):
+        return random.standard_normal(shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)

@@ -1,0 +1,159 @@
+"""Where the tensors of an ``onnx_ir`` model are, and tensors mapped from data files."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from normswap.io.messages import plain
+
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a model that holds a tensor: an initializer, or an attribute of a node."""
+
+    owner: ir.Value | ir.Node
+    attribute: str = ""
+    index: int | None = None
+
+    @property
+    def is_initializer(self) -> bool:
+        return isinstance(self.owner, ir.Value)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        if isinstance(self.owner, ir.Value):
+            return plain(self.owner.name or "an unnamed initializer")
+        unnamed = f"{self.owner.name or self.owner.op_type}.{self.attribute}"
+        return plain(self.tensor.name or unnamed)
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        if isinstance(self.owner, ir.Value):
+            assert self.owner.const_value is not None
+            return self.owner.const_value
+        value = self.owner.attributes[self.attribute].value
+        held: ir.TensorProtocol = value if self.index is None else value[self.index]
+        return held
+
+    def put(self, tensor: ir.TensorProtocol) -> None:
+        if isinstance(self.owner, ir.Value):
+            self.owner.const_value = tensor
+            return
+        old = self.owner.attributes[self.attribute]
+        value: Any = tensor
+        if self.index is not None:
+            value = [*old.value[: self.index], tensor, *old.value[self.index + 1 :]]
+        self.owner.attributes.add(ir.Attr(old.name, old.type, value, doc_string=old.doc_string))
+
+
+def slots(model: ir.Model) -> Iterator[Slot]:
+    """Every tensor of the graph, its subgraphs and the functions, in the file's order."""
+    scopes: list[ir.Graph | ir.Function] = [*reversed(model.functions.values()), model.graph]
+    while scopes:
+        scope = scopes.pop()
+        if isinstance(scope, ir.Graph):
+            held = (v for v in scope.initializers.values() if v.const_value is not None)
+            yield from (Slot(value) for value in held)
+        for node in scope:
+            for name, attribute in node.attributes.items():
+                if attribute.is_ref() or attribute.value is None:
+                    continue
+                match attribute.type:
+                    case ir.AttributeType.TENSOR:
+                        yield Slot(node, name)
+                    case ir.AttributeType.TENSORS:
+                        yield from (Slot(node, name, i) for i in range(len(attribute.value)))
+                    case ir.AttributeType.GRAPH:
+                        scopes.append(attribute.value)
+                    case ir.AttributeType.GRAPHS:
+                        scopes.extend(attribute.value)
+
+
+class MappedTensor(ir.ExternalTensor):
+    """An external tensor over the mapping that all tensors of its data file share.
+
+    onnx_ir maps the whole file once per tensor and keeps a file descriptor for each, which runs
+    out at a thousand tensors. This one reads what was checked when the model was loaded, also
+    after the data file has been replaced or removed.
+    """
+
+    def __init__(self, source: ir.ExternalTensor, mapping: mmap.mmap | None) -> None:
+        super().__init__(
+            source.location,
+            source.offset,
+            source.length,
+            source.dtype,
+            shape=ir.Shape(source.shape),
+            name=source.name,
+            doc_string=source.doc_string,
+            metadata_props=dict(source.metadata_props) or None,
+            base_dir=source.base_dir,
+        )
+        self.raw = mapping
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first byte in the data file and the one behind the last."""
+        start = self.offset or 0
+        return start, start + self.nbytes
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        dtype = self.dtype
+        if self.raw is None or self.nbytes == 0:
+            return np.empty(self.shape.numpy(), dtype.numpy())
+        if dtype.bitwidth < 8:
+            proto = onnx.TensorProto(
+                data_type=dtype.value, dims=self.shape.numpy(), raw_data=self.tobytes()
+            )
+            return ir.serde.TensorProtoTensor(proto).numpy()
+        little = np.dtype(dtype.numpy()).newbyteorder("<")
+        flat = np.frombuffer(self.raw, little, count=self.size, offset=self.span[0])
+        return flat.reshape(self.shape.numpy())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=bool(copy))
+
+    def tobytes(self) -> bytes:
+        start, end = self.span
+        return b"" if self.raw is None else self.raw[start:end]
+
+    def tofile(self, file: Any) -> None:
+        stream(self, file)
+
+    def release(self) -> None:
+        """Nothing: the mapping is shared, and ends with the last tensor that uses it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MappedTensor:
+        return self
+
+
+def stream(tensor: ir.ExternalTensor, file: IO[bytes]) -> None:
+    """Writes the bytes of a mapped tensor to ``file`` without holding them in memory."""
+    if tensor.raw is None:
+        return
+    start = tensor.offset or 0
+    end = start + tensor.nbytes
+    with memoryview(tensor.raw) as view:
+        for at in range(start, end, _CHUNK):
+            stop = min(at + _CHUNK, end)
+            file.write(view[at:stop])
+            _forget(tensor.raw, at, stop)
+
+
+def _forget(mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Lets go of pages of a read-only mapping; they come back from the file when needed."""
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, first, length)

@@ -1,0 +1,127 @@
+"""A ``Source`` from open_clip's models."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+
+from normswap.errors import NormswapError
+from normswap.io.extras import import_extra, split_options
+from normswap.io.forward import return_only, tensor_fields
+from normswap.io.hub import reachable_hub
+from normswap.io.messages import first_line
+from normswap.io.quiet import quiet
+from normswap.io.source import Source, example_images, example_texts
+
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}
+# open_clip logs to the root logger.
+_TALKATIVE = ("root", "timm", "transformers")
+
+
+def open_clip_source(name: str, pretrained: bool = True, seed: int = 0) -> Source:
+    """The open_clip model ``NAME/TAG``, with the pretrained weights of that tag.
+
+    ``pretrained=False``, or ``NAME?pretrained=false``, gives it random weights from ``seed``
+    instead. Inputs ``image`` [2, C, H, W] and ``text`` int64 [3, L]; outputs ``image_features``,
+    ``text_features``, ``logit_scale`` and what else the model returns.
+    Raises NormswapError for an unknown name or tag, weights that cannot be fetched, or open_clip
+    missing.
+    """
+    full, wanted = split_options(name, "open_clip:")
+    open_clip: Any = import_extra("open_clip", f"open_clip:{full}")
+    architecture, tag = _split(open_clip, full)
+    label = f"open_clip:{full}"
+    options: dict[str, Any] = {"pretrained_text": False}
+    if pretrained and wanted:
+        options = _of_tag(open_clip, architecture, tag)
+    try:
+        with reachable_hub(), quiet(*_TALKATIVE), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = open_clip.create_model(architecture, device="cpu", **options)
+    except Exception as error:  # of the network or the hub, also for the configs of some towers
+        reason = first_line(error)
+        if "pretrained" not in options:
+            raise NormswapError(f"{label}: cannot be built ({reason})") from error
+        raise NormswapError(
+            f"{label}: its pretrained weights could not be fetched ({reason}); "
+            f"open_clip:{architecture}?pretrained=false takes random ones"
+        ) from error
+    return _source(label, model)
+
+
+def _split(open_clip: Any, full: str) -> tuple[str, str]:
+    names = open_clip.list_models()
+    architecture, _, tag = full.partition("/")
+    if architecture not in names:
+        close = difflib.get_close_matches(architecture, names, n=3, cutoff=0.5)
+        advice = f"did you mean {', '.join(close)}" if close else "see open_clip.list_models()"
+        raise NormswapError(
+            f"open_clip:{full}: open_clip {open_clip.__version__} has no model "
+            f"{architecture!r:.80}; {advice}"
+        )
+    return architecture, tag
+
+
+def _of_tag(open_clip: Any, architecture: str, tag: str) -> dict[str, Any]:
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        problem = f"has no pretrained tag {tag!r:.80}" if tag else "needs a tag for its weights"
+        told = f"its tags are {', '.join(tags)}" if tags else "it has no pretrained weights"
+        raise NormswapError(
+            f"open_clip:{architecture}: {problem}; {told}; "
+            f"open_clip:{architecture}?pretrained=false takes random ones"
+        )
+    # open_clip only warns when weights were trained with another GELU than the model has.
+    quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
+    return {"pretrained": tag, "require_pretrained": True, "force_quick_gelu": quick}
+
+
+def _source(label: str, model: Any) -> Source:
+    size = model.visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    images = example_images(3, height, width, torch.float32)
+    inputs = {"image": images, "text": _texts(model)}
+    model.output_dict = True
+    try:
+        outputs = tuple(tensor_fields(model, inputs))
+    except Exception as error:
+        raise NormswapError(f"{label}: cannot be run ({first_line(error)})") from error
+    return_only(model, list(inputs), outputs)
+    axes = {"image": {0: "batch"}, "text": {0: "text_batch"}}
+    preprocessing = _preprocessing(dict(getattr(model.visual, "preprocess_cfg", {})), height, width)
+    return Source(label, model, (), inputs, axes, outputs, preprocessing)
+
+
+def _texts(model: Any) -> torch.Tensor:
+    tower = getattr(model, "text", model)
+    vocabulary = int(model.vocab_size)
+    end = vocabulary - 1  # features are read at the largest id
+    pool = getattr(tower, "pool_type", getattr(model, "text_pool_type", "argmax"))
+    if pool == "eos":
+        end = int(getattr(tower, "eos_id", getattr(model, "text_eos_id", end)))
+    padding = int(getattr(tower, "pad_id", 0) or 0)
+    words = range(min(3, vocabulary - 3), vocabulary - 2)
+    start = vocabulary - 2
+    return example_texts(int(model.context_length), words, start, end, padding)[0]
+
+
+def _preprocessing(config: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
+    """open_clip's preprocessing in the terms of a preprocessor_config.json."""
+    if not config:
+        return None
+    squash = config.get("resize_mode") == "squash" or height != width
+    edge = "longest_edge" if config.get("resize_mode") == "longest" else "shortest_edge"
+    return {
+        "do_resize": True,
+        "size": {"height": height, "width": width} if squash else {edge: height},
+        "resample": _RESAMPLE.get(config.get("interpolation", "bicubic"), _RESAMPLE["bicubic"]),
+        "do_center_crop": not squash,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config["mean"]),
+        "image_std": list(config["std"]),
+    }

@@ -1,0 +1,76 @@
+"""``Source``: a torch module with what is needed to capture it, wherever it comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+IMAGES, TEXTS = 2, 3
+"""Example batch sizes: two sizes, so that capturing does not take them for the same one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module and how to call it.
+
+    ``args``, ``kwargs``: example inputs, batched. ``dynamic_axes``: by input name, the name of
+    each axis whose size may vary; axes of one name vary together. ``output_names``: in the order
+    of the outputs, or empty for the names that capturing gives them. ``preprocessing``: how images
+    are prepared, in the terms of a Hugging Face ``preprocessor_config.json`` ("size", "crop_size",
+    "image_mean", "image_std", "resample", "rescale_factor"), if known.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic_axes: dict[str, dict[int, str]]
+    output_names: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] | None = None
+
+
+def example_images(channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    """Standard normal images, the same every time: ``dtype`` [2, channels, height, width]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(IMAGES, channels, height, width, generator=generator).to(dtype)
+
+
+def example_texts(
+    length: int, words: range, start: int | None, end: int | None, padding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of texts of several lengths and their attention mask, both int64 [3, length].
+
+    Each text is ``start``, ids from ``words``, ``end``, then ``padding``; the first fills the
+    length. ``start`` and ``end`` are left out if None.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(words.start, words.stop, (TEXTS, length), generator=generator)
+    mask = torch.ones(TEXTS, length, dtype=torch.int64)
+    if start is not None:
+        tokens[:, 0] = start
+    for row in range(TEXTS):
+        last = max(length - 1 - row * math.ceil(length / TEXTS), min(1, length - 1))
+        if end is not None:
+            tokens[row, last] = end
+        tokens[row, last + 1 :] = padding
+        mask[row, last + 1 :] = 0
+    return tokens, mask
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each submodule gets its own mode back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for submodule, mode in modes:
+            submodule.training = mode
