@@ -1,0 +1,31 @@
+"""normswap: locate, swap and fold the norms of ViT and CLIP models, with proof.
+
+model  = normswap.load("clip.onnx")          # or load(module, example_inputs=(x,))
+sites  = normswap.locate(model)              # list[Site]
+result = normswap.swap(model, to="batchnorm", data=images)
+folded = normswap.fold(result.model)
+report = normswap.validate(model, folded.model, data=images, contract="approximate")
+normswap.save(folded.model, "clip-bn.onnx")
+"""
+
+from normswap.api import fold, load, load_data, locate, save, swap, validate
+from normswap.errors import NormswapError
+from normswap.locate.site import Site
+from normswap.model import InputSpec, Model
+from normswap.passes.base import PassResult
+
+__version__ = "0.1.0"
+__all__ = [
+    "InputSpec",
+    "Model",
+    "NormswapError",
+    "PassResult",
+    "Site",
+    "fold",
+    "load",
+    "load_data",
+    "locate",
+    "save",
+    "swap",
+    "validate",
+]

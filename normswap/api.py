@@ -1,0 +1,67 @@
+"""The functions of the public API: each takes a model and options, and returns plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from normswap.errors import NormswapError
+from normswap.io.data import Data, load_data
+from normswap.io.load import load
+from normswap.io.save import save
+from normswap.locate import locate as locate_in_graph
+from normswap.locate.site import Site
+from normswap.model import Model
+from normswap.passes.base import PassResult, swaps
+from normswap.passes.fold import Fold
+from normswap.validate import validate
+
+__all__ = ["fold", "load", "load_data", "locate", "save", "swap", "validate"]
+
+
+def locate(model: Model) -> list[Site]:
+    """The norms of a model in the order of execution."""
+    return list(locate_in_graph(model.graph).sites)
+
+
+def swap(
+    model: Model,
+    *,
+    to: str,
+    sites: str | None = None,
+    data: Any = None,
+    samples: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> PassResult:
+    """The model with the norms at ``sites`` swapped for others.
+
+    ``to``: 'fused' (exact) or 'batchnorm' (from calibration data). ``sites``: globs on names and
+    ``role=``, ``tower=`` terms. ``data``: what ``normswap.io.data.load_data`` takes; ``samples``:
+    use that many of it. ``progress(done, total, what)`` is called by passes that take long.
+    Further options are the fields of the pass (see ``normswap.passes``).
+    Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
+    """
+    known = swaps()
+    if to not in known:
+        raise NormswapError(f"swap: '{to}' is none of {', '.join(known)}")
+    kind = known[to]
+    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in options:
+        if name not in fields:
+            raise NormswapError(f"swap: '{to}' has no option {name}")
+    if kind.needs_data:
+        if data is None:
+            raise NormswapError(f"swap: '{to}' needs calibration data")
+        options["data"] = data if isinstance(data, Data) else load_data(data, model, samples)
+    elif data is not None:
+        raise NormswapError(f"swap: '{to}' takes no data")
+    if "progress" in fields:
+        options["progress"] = progress
+    return kind(sites=sites, **options)(model)  # type: ignore[call-arg]
+
+
+def fold(model: Model, *, sites: str | None = None) -> PassResult:
+    """The model with its evaluation-mode BatchNorms folded into the neighbouring weights."""
+    return Fold(sites=sites)(model)
