@@ -80,28 +80,28 @@ Licence: MIT. The data is the test part of "Optical Recognition of Handwritten D
 def build_model() -> transformers.CLIPModel:
     """Return the model with random weights."""
     vocabulary = digits.VOCABULARY
-    vision = dict(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=48,
-        intermediate_size=192,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        projection_dim=32,
-    )
-    text = dict(
-        vocab_size=len(vocabulary),
-        max_position_embeddings=digits.CONTEXT_LENGTH,
-        hidden_size=48,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        projection_dim=32,
-        pad_token_id=vocabulary[digits.PAD],
-        bos_token_id=vocabulary[digits.BOS],
-        eos_token_id=vocabulary[digits.EOS],
-    )
+    vision = {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_size": 48,
+        "intermediate_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "projection_dim": 32,
+    }
+    text = {
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": digits.CONTEXT_LENGTH,
+        "hidden_size": 48,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 32,
+        "pad_token_id": vocabulary[digits.PAD],
+        "bos_token_id": vocabulary[digits.BOS],
+        "eos_token_id": vocabulary[digits.EOS],
+    }
     config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=32)
     return transformers.CLIPModel(config)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -210,7 +211,7 @@ class FxGraph(Graph):
         self._replaced(value, array)
 
     def copy(self) -> FxGraph:
-        module = fx.GraphModule(self.module, copy.deepcopy(self.module.graph))
+        module = fx.GraphModule(self.module, _deepcopy(self.module.graph))
         module.eval()
         for node in module.graph.nodes:  # modules hold state, so they are not shared
             if node.op == "call_module":
@@ -222,7 +223,7 @@ class FxGraph(Graph):
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
         self.module.graph.lint()
-        module = copy.deepcopy(self.copy().module)  # the copy compiles the edited graph
+        module = _deepcopy(self.copy().module)  # the copy compiles the edited graph
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return module
@@ -373,6 +374,12 @@ class _Call:
 
     node: fx.Node
     slots: tuple[aten.Slot, ...]
+
+
+def _deepcopy(thing: Any) -> Any:
+    with warnings.catch_warnings():  # torch's own pytree warns when it is copied
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec", FutureWarning)
+        return copy.deepcopy(thing)
 
 
 def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:

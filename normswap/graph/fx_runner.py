@@ -39,7 +39,8 @@ def fx_runner(
         def load(node: fx.Node) -> Any:
             if node in known:
                 return known[node]
-            return prepare(get_path(module, str(node.target)))
+            target = str(node.target)  # of an attribute, which may be one of the inputs
+            return known[target] if target in known else prepare(get_path(module, target))
 
         with torch.no_grad():
             for index, step in enumerate(steps):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate.passthrough import PASS_THROUGH, root
+from normswap.locate.passthrough import root
 from normswap.locate.site import Site
 
 _ATTENTION = frozenset({"Softmax", "Attention"})

@@ -61,9 +61,9 @@ def _fuse(graph: Graph, site: Site) -> None:
         if array is None:
             return None
         for value in own:
-            if value.shape == array.shape and value.dtype == x.dtype:
-                if np.array_equal(graph.constant(value), array):  # type: ignore[arg-type]
-                    return value
+            alike = value.shape == array.shape and value.dtype == x.dtype
+            if alike and np.array_equal(graph.constant(value), array):  # type: ignore[arg-type]
+                return value
         return graph.add_constant(array.astype(x.dtype), f"{site.name}.{name}")
 
     new = graph.insert(

@@ -71,7 +71,8 @@ def test_augment_moves_images_and_leaves_the_original() -> None:
     before = images.copy()
     moved = digits.augment(images, np.random.default_rng(0), noise=0.0)
     np.testing.assert_array_equal(images, before)
-    assert moved.shape == images.shape and moved.dtype == np.float32
+    assert moved.shape == images.shape
+    assert moved.dtype == np.float32
     padded = np.pad(images[:, 0], ((0, 0), (1, 1), (1, 1)), constant_values=-1)
     windows = [padded[:, r : r + 8, c : c + 8] for r in range(3) for c in range(3)]
     found = [[bool((w[i] == moved[i, 0]).all()) for w in windows] for i in range(len(images))]

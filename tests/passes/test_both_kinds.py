@@ -50,9 +50,7 @@ def _calibration(name: str) -> dict[str, np.ndarray]:
 
 
 def _sites(model: ns.Model) -> list[tuple[str, str, str, str, float]]:
-    return sorted(
-        (s.name, s.kind, s.role, s.tower, round(s.epsilon, 12)) for s in ns.locate(model)
-    )
+    return sorted((s.name, s.kind, s.role, s.tower, round(s.epsilon, 12)) for s in ns.locate(model))
 
 
 def _same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

@@ -47,14 +47,26 @@ def _exported(name: str, form: str) -> object:
             if exporter == "torchscript":
                 buffer = io.BytesIO()
                 torch.onnx.export(
-                    zoo.module, (), buffer, kwargs=dict(zoo.inputs), dynamo=False,
-                    opset_version=int(opset), input_names=names, output_names=list(zoo.outputs),
+                    zoo.module,
+                    (),
+                    buffer,
+                    kwargs=dict(zoo.inputs),
+                    dynamo=False,
+                    opset_version=int(opset),
+                    input_names=names,
+                    output_names=list(zoo.outputs),
                     dynamic_axes={n: {0: "batch"} for n in names},
                 )
                 return onnx.load_from_string(buffer.getvalue())
             program = torch.onnx.export(
-                zoo.module, (), kwargs=dict(zoo.inputs), dynamo=True, verbose=False,
-                opset_version=int(opset), input_names=names, output_names=list(zoo.outputs),
+                zoo.module,
+                (),
+                kwargs=dict(zoo.inputs),
+                dynamo=True,
+                verbose=False,
+                opset_version=int(opset),
+                input_names=names,
+                output_names=list(zoo.outputs),
                 dynamic_shapes={n: {0: torch.export.Dim.DYNAMIC} for n in names},
             )
             assert program is not None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from normswap.demo.spelled_out import spell_out
 from normswap.io.torchvision_compat import ensure_torchvision_importable
-from tests.zoo.spelled import spell_out
 
 ensure_torchvision_importable()
 
