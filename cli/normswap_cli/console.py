@@ -1,0 +1,60 @@
+"""Where a command prints: results on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from normswap.report.progress import Progress
+
+_WIDEST = 1000
+_PIPED_WIDTH = 200  # tables take what they need of it; nobody reads a cut-off name
+
+
+@contextlib.contextmanager
+def working(lines: bool = False) -> Iterator[Progress]:
+    """The library at work: what it prints goes to standard error. Yields a progress callback.
+
+    ``lines``: tell each step also where there is no terminal for a progress bar.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        from normswap.report.progress import Progress
+
+        with Progress(lines) as progress:
+            yield progress
+
+
+def show(*renderables: RenderableType) -> None:
+    """Prints to standard output, in whatever encoding it has."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED_WIDTH)
+    for renderable in renderables:
+        # Rather lines that the terminal wraps than columns without room for their contents.
+        unlimited = console.options.update(max_width=_WIDEST)
+        needed = Measurement.get(console, unlimited, renderable).minimum
+        console.print(renderable, width=max(console.width, needed), crop=False)
+
+
+def show_json(document: Mapping[str, Any]) -> None:
+    """Prints one JSON document to standard output, in ASCII and standard JSON."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def complain(line: str) -> None:
+    """Prints one line to standard error, of something that is no error."""
+    click.echo(f"normswap: {line}", err=True)

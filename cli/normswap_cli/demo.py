@@ -1,0 +1,33 @@
+"""``normswap demo``: the whole way on two small trained models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from normswap_cli.console import show, working
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("normswap-demo"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where models and reports go; it is made if it is not there.",
+)
+def demo(output: Path) -> int:
+    """Inspect, swap, fold and validate digits-vit and digits-clip, in torch and in ONNX.
+
+    Takes about a minute or two. Needs scikit-learn and transformers.
+    """
+    with working(lines=True) as progress:
+        from normswap.demo import run_demo
+        from normswap.report.demo import demo_view
+
+        results = run_demo(output, progress)
+    show(demo_view(results))
+    return 0 if results.passed else 1

@@ -1,0 +1,29 @@
+"""``normswap export``: a model as a file of another kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from normswap_cli.console import show, working
+from normswap_cli.options import model_argument, output_option, trust_option
+
+
+@click.command()
+@model_argument
+@output_option
+@trust_option
+def export(model: str, output: Path, trust: bool) -> None:
+    """Write MODEL unchanged to OUT.onnx or OUT.pt2.
+
+    A torch model goes to either; an ONNX model only to .onnx.
+    """
+    with working():
+        from normswap import load, save
+        from normswap.io.save import check_output
+        from normswap.report.terminal import written_view
+
+        check_output(output)
+        save(load(model, trust=trust), output)
+    show(written_view(output))

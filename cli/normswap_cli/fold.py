@@ -1,0 +1,41 @@
+"""``normswap fold``: BatchNorms into the weights around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from normswap_cli.console import working
+from normswap_cli.options import (
+    json_option,
+    model_argument,
+    output_option,
+    sites_option,
+    trust_option,
+)
+from normswap_cli.rewrite import save_if_passed, tell
+
+
+@click.command()
+@model_argument
+@output_option
+@sites_option
+@json_option
+@trust_option
+def fold(model: str, output: Path, sites: str | None, as_json: bool, trust: bool) -> int:
+    """Fold the evaluation-mode BatchNorms of MODEL into the neighbouring weights.
+
+    The function stays the same. Exit status 1, and nothing written, if there is none or if one
+    that --sites asks for cannot be folded.
+    """
+    with working():
+        from normswap import api
+        from normswap.io.save import check_output
+        from normswap.report.rewriting import Rewriting
+
+        check_output(output)
+        source = api.load(model, trust=trust)
+        steps = [("fold", api.fold(source, sites=sites))]
+        report = save_if_passed(Rewriting(source, steps, sites is not None), output)
+    return tell(report, output, "no BatchNorm was found", as_json)

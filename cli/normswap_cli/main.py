@@ -1,0 +1,94 @@
+"""The ``normswap`` program: a group of commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+import click
+
+from normswap_cli.demo import demo
+from normswap_cli.export import export
+from normswap_cli.fold import fold
+from normswap_cli.inspect import inspect
+from normswap_cli.logs import logs_on_stderr
+from normswap_cli.swap import swap
+from normswap_cli.validate import validate
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class BadInput(click.ClickException):
+    """A NormswapError, on one line."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        line = " ".join(self.message.splitlines())
+        click.echo(f"normswap: {line}", err=True)
+
+
+class Program(click.Group):
+    """Commands return their exit status (None is 0)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            status = super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from normswap.errors import NormswapError  # normswap imports torch: only if need be
+
+            if isinstance(error, NormswapError):
+                raise BadInput(str(error)) from error
+            raise
+        ctx.exit(status or 0)
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"normswap {_version()}")
+        ctx.exit()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("normswap")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        import normswap
+
+        return normswap.__version__
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+@click.option("-v", "--verbose", count=True, help="Log to standard error; -vv logs more.")
+@click.pass_context
+def main(ctx: click.Context, verbose: int) -> None:
+    """Rewrite the norms of ViT and CLIP models, and prove with numbers what changed.
+
+    MODEL is file.onnx, file.pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME.
+
+    \b
+    Exit status: 0  done
+                 1  a gate was not met: parity, no norm found, a site asked for was skipped
+                 2  bad input or usage
+    Nothing is written unless it is 0.
+    """
+    ctx.with_resource(logs_on_stderr(verbose))
+
+
+for command in (inspect, swap, fold, validate, export, demo):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""How ``swap`` and ``fold`` end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normswap_cli.console import complain, show, show_json
+
+if TYPE_CHECKING:
+    from normswap.report.rewriting import Rewriting
+
+
+def save_if_passed(report: Rewriting, output: Path) -> Rewriting:
+    """Saves the model unless a gate was not met: then the file stays as it is."""
+    from normswap import save
+
+    if not report.passed:
+        return report
+    save(report.model, output)
+    return report.saved_as(output)
+
+
+def tell(report: Rewriting, output: Path, nothing: str, as_json: bool) -> int:
+    """Prints the report and returns the exit status. ``nothing``: what to say if none was found."""
+    from normswap.report.terminal import rewriting_view
+
+    if as_json:
+        show_json(report.to_json())
+    else:
+        show(rewriting_view(report))
+    if report.passed:
+        return 0
+    complain(
+        f"{report.source.name}: {nothing if not report.found else 'a site was skipped'}; "
+        f"{output} was not written"
+    )
+    return 1

@@ -1,0 +1,62 @@
+"""What ``swap --to`` takes, and which options belong to which target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from normswap.passes import Pass
+
+
+class Target(click.ParamType):  # type: ignore[type-arg]
+    """One of the passes that swap. A ``click.Choice`` would need torch for ``normswap --help``."""
+
+    name = "target"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> type[Pass]:
+        known = _swaps()
+        if value not in known:
+            self.fail(f"'{value}' is none of {', '.join(known)}.", param, ctx)
+        return known[value]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(_swaps())}]"
+
+
+def check_options(target: type[Pass], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given, by the names of the pass's fields.
+
+    Raises UsageError for one that belongs to other targets, and for calibration data that is
+    missing.
+    """
+    chosen = {name: value for name, value in given.items() if value not in (None, False)}
+    for name in chosen:
+        takers = [word for word, kind in _swaps().items() if _takes(kind, name)]
+        if target.target not in takers:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} belongs to --to {' or '.join(takers)}, not to {target.target}."
+            )
+    if target.needs_data and "data" not in chosen:
+        raise click.UsageError(f"--to {target.target} needs calibration data: give --data.")
+    return chosen
+
+
+def _takes(kind: type[Pass], option: str) -> bool:
+    if option == "samples":
+        return kind.needs_data
+    if option == "fold":  # only what is fitted leaves something to fold
+        return not kind.exact
+    return option in {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def _swaps() -> dict[str, type[Pass]]:
+    from normswap.passes import swaps
+
+    return swaps()

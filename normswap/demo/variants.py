@@ -1,0 +1,52 @@
+"""The models that the demo starts from: one function each, in two spellings and two formats."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from normswap.demo.spelled_out import spell_out
+from normswap.io.atomic import atomic_path
+from normswap.io.huggingface import huggingface_source
+from normswap.io.load import load, model_from_source
+from normswap.io.save import save
+from normswap.io.source import Source, evaluating
+from normswap.model import Model
+
+_OPSET = 14  # the exporter has LayerNormalization since 17; before, it spells it out
+
+
+def torch_variants(folder: Path) -> tuple[Source, Model, Model]:
+    """A Hugging Face folder's module, its graph, and the same with its LayerNorms spelled out."""
+    source = huggingface_source(str(folder))
+    spelled_out = replace(source, module=spell_out(source.module))
+    return source, model_from_source(source), model_from_source(spelled_out)
+
+
+def onnx_variants(source: Source, model: Model, original: Path, spelled_out: Path) -> list[Model]:
+    """``model`` exported to two files by torch's exporters: the current one, which keeps a
+    LayerNorm as one operator, and the older one, which spells it out at its opset 14.
+    """
+    save(model, original)
+    names = [spec.name for spec in model.inputs]
+    dynamic = {
+        spec.name: {axis: s for axis, s in enumerate(spec.shape) if isinstance(s, str)}
+        for spec in model.inputs
+    }
+    with warnings.catch_warnings(), evaluating(source.module), atomic_path(spelled_out) as file:
+        warnings.simplefilter("ignore")  # it says that it is deprecated, and traces with remarks
+        torch.onnx.export(
+            source.module,
+            source.args,
+            str(file),
+            kwargs=source.kwargs,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=names,
+            output_names=list(model.output_names),
+            dynamic_axes=dynamic,
+        )
+    return [load(original), load(spelled_out)]

@@ -1,0 +1,1 @@
+"""What users read: tables for the terminal, documents for ``--json``, progress."""

@@ -1,0 +1,82 @@
+"""What ``normswap swap`` and ``normswap fold`` did to a model, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from normswap.model import Model
+from normswap.passes.base import PassResult
+
+SCHEMA = "normswap.rewriting/1"
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """The passes that ran one after the other, by name, with their results.
+
+    ``asked``: the user named the sites. ``output``: where the result was saved, if it was.
+    """
+
+    source: Model
+    steps: Sequence[tuple[str, PassResult]]
+    asked: bool
+    output: Path | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model after the last pass."""
+        return self.steps[-1][1].model
+
+    @property
+    def found(self) -> bool:
+        """Whether the first pass met any norm of the kinds that it is about."""
+        first = self.steps[0][1]
+        return bool(first.done or first.skipped)
+
+    @property
+    def unmet(self) -> list[tuple[str, str]]:
+        """The sites that were asked for and that a pass skipped: (name, reason)."""
+        if not self.asked:
+            return []
+        (_, first), *rest = self.steps
+        # Later passes take whatever there is; of that, only what the first one made was asked for.
+        made = {site.name for site in first.done}
+        later = [miss for _, result in rest for miss in result.skipped if miss[0].name in made]
+        return [(site.name, reason) for site, reason in [*first.skipped, *later]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was something to rewrite, and no site that was asked for was skipped."""
+        return self.found and not self.unmet
+
+    def saved_as(self, output: Path) -> Rewriting:
+        return replace(self, output=output)
+
+    def to_json(self) -> dict[str, Any]:
+        """Keys: ``schema``, ``model``, ``kind``, ``passed``, ``output`` (null if nothing was
+        saved) and ``passes``: ``pass``, ``modified``, ``done`` (sites as they stood before),
+        ``skipped`` ({site, reason}) and ``notes`` of each.
+        """
+        return {
+            "schema": SCHEMA,
+            "model": self.source.name,
+            "kind": self.source.kind,
+            "passed": self.passed,
+            "output": None if self.output is None else str(self.output),
+            "passes": [
+                {
+                    "pass": name,
+                    "modified": result.modified,
+                    "done": [site.to_json() for site in result.done],
+                    "skipped": [
+                        {"site": site.to_json(), "reason": reason}
+                        for site, reason in result.skipped
+                    ],
+                    "notes": result.notes,
+                }
+                for name, result in self.steps
+            ],
+        }

@@ -1,0 +1,94 @@
+"""``normswap demo``: one run, looked at from all sides."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("normswap.demo.timing._ROUNDS", 4)
+    folder = tmp_path / "made" / "demo"
+    outcome = run("demo", "-o", folder)
+    assert outcome.status == 0, outcome.out
+    assert "[0/24] digits-vit: capturing in torch\n" in outcome.err
+    assert "Traceback" not in outcome.err
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["schema"] == "normswap.demo/1"
+    assert results["passed"]
+    variants = {(v["model"], v["kind"]): v for v in results["variants"]}
+    assert len(variants) == 4
+    for (model, kind), found in variants.items():
+        assert re.search(rf"^{model} +{kind} ", outcome.out, re.MULTILINE)
+        vit = model == "digits-vit"
+        assert found["passed"]
+        assert found["fused_parity"]["passed"]
+        assert found["folded_parity"]["passed"]
+        assert found["norms"] == found["fused"] == (13 if vit else 23)
+        assert (found["swapped"], found["inserted"]) == (13 if vit else 14, 6)
+        assert found["folded"] == found["swapped"] + found["inserted"]
+        assert (found["tower"], found["left"]) == ("" if vit else "image", 0)
+        # 16 patches and a class token in 6 blocks of 2 norms; the ViT's final norm reads them all,
+        # CLIP's two others are on the way in and at the class token
+        image = 2 * 17 * 13 if vit else 2 * (17 * 13 + 1)
+        text = 0 if vit else 2 * 12 * 9
+        assert (found["statistics_before"], found["statistics_after"]) == (image + text, text)
+        accuracy = found["accuracy"]
+        assert accuracy["original"] == pytest.approx(0.972 if vit else 0.981, abs=0.01)
+        assert accuracy["fused"] == pytest.approx(accuracy["original"], abs=0.002)
+        assert accuracy["moments"] > (0.85 if vit else 0.92)
+        assert accuracy["copied"] > (0.75 if vit else 0.9)
+        assert set(found["timing"]) == {"original", "spelled-out", "fused", "folded"}
+        assert found["timing"]["original"]["ratio"] == 1
+        assert all(t["low"] <= t["ratio"] <= t["high"] for t in found["timing"].values())
+    for model in ("digits-vit", "digits-clip"):  # the same passes, the same figures
+        fx, onnx = (variants[model, kind]["accuracy"] for kind in ("fx", "onnx"))
+        assert fx == pytest.approx(onnx, abs=0.004)
+
+    readme = (folder / "README.md").read_text()
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert written == set(results["files"]) | {"results.json"} == _links(readme) | {"README.md"}
+    assert sum(name.endswith((".pt2", ".onnx")) for name in written) == 2 * (4 + 5)
+    documents = [json.loads((folder / n).read_text()) for n in written if n.endswith(".json")]
+    assert {d["schema"].rpartition("/")[0] for d in documents} == {
+        "normswap.demo",
+        "normswap.inspection",
+        "normswap.validation",
+    }
+
+    for kind, suffix in (("fx", "pt2"), ("onnx", "onnx")):  # what was written can be used
+        models = folder / "digits-vit" / kind
+        pair = [models / f"{name}.{suffix}" for name in ("batchnorm", "folded")]
+        assert run("validate", *pair).status == 0
+        assert run("inspect", pair[1]).status == 1
+
+
+def _links(readme: str) -> set[str]:
+    return set(re.findall(r"^- \[(.*?)\]\(\1\)", readme, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("sklearn.datasets", "test"), ("transformers", "zoo")]
+)
+def test_a_package_that_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    error = run("demo", "-o", tmp_path / "demo").error
+    assert error.endswith(f'pip install "normswap[{extra}]"')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for folder in (tmp_path / "file", tmp_path / "file" / "demo"):
+        assert str(folder) in run("demo", "-o", folder).error
+    assert (tmp_path / "file").read_text() == "kept"

@@ -1,0 +1,141 @@
+"""What holds for every command: help, exit status, what goes to which stream."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from normswap import __version__
+from tests.cli.conftest import Run
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("inspect", "swap", "fold", "validate", "export", "demo")
+
+
+def command_line(*args: object) -> list[str]:
+    return [sys.executable, "-m", "normswap_cli.main", *(str(arg) for arg in args)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cli")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
+
+
+def test_help_lists_the_commands_without_importing_torch() -> None:
+    code = (
+        "import sys, normswap_cli.main as m\n"
+        "try: m.main(['--help'], prog_name='normswap')\n"
+        "finally: assert not {'torch', 'normswap', 'rich', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run: Run, name: str) -> None:
+    outcome = run(name, "--help")
+    assert outcome.status == 0
+    assert outcome.out.startswith(f"Usage: normswap {name} [OPTIONS]")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"normswap {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["inspect"],
+        ["inspect", "a.onnx", "--nonsense"],
+        ["swap", "a.onnx", "--to", "fused"],
+        ["swap", "a.onnx", "-o", "b.onnx"],
+        ["validate", "a.onnx"],
+        ["validate", "a.onnx", "b.onnx", "--contract", "close"],
+    ],
+)
+def test_usage_errors(run: Run, args: list[str]) -> None:
+    outcome = run(*args)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "Error: " in outcome.err
+
+
+def test_a_bug_shows_its_traceback(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_model: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("normswap.report.inspection.locate", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("inspect", files / "spelled-out.onnx")
+
+
+def test_interrupted(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    saving = importlib.import_module("normswap.io.save")
+    monkeypatch.setattr(saving, "write_onnx", interrupted)
+    outcome = run("export", files / "spelled-out.onnx", "-o", tmp_path / "out.onnx")
+    assert (outcome.status, outcome.out) == (130, "")
+    assert "Traceback" not in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_interrupted_by_a_signal(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    args = ["swap", files / "vit-folder", "--to", "fused", "-o", out]
+    running = subprocess.Popen(
+        command_line(*args), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(2)  # in the middle of its imports or of its work
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    if running.returncode == 0:
+        pytest.skip("it was faster")
+    assert running.returncode == 130
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_all_there_is_on_standard_output(files: Path) -> None:
+    """With a real process: what libraries print or log goes elsewhere, whatever the encoding."""
+    done = subprocess.run(
+        command_line("inspect", files / "vit-folder", "--json"),
+        env=environment(PYTHONIOENCODING="ascii", PYTHONWARNINGS="always"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["sites"]) == 5
+
+
+def test_tables_in_any_encoding(files: Path) -> None:
+    done = subprocess.run(
+        command_line("inspect", files / "spelled-out.onnx"),
+        env=environment(PYTHONIOENCODING="ascii"),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vit.layers.1.layernorm_after" in done.stdout.decode("ascii")
+    assert not done.stderr
+
+
+def test_verbose_logs_to_standard_error(run: Run, files: Path) -> None:
+    outcome = run("-vv", "inspect", files / "spelled-out.onnx", "--json")
+    assert outcome.status == 0
+    assert len(outcome.json["sites"]) == 5
