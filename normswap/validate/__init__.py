@@ -12,12 +12,9 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data, load_data
 from normswap.model import Model
-from normswap.validate.contracts import (
-    Progress,
-    approximate_contract,
-    exact_contract,
-    shared_inputs,
-)
+from normswap.validate.approximate import approximate_contract
+from normswap.validate.exact import exact_contract
+from normswap.validate.pairing import Progress, shared_inputs
 from normswap.validate.probes import Probe, draw_feeds, make_probes
 from normswap.validate.report import Finding, ValidationReport
 
@@ -34,7 +31,7 @@ def validate(
     contract: Literal["exact", "approximate"] = "exact",
     progress: Progress | None = None,
 ) -> ValidationReport:
-    """Compares ``candidate`` with ``reference`` under one of the contracts of contracts.py.
+    """Compares ``candidate`` with ``reference`` under a contract (exact.py, approximate.py).
 
     ``data``: a ``Data`` or whatever ``load_data`` takes. The exact contract takes it in addition to
     the probes, as the kind ``data``; the approximate one in place of random inputs. Inputs that it
@@ -60,7 +57,7 @@ def validate(
     if given is None:
         if labels is not None:
             raise NormswapError("labels need the data that they belong to")
-        normal = [probe.feeds for probe in make_probes(shared) if probe.name == "normal"]
+        normal = [draw_feeds(shared, "normal", _BATCH, [0, draw]) for draw in range(2)]
         report = approximate_contract(reference, candidate, _told(normal, progress))
         note = "no data was given: the figures are those of random inputs"
         return _with(report, [Finding("data", note, fatal=False)])

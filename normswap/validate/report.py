@@ -48,7 +48,7 @@ class ProbeErrors:
 
     ``elements``: how many were compared; ``scale``: the largest absolute value among them. For the
     largest and the root-mean-square error: ``*_original`` (after neighbours, where they were
-    needed), ``*_candidate`` and ``*_bound``, which the candidate's must not exceed (contracts.py
+    needed), ``*_candidate`` and ``*_bound``, which the candidate's must not exceed (exact.py
     defines them). In the units of the output.
     """
 

@@ -76,7 +76,8 @@ def _capture(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.fx.Gr
 def _export(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> onnx.ModelProto:
     file = io.BytesIO()
     torch.onnx.export(
-        module, tuple(inputs.values()), file, dynamo=False, opset_version=17,
+        module, tuple(inputs.values()), file,  # type: ignore[arg-type]
+        dynamo=False, opset_version=17,
         do_constant_folding=False,  # so that initializers are the parameters, by name
         input_names=list(inputs), dynamic_axes={name: {0: "batch"} for name in inputs},
     )  # fmt: skip

@@ -1,0 +1,140 @@
+"""The approximate contract: another function, reported by figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+from normswap.model import Model
+from normswap.validate.metrics import Similarity, accuracy
+from normswap.validate.pairing import Pair, agreeing_finite
+from normswap.validate.report import (
+    ApproximateOutput,
+    ValidationReport,
+)
+
+
+def approximate_contract(
+    reference: Model,
+    candidate: Model,
+    batches: Iterable[Mapping[str, Array]],
+    labels: Array | None = None,
+    given: Collection[str] | None = None,
+) -> ValidationReport:
+    """How close the outputs are: SQNR, cosine, top-1 agreement, accuracy. No tolerance decides.
+
+    ``batches``: feeds by the reference's input names. Top-1 agreement is taken at outputs of rank 2
+    with two columns or more. ``labels``: integers [N], N the rows of all batches together; accuracy
+    is taken at the first output called ``logits*``, or, where none is called so, at the first one
+    of rank 2, that has a row per sample and a column per label. ``given``: the inputs that belong
+    to the labels (all by default); outputs that depend on others have no accuracy.
+
+    Fails for other shapes or dtypes, NaN, infinities of one model alone, outputs that are constant
+    in the candidate, and integer outputs that differ. Raises NormswapError for models whose inputs
+    or outputs cannot be matched and for labels of another count than the rows.
+    """
+    approximate = _Approximate(reference, candidate, labels, given)
+    for feeds in batches:
+        approximate.add(feeds)
+    return approximate.report()
+
+
+class _Approximate:
+    """The approximate contract, one batch after the other."""
+
+    def __init__(
+        self,
+        reference: Model,
+        candidate: Model,
+        labels: Array | None,
+        given: Collection[str] | None,
+    ) -> None:
+        self._pair = Pair(reference, candidate)
+        self._labels = labels
+        self._rows = 0
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._dtypes: dict[int, np.dtype[Any]] = {}
+        self._similarities = [Similarity() for _ in self._pair.outputs]
+        self._correct: dict[int, list[tuple[float, float, int]]] = {}
+        foreign = set() if given is None else {s.name for s in reference.inputs} - set(given)
+        self._labelled = [
+            not self._pair.depends_on(value) & foreign for value in reference.graph.outputs
+        ]
+
+    def add(self, feeds: Mapping[str, Array]) -> None:
+        rows = max(len(array) for array in feeds.values() if array.ndim)
+        labels = None if self._labels is None else self._labels[self._rows : self._rows + rows]
+        self._rows += rows
+        results = self._pair.run(feeds, f"rows up to {self._rows}")
+        if results is None:
+            return
+        for output, (ours, theirs) in enumerate(zip(*results, strict=True)):
+            self._shapes[output], self._dtypes[output] = ours.shape, ours.dtype
+            if not self._pair.comparable(output, ours, theirs, None):
+                continue
+            arrays = [np.asarray(a, np.float64) for a in (ours, theirs)]
+            if agreeing_finite(arrays) is None:
+                counts = [int((~np.isfinite(a)).sum()) for a in arrays]
+                message = f"NaN or infinite: {counts[1]} elements, {counts[0]} of the reference's"
+                self._pair.found("non_finite", message, self._pair.outputs[output][0])
+            self._similarities[output].add(*arrays)
+            if labels is not None and self._fits(output, ours, labels):
+                shares = [accuracy(a, labels) for a in arrays]
+                self._correct.setdefault(output, []).append((shares[0], shares[1], rows))
+
+    def _fits(self, output: int, array: Array, labels: Array) -> bool:
+        classes = int(np.max(self._labels)) + 1 if self._labels is not None else 0
+        rank_2 = array.ndim == 2 and len(array) == len(labels) and array.shape[1] >= classes
+        return rank_2 and self._labelled[output]
+
+    def report(self) -> ValidationReport:
+        if self._labels is not None and len(self._labels) != self._rows:
+            raise NormswapError(f"there are {len(self._labels)} labels for {self._rows} samples")
+        scored = self._scored()
+        outputs = []
+        for index, (names, similarity) in enumerate(
+            zip(self._pair.outputs, self._similarities, strict=True)
+        ):
+            shape = self._shapes.get(index, ())
+            ranked = len(shape) == 2 and shape[1] >= 2
+            scores = self._accuracies(index) if index == scored else (None, None)
+            outputs.append(
+                ApproximateOutput(
+                    *names,
+                    self._dtypes[index].name if index in self._dtypes else "",
+                    self._rows,
+                    _number(similarity.sqnr_db),
+                    _number(similarity.cosine_mean),
+                    _number(similarity.cosine_worst),
+                    _number(similarity.max_abs_error),
+                    _number(similarity.top1_agreement) if ranked else None,
+                    *scores,
+                )
+            )
+            if similarity.max_abs_error == 0:
+                self._pair.found("identical", "bit-equal in both models", names[0], fatal=False)
+        return self._pair.report("approximate", outputs)
+
+    def _scored(self) -> int | None:
+        """The output whose accuracy the labels give."""
+        if self._labels is None:
+            return None
+        called = [i for i, (n, _) in enumerate(self._pair.outputs) if n.startswith("logits")]
+        eligible = [i for i in called or range(len(self._pair.outputs)) if i in self._correct]
+        if not eligible:
+            message = "no output has a row per sample and a column per label: no accuracy"
+            self._pair.found("data", message, fatal=False)
+        return eligible[0] if eligible else None
+
+    def _accuracies(self, output: int) -> tuple[float, float]:
+        shares = np.array(self._correct[output])
+        means = np.average(shares[:, :2], axis=0, weights=shares[:, 2])
+        return float(means[0]), float(means[1])
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None

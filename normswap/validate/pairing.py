@@ -1,0 +1,196 @@
+"""Two models side by side: inputs and outputs matched, run on the same feeds, findings gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.arrays import is_floating
+from normswap.graph.graph import Array
+from normswap.io.messages import first_line
+from normswap.model import InputSpec, Model
+from normswap.validate.metrics import Variation
+from normswap.validate.report import (
+    ApproximateOutput,
+    ExactOutput,
+    Finding,
+    ModelSummary,
+    ValidationReport,
+)
+
+Progress = Callable[[int, int, str], None]
+Run = Callable[[Mapping[str, Array]], list[Array]]
+
+
+def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
+    """The reference's inputs with every size fixed that either model fixes.
+
+    Raises NormswapError naming both models where no input can fit both.
+    """
+    names = _matched("inputs", reference, candidate)
+    others = {spec.name: spec for spec in candidate.inputs}
+    fixed: dict[str, int] = {}
+    for spec in reference.inputs:
+        other = others[names[spec.name]]
+        both = f"{reference.name}'s input '{spec.name}' and {candidate.name}'s '{other.name}'"
+        if spec.dtype != other.dtype:
+            raise NormswapError(f"{both} differ: {spec.dtype.name} and {other.dtype.name}")
+        pairs = list(zip(spec.shape, other.shape, strict=False))
+        unfit = [a != b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)]
+        if len(spec.shape) != len(other.shape) or any(unfit):
+            sizes = " and ".join("x".join(map(str, s.shape)) for s in (spec, other))
+            raise NormswapError(f"{both} differ: {sizes}")
+        fixed |= {a: b for a, b in pairs if isinstance(a, str) and not isinstance(b, str)}
+    return tuple(
+        replace(s, shape=tuple(fixed.get(n, n) if isinstance(n, str) else n for n in s.shape))
+        for s in reference.inputs
+    )
+
+
+def _matched(what: str, reference: Model, candidate: Model) -> dict[str, str]:
+    """The candidate's input or output for each of the reference's."""
+    if what == "inputs":
+        ours, theirs = ([spec.name for spec in m.inputs] for m in (reference, candidate))
+    else:
+        ours, theirs = list(reference.output_names), list(candidate.output_names)
+    if len(ours) != len(theirs):
+        raise NormswapError(
+            f"{reference.name} has {len(ours)} {what} ({', '.join(ours)}) and {candidate.name} has "
+            f"{len(theirs)} ({', '.join(theirs)}): they cannot be compared"
+        )
+    rest = iter([name for name in theirs if name not in ours])
+    return {name: name if name in theirs else next(rest) for name in ours}
+
+
+class RunFailed(Exception):
+    """A model could not be run; ``args[0]`` says why."""
+
+
+class Pair:
+    """Two models with their inputs and outputs matched, and what was found so far."""
+
+    def __init__(self, reference: Model, candidate: Model) -> None:
+        shared_inputs(reference, candidate)
+        self.reference, self.candidate = reference, candidate
+        self.findings: list[Finding] = []
+        self._inputs = _matched("inputs", reference, candidate)
+        names = _matched("outputs", reference, candidate)
+        self.outputs = list(names.items())
+        self._order = [candidate.output_names.index(name) for name in names.values()]
+        self._run_reference, self._run_candidate = runner(reference), runner(candidate)
+        self._variations = [(Variation(), Variation()) for _ in self.outputs]
+        self.ran = False
+
+    def run(self, feeds: Mapping[str, Array], probe: str) -> tuple[list[Array], list[Array]] | None:
+        """The outputs of both models, matched; None (and a finding) where one of them fails."""
+        try:
+            ours = self._run_reference(feeds)
+        except RunFailed as failure:
+            message = f"the reference cannot run: {failure}"
+            self.found("failed", message, probe=probe, fatal=False)
+            return None
+        self.ran = True
+        try:
+            results = self._run_candidate({self._inputs[n]: a for n, a in feeds.items()})
+        except RunFailed as failure:
+            self.found("failed", f"the candidate cannot run: {failure}", probe=probe)
+            return None
+        theirs = [results[index] for index in self._order]
+        for variations, *arrays in zip(self._variations, ours, theirs, strict=True):
+            for variation, array in zip(variations, arrays, strict=True):
+                variation.add(array)
+        return ours, theirs
+
+    def comparable(self, output: int, ours: Array, theirs: Array, probe: str | None) -> bool:
+        """Whether errors can be computed; findings for shapes, dtypes and integers that differ."""
+        name = self.outputs[output][0]
+        if ours.dtype != theirs.dtype:
+            self.found("dtype", f"{ours.dtype.name} became {theirs.dtype.name}", name)
+        if ours.shape != theirs.shape:
+            self.found("shape", f"{_sizes(ours)} became {_sizes(theirs)}", name, probe)
+            return False
+        if is_floating(ours.dtype) and is_floating(theirs.dtype):
+            return True
+        different = int(np.count_nonzero(ours != theirs))
+        if different:
+            self.found("integer", f"{different} of {ours.size} elements differ", name, probe)
+        return False
+
+    def found(
+        self,
+        kind: str,
+        message: str,
+        output: str | None = None,
+        probe: str | None = None,
+        fatal: bool = True,
+    ) -> None:
+        """Adds a finding, the first of its kind for one output and probe, or of its message."""
+        known = {(f.kind, f.output, f.probe) for f in self.findings}
+        known |= {(f.kind, f.output, f.message) for f in self.findings}
+        if not known & {(kind, output, probe), (kind, output, message)}:
+            self.findings.append(Finding(kind, message, output, probe, fatal))
+
+    def report(
+        self, contract: str, outputs: list[ExactOutput] | list[ApproximateOutput]
+    ) -> ValidationReport:
+        self._look_for_constants()
+        if not self.ran:
+            self.found("failed", "nothing was compared")
+        passed = not any(finding.fatal for finding in self.findings)
+        reference, candidate = ModelSummary.of(self.reference), ModelSummary.of(self.candidate)
+        return ValidationReport(contract, passed, reference, candidate, outputs, self.findings)
+
+    def _look_for_constants(self) -> None:
+        outputs = zip(self.outputs, self.reference.graph.outputs, self._variations, strict=True)
+        for (name, _), value, (ours, theirs) in outputs:
+            if not self.depends_on(value):
+                message = "it depends on no input of the reference"
+                self.found("constant", message, name, fatal=False)
+            elif not theirs.constant:
+                continue
+            elif ours.constant:
+                where = "in both models for all inputs: its agreement says nothing"
+                self.found("constant", f"{theirs} {where}", name)
+            else:
+                self.found("constant", f"{theirs} in the candidate for all inputs", name)
+
+    def depends_on(self, output: Any) -> set[str]:
+        """The names of the reference's inputs that one of its output values depends on."""
+        graph = self.reference.graph
+        reads = {v for node in graph.ancestors([output]) for v in node.inputs} | {output}
+        return {value.name for value in graph.inputs if value in reads}
+
+
+def runner(model: Model, dtype: Any = None) -> Run:
+    """All outputs in order, from feeds by name; whatever goes wrong in a run is RunFailed."""
+    graph = model.graph
+    try:
+        run = graph.slice([graph.value(s.name) for s in model.inputs], graph.outputs, dtype)
+    except NormswapError as error:
+        raise NormswapError(f"{model.name}: {error}") from error
+
+    def call(feeds: Mapping[str, Array]) -> list[Array]:
+        try:
+            model.check_feeds(feeds)
+            return [np.asarray(a) for a in run([feeds[spec.name] for spec in model.inputs])]
+        except MemoryError:
+            raise
+        except Exception as error:  # the runtimes' exceptions share no base class
+            raise RunFailed(first_line(error)) from error
+
+    return call
+
+
+def agreeing_finite(arrays: Sequence[Array]) -> Array | None:
+    """Where all are finite; None unless they are elsewhere the same infinities."""
+    finite = np.logical_and.reduce([np.isfinite(a) for a in arrays])
+    agree = all(np.array_equal(a[~finite], arrays[0][~finite]) for a in arrays)
+    return np.asarray(finite) if agree and not np.isnan(arrays[0]).any() else None
+
+
+def _sizes(array: Array) -> str:
+    return "x".join(map(str, array.shape)) or "a scalar"
