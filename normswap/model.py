@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ class Model:
     examples: Mapping[str, Array]
     preprocessing: Mapping[str, Any] | None = None
     path: Path | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

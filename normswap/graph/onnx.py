@@ -188,7 +188,9 @@ class OnnxGraph(Graph):
         raw = cast(ir.Value, value.raw)
         if raw.producer() is not None:  # a Constant node: its attribute is the tensor
             tensor = ir.tensor(array, name=raw.name)
-            raw.producer().attributes["value"] = ir.AttrTensor("value", tensor)  # type: ignore[union-attr]
+            attributes = raw.producer().attributes  # type: ignore[union-attr]
+            attributes.clear()  # it may have been a value_float or the like
+            attributes["value"] = ir.AttrTensor("value", tensor)
             raw.const_value = tensor
         else:
             raw.const_value = ir.tensor(array, name=raw.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,27 +33,39 @@ def model_from_program(
     or outputs that are not tensors.
     """
     unlifted = program.module(check_guards=False)
-    module = fx.GraphModule(unlifted, unlifted.graph)
+    model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
+    names = list(output_names) or _program_outputs(program)
+    if len(names) != len(model.output_names):
+        raise NormswapError(f"{name}: {len(names)} names for {len(model.output_names)} outputs")
+    return replace(
+        model,
+        output_names=tuple(names),
+        examples=_given_examples(program, model) or model.examples,
+        preprocessing=preprocessing,
+        path=path,
+    )
+
+
+def model_from_module(module: fx.GraphModule, name: str) -> Model:
+    """The model of a captured ``torch.fx.GraphModule``, which it owns from then on.
+
+    Its nodes need ``meta["val"]``, as torch.export leaves it. Example inputs are zeros. Raises
+    NormswapError for inputs or outputs that are not tensors.
+    """
     module.eval()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in placeholders:
         if not isinstance(node.meta.get("val"), torch.Tensor):
-            raise NormswapError(f"{name}: its input '{node.name}' is not a tensor")
+            raise NormswapError(f"{name}: its input '{node.name}' is not a tensor of known shape")
     graph = FxGraph(module)
     if any(value.shape is None for value in graph.outputs):
         raise NormswapError(f"{name}: an output is not a tensor of known rank")
-    names = list(output_names) or _program_outputs(program)
-    if len(names) != len(graph.outputs):
-        raise NormswapError(f"{name}: {len(names)} output names for {len(graph.outputs)} outputs")
-    inputs = _specs([node.name for node in placeholders], [n.meta["val"] for n in placeholders])
     return Model(
         graph=graph,
         name=name,
-        inputs=inputs,
-        output_names=tuple(names),
-        examples=_examples(program, graph),
-        preprocessing=preprocessing,
-        path=path,
+        inputs=_specs([n.name for n in placeholders], [n.meta["val"] for n in placeholders]),
+        output_names=tuple(value.name for value in graph.outputs),
+        examples={v.name: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in graph.inputs},
     )
 
 
@@ -114,13 +127,12 @@ def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]
     return tuple(specs)
 
 
-def _examples(program: ExportedProgram, graph: FxGraph) -> dict[str, np.ndarray]:
-    given: list[Any] = []
-    if program.example_inputs is not None:
-        given = pytree.tree_leaves(program.example_inputs)
-    if len(given) == len(graph.inputs) and all(isinstance(t, torch.Tensor) for t in given):
-        return {v.name: to_numpy(t) for v, t in zip(graph.inputs, given, strict=True)}
-    return {v.name: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in graph.inputs}
+def _given_examples(program: ExportedProgram, model: Model) -> dict[str, np.ndarray]:
+    """The inputs that the program was captured with, if it holds them."""
+    given = pytree.tree_leaves(program.example_inputs or ())
+    if len(given) != len(model.inputs) or not all(isinstance(t, torch.Tensor) for t in given):
+        return {}
+    return {s.name: to_numpy(t) for s, t in zip(model.inputs, given, strict=True)}
 
 
 def _program_outputs(program: ExportedProgram) -> list[str]:

@@ -16,12 +16,15 @@ from normswap.validate.report import (
     ValidationReport,
 )
 
+# Figures of another function are not passed or failed: a reader decides what is close enough.
+_VERDICTS = {"exact": "passed", "approximate": "measured"}
+
 
 def validation_view(report: ValidationReport) -> RenderableType:
     """The verdict first, then the figures, then what a reader must know."""
     fatal = [finding for finding in report.findings if finding.fatal]
     names = f"{report.candidate.name} against {report.reference.name}"
-    verdict = "passed" if report.passed else "FAILED"
+    verdict = _VERDICTS[report.contract] if report.passed else "FAILED"
     parts: list[RenderableType] = [
         Text(
             f"{report.contract} contract {verdict}: {names}",

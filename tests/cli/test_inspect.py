@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,21 @@ def test_no_norm(run: Run, files: Path, json: tuple[str, ...]) -> None:
         assert outcome.json["sites"] == []
     else:
         assert outcome.out == "no-norm.onnx: 0 norms (onnx)\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "text"),
+    [("timm:vit_base_patch16_224", 25, 0), ("open_clip:ViT-B-32", 26, 25)],
+)
+def test_full_size_models_have_their_sites_and_roles(
+    run: Run, name: str, image: int, text: int
+) -> None:
+    outcome = run("inspect", f"{name}?pretrained=false", "--json")
+    assert outcome.status == 0
+    sites = outcome.json["sites"]
+    blocks = {"pre_attention": 12, "pre_mlp": 12, "final": 1}
+    for tower, count in (("image", image), ("text", text)):
+        roles = Counter(site["role"] for site in sites if site["tower"] == tower)
+        embedding = {"embedding": 1} if count == 26 else {}
+        assert roles == ({**blocks, **embedding} if count else {})
+    assert all(set(site) == FIELDS for site in sites)

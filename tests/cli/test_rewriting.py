@@ -70,7 +70,7 @@ def test_validate_tells_models_apart(run: Run, files: Path, tmp_path: Path) -> N
     approximate = ["--contract", "approximate", "--data", files / "images.npz"]
     outcome = run("validate", source, out, *approximate)
     assert outcome.status == 0
-    assert outcome.out.startswith("approximate contract passed: ")
+    assert outcome.out.startswith("approximate contract measured: ")
     assert " % -> " in outcome.out  # the data has labels
     report = run("validate", source, out, *approximate, "--json").json
     assert report["schema"] == "normswap.validation/1"
