@@ -17,6 +17,7 @@ CALL_SLOTS: dict[str, tuple[str, ...]] = {
     "Transpose": ("self",),
     "Add": ("self", "other"),
     "Mul": ("self", "other"),
+    "Gemm": ("mat1", "mat2", "self"),
 }
 
 
@@ -31,5 +32,7 @@ def call_for(
         return _ops.layer_norm.default, (nodes[0], shape, weight, bias, attributes["epsilon"])
     if op == "Transpose":
         return _ops.permute.default, (nodes[0], list(attributes["perm"]))
+    if op == "Gemm":
+        return _ops.addmm.default, (nodes[2], nodes[0], nodes[1])
     target = _ops.add.Tensor if op == "Add" else _ops.mul.Tensor
     return target, (nodes[0], nodes[1])

@@ -15,6 +15,8 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 
+_GEMM_RANK = 2
+
 
 @dataclass
 class Linear:
@@ -192,6 +194,14 @@ def _write_matmul(linear: Linear, weight: Array, bias: Array | None) -> None:
         return
     product = node.output
     value = linear.graph.add_constant(_cast(bias, node.data_input(1)), _bias_name(linear))
+    if product.rank == _GEMM_RANK:  # one operator rather than two
+        operands = [node.data_input(0), node.data_input(1), value]
+        attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+        total = linear.graph.insert(
+            "Gemm", operands, attributes, name=f"{product.name}_biased", like=node
+        )
+        linear.graph.replace_uses(product, total)
+        return
     total = linear.graph.insert("Add", [product, value], name=f"{product.name}_biased", like=node)
     linear.adder = total.producer
     linear.graph.replace_uses(product, total, keep=[linear.adder] if linear.adder else [])

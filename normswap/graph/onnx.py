@@ -314,7 +314,7 @@ class OnnxGraph(Graph):
                 del self._wanted_names[unique]
 
 
-_EMITTED = ("LayerNormalization", "BatchNormalization", "Transpose", "Add", "Mul")
+_EMITTED = ("LayerNormalization", "BatchNormalization", "Transpose", "Add", "Mul", "Gemm")
 
 
 def _shape_after(
@@ -325,6 +325,8 @@ def _shape_after(
         return None
     if op == "Transpose":
         return tuple(shape[axis] for axis in attributes["perm"])
+    if op == "Gemm":
+        return (shape[0], cast(tuple[int, ...], inputs[1].shape)[1])
     if op in ("Add", "Mul"):
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))

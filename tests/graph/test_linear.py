@@ -157,6 +157,33 @@ def test_takes_a_new_weight_and_bias(name: str) -> None:
     assert not np.array_equal(_found(untouched).weight, weight)
 
 
+@pytest.mark.parametrize("kind", ["onnx", "fx"])
+def test_a_product_of_matrices_gains_its_bias_in_one_operator(kind: str) -> None:
+    class Projection(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Parameter(torch.from_numpy(WEIGHT.T.copy()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.proj
+
+    graph: Graph = (
+        onnx_graph("(float[B,3] x) => (float[B,5] y) { y = MatMul(x, proj) }", {"proj": WEIGHT.T})
+        if kind == "onnx"
+        else FxGraph(captured(Projection(), X2))
+    )
+    outputs = [v.name for v in graph.outputs]
+    _found(graph).write(2.0 * WEIGHT, BIAS.astype(np.float64))
+    graph.prune()
+    assert [node.op for node in graph.nodes] == ["Gemm"]
+    assert graph.nodes[0].data_input(1).name == "proj"
+    if kind == "onnx":
+        assert [v.name for v in graph.outputs] == outputs
+    y = graph.evaluate(graph.outputs, {graph.inputs[0]: X2})[0]
+    np.testing.assert_allclose(y, X2 @ (2 * WEIGHT.T) + BIAS, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(_found(graph.copy()).bias, BIAS)  # type: ignore[arg-type]
+
+
 def test_a_shared_weight_is_changed_for_one_user_only() -> None:
     graph = onnx_graph(
         "(float[B,3] x) => (float[B,3] y) { a = MatMul(x, w) y = MatMul(a, w) }",
