@@ -39,7 +39,7 @@ def moves(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
     return "y = Unsqueeze(x, a)", {"a": np.array([draw(st.integers(0, 4))])}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(move=moves(), axis=st.integers(0, 3))
 def test_the_axis_is_where_the_map_shows(
     move: tuple[str, dict[str, np.ndarray]], axis: int
@@ -86,7 +86,7 @@ def chains(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
     return text, {k: a.astype(np.float32) for k, a in constants.items()}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(chain=chains())
 def test_fold_is_the_same_function_or_a_refusal(chain: tuple[str, dict[str, np.ndarray]]) -> None:
     text, constants = chain
