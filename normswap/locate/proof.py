@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Graph, Value
+from normswap.graph.graph import Array, Graph, Runner, Value
 
 _TOLERANCE = 1e-9  # of the output's scale; float64 rounding through a dozen operators, with room
 _LARGE, _TINY = 1e5, 1e-9
-_ELEMENTS = 2_000_000  # of a probe; a proof on larger values is made on as many
+_ELEMENTS = 200_000  # of a probe; larger values are cut along their leading axes to fit
+_WHOLE = 20_000_000  # elements at most (160 MB) of the check of the whole value
+_ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _EPSILON_DIGITS = 7
 
 
@@ -45,21 +47,41 @@ def prove_layer_norm(graph: Graph, entry: Value, exit_value: Value) -> Proof | N
     does not fit) is no proof either.
     """
     shape = entry.shape
-    if shape is None or np.prod(shape) > _ELEMENTS or np.prod(shape[:-1]) < 2:
+    if shape is None or 0 in shape:
         return None
-    random = np.random.default_rng(0)
-    unit = random.standard_normal(shape)
-    means = random.standard_normal((*shape[:-1], 1))
     try:
         region = graph.slice([entry], [exit_value], np.float64)
-        large = _LARGE * (unit + 3 * means)
-        tiny = _TINY * unit
-        y_large, y_tiny = region([large])[0], region([tiny])[0]
-        plain = unit + 0.5 * means
-        y_plain = region([plain])[0]
-    except (NormswapError, ValueError, TypeError, RuntimeError, IndexError):
+    except (NormswapError, ValueError):
         return None
-    if not all(y.shape == shape and np.all(np.isfinite(y)) for y in (y_large, y_tiny, y_plain)):
+    proof = _fitted(region, _bounded(shape)) or _fitted(region, shape)
+    if proof is None or _bounded(shape) == shape:
+        return proof
+    # Fitted on fewer rows: the whole value has to agree too, as far as memory allows.
+    whole = np.random.default_rng(1).standard_normal(_bounded(shape, _WHOLE))
+    return proof if _agrees(region, whole, proof) else None
+
+
+def _bounded(shape: tuple[int, ...], limit: int = _ELEMENTS) -> tuple[int, ...]:
+    """``shape`` with its leading axes cut until it has at most ``limit`` elements."""
+    sizes = list(shape)
+    while np.prod(sizes) > limit and max(sizes[:-1], default=1) > 1:
+        largest = sizes.index(max(sizes[:-1]))
+        sizes[largest] = -(-sizes[largest] // 2)
+    return tuple(sizes)
+
+
+def _fitted(region: Runner, shape: tuple[int, ...]) -> Proof | None:
+    """The constants from probes of ``shape``, several of them where it has few rows."""
+    if np.prod(shape) > _WHOLE:
+        return None
+    repeats = max(1, -(-_ROWS // int(np.prod(shape[:-1]))))
+    random = np.random.default_rng(0)
+    unit = random.standard_normal((repeats, *shape))
+    means = random.standard_normal((repeats, *shape[:-1], 1))
+    large, tiny, plain = _LARGE * (unit + 3 * means), _TINY * unit, unit + 0.5 * means
+    results = [_evaluated(region, probe) for probe in (large, tiny, plain)]
+    y_large, y_tiny, y_plain = results
+    if y_large is None or y_tiny is None or y_plain is None:
         return None
     weight, bias = _affine(_normalised(large, 0.0), y_large)
     epsilon = _epsilon(tiny, y_tiny, weight, bias)
@@ -67,12 +89,28 @@ def prove_layer_norm(graph: Graph, entry: Value, exit_value: Value) -> Proof | N
         return None
     weight, bias = _affine(_normalised(plain, epsilon), y_plain)
     scale = float(np.abs(weight).max())
-    weight, bias = _round_off(weight, scale), _round_off(bias, scale)
-    for x, y in [(plain, y_plain), (large, y_large), (tiny, y_tiny)]:
-        error = np.abs(_normalised(x, epsilon) * weight + bias - y).max()
-        if error > _TOLERANCE * max(np.abs(y).max(), np.abs(weight).max()):
-            return None
-    return Proof(weight, bias, epsilon)
+    proof = Proof(_round_off(weight, scale), _round_off(bias, scale), epsilon)
+    checks = [(plain, y_plain), (large, y_large), (tiny, y_tiny)]
+    return proof if all(_reproduces(proof, x, y) for x, y in checks) else None
+
+
+def _evaluated(region: Runner, probes: Array) -> Array | None:
+    """The region on each of ``probes``; None where it fails, changes the shape or overflows."""
+    try:
+        results = np.stack([region([probe])[0] for probe in probes])
+    except (NormswapError, ValueError, TypeError, RuntimeError, IndexError):
+        return None
+    return results if results.shape == probes.shape and np.all(np.isfinite(results)) else None
+
+
+def _agrees(region: Runner, x: Array, proof: Proof) -> bool:
+    y = _evaluated(region, x[None])
+    return y is not None and _reproduces(proof, x, y[0])
+
+
+def _reproduces(proof: Proof, x: Array, y: Array) -> bool:
+    error = np.abs(_normalised(x, proof.epsilon) * proof.weight + proof.bias - y).max()
+    return bool(error <= _TOLERANCE * max(np.abs(y).max(), np.abs(proof.weight).max()))
 
 
 def _normalised(x: Array, epsilon: float) -> Array:

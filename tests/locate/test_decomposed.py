@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
 from normswap.graph.graph import Graph
+from normswap.graph.onnx import OnnxGraph
 from normswap.locate import locate
 from tests.graph.onnx_text import onnx_graph
 
@@ -55,6 +58,9 @@ def _spelling(square: str, plus: str, root: str, affine: str) -> str:
     return MEAN + CENTRE + SQUARES[square] + VARIANCE + PLUS[plus] + ROOT[root] + AFFINE[affine]
 
 
+BASE = _spelling("pow", "right", "div", "both")
+
+
 @pytest.mark.parametrize("square", SQUARES)
 @pytest.mark.parametrize("plus", PLUS)
 @pytest.mark.parametrize("root", ROOT)
@@ -84,7 +90,50 @@ def test_recovers_epsilon(epsilon: float) -> None:
     assert site.epsilon == pytest.approx(epsilon, rel=1e-6)
 
 
-BASE = _spelling("pow", "right", "div", "both")
+def test_a_single_row_is_enough() -> None:
+    """A pooled value at a fixed batch of one."""
+    body = _spelling("pow", "right", "div", "both")
+    used = {k: np.asarray(v) for k, v in CONSTANTS.items() if k in body}
+    graph = onnx_graph(f"(float[1,{C}] x) => (float[1,{C}] y) {{ {body} }}", used, opset=14)
+    (site,) = locate(graph).sites
+    np.testing.assert_array_equal(site.weight, GAMMA.astype(np.float64))
+    np.testing.assert_array_equal(site.bias, BETA.astype(np.float64))
+    assert site.epsilon == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_an_operator_that_cannot_be_evaluated_is_no_norm() -> None:
+    body = BASE.replace("d = Sub(x, m)", "z = custom.Keep(x) w = Mul(m, z) d = Sub(x, w)")
+    header = '<ir_version: 9, opset_import: ["": 14, "custom": 1]> test '
+    proto = onnx.parser.parse_model(
+        header + f"(float[2,4,{C}] x) => (float[2,4,{C}] y) {{ {body} }}"
+    )
+    for name, array in CONSTANTS.items():
+        if name in body:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    assert not locate(OnnxGraph(ir.serde.deserialize_model(proto))).sites
+
+
+@pytest.mark.parametrize("rows", [60_000, 4_000_000])
+def test_large_values_are_proven_on_fewer_rows(rows: int) -> None:
+    body = _spelling("pow", "right", "div", "both")
+    used = {k: np.asarray(v) for k, v in CONSTANTS.items() if k in body}
+    graph = onnx_graph(f"(float[{rows},{C}] x) => (float[{rows},{C}] y) {{ {body} }}", used)
+    (site,) = locate(graph).sites
+    np.testing.assert_array_equal(site.weight, GAMMA.astype(np.float64))
+
+
+def test_rows_that_differ_beyond_the_cut_are_seen() -> None:
+    """A gamma per row that is one for the first rows only: the whole value is checked too."""
+    rows = 60_000
+    gamma = np.ones((rows, 1), np.float32)
+    gamma[rows // 2 :] = 2
+    body = _spelling("pow", "right", "div", "none").replace("Identity(n)", "Mul(n, tail)")
+    used = {"two": TWO, "eps": EPS, "tail": gamma}
+    graph = onnx_graph(f"(float[{rows},{C}] x) => (float[{rows},{C}] y) {{ {body} }}", used)
+    outputs = [site.output for site in locate(graph).sites]
+    assert outputs == ["n"]  # the norm without that product
+
+
 LOOK_ALIKES = {
     "exponent_4": BASE.replace("Pow(d, two)", "Pow(d, four)"),
     "epsilon_outside_the_root": BASE.replace(
