@@ -6,12 +6,11 @@ module = apply_to_module(Fold(), graph_module)
 
 from __future__ import annotations
 
-import copy
-
 import onnx_ir as ir
 from torch import fx
 
 from normswap.graph.fx import FxGraph
+from normswap.graph.module_tree import deepcopied
 from normswap.graph.onnx import OnnxGraph
 from normswap.io.fx_model import model_from_module
 from normswap.io.onnx_model import model_from_onnx
@@ -40,7 +39,6 @@ def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
     ``module``: in the ATen dialect with ``node.meta["val"]``, such as
     ``torch.export.export(...).module(check_guards=False)``. Raises NormswapError as the pass does.
     """
-    owned = fx.GraphModule(module, copy.deepcopy(module.graph))
-    graph = inner(model_from_module(owned, type(module).__name__)).model.graph
+    graph = inner(model_from_module(deepcopied(module), type(module).__name__)).model.graph
     assert isinstance(graph, FxGraph)
     return graph.to_module()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,7 +30,14 @@ from normswap.graph.fx_meta import (
 )
 from normswap.graph.fx_runner import fx_runner
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
-from normswap.graph.module_tree import drop_unused, free_path, get_path, move_module, put_tensor
+from normswap.graph.module_tree import (
+    deepcopied,
+    drop_unused,
+    free_path,
+    get_path,
+    move_module,
+    put_tensor,
+)
 
 _ops = torch.ops.aten
 
@@ -68,6 +73,8 @@ class FxGraph(Graph):
         for node in list(module.graph.nodes):
             if node.target is _ops._assert_tensor_metadata.default:
                 module.graph.erase_node(node)  # checks of the captured dtypes, not of values
+        self._attributes: dict[str, Value] = {}
+        self._node_names = {node.name for node in module.graph.nodes if node.op != "get_attr"}
         for node in module.graph.nodes:
             self._view(node)
 
@@ -143,15 +150,17 @@ class FxGraph(Graph):
         return value
 
     def _attribute(self, target: str) -> Value:
-        if target not in self._values:
+        """The value of an attribute: called by its path, unless a node goes by that name."""
+        if target not in self._attributes:
             tensor = get_path(self.module, target)
+            name = f"{target}.parameter" if target in self._node_names else target
             if isinstance(tensor, torch.Tensor):
                 shape, dtype = tuple(tensor.shape), numpy_dtype(tensor.dtype)
-                value = Value(target, _Attribute(target), shape, dtype, is_constant=True)
+                value = Value(name, _Attribute(target), shape, dtype, is_constant=True)
             else:  # a submodule that a higher-order operator calls
-                value = Value(target, _Attribute(target))
-            self._values[target] = value
-        return self._values[target]
+                value = Value(name, _Attribute(target))
+            self._attributes[target] = self._values[name] = value
+        return self._attributes[target]
 
     def _input(self, node: fx.Node, slot: aten.Slot, arguments: dict[str, Any]) -> Value | None:
         argument = _pick(arguments, slot)
@@ -165,7 +174,9 @@ class FxGraph(Graph):
         return self._values[name]
 
     def _of(self, node: fx.Node) -> Value:
-        return self._values[str(node.target) if node.op == "get_attr" else node.name]
+        return (
+            self._attributes[str(node.target)] if node.op == "get_attr" else self._values[node.name]
+        )
 
     def _batch_norm(self, node: fx.Node) -> nn.modules.batchnorm._BatchNorm | None:
         module = get_path(self.module, str(node.target))
@@ -211,11 +222,12 @@ class FxGraph(Graph):
         self._replaced(value, array)
 
     def copy(self) -> FxGraph:
-        module = fx.GraphModule(self.module, _deepcopy(self.module.graph))
+        module = fx.GraphModule(self.module, deepcopied(self.module.graph))
         module.eval()
         for node in module.graph.nodes:  # modules hold state, so they are not shared
             if node.op == "call_module":
-                module.add_submodule(node.target, copy.deepcopy(get_path(self.module, node.target)))
+                child = deepcopied(get_path(self.module, node.target))
+                module.add_submodule(node.target, child)
         duplicate = FxGraph(module)
         duplicate._wanted_modules = dict(self._wanted_modules)
         return duplicate
@@ -223,7 +235,7 @@ class FxGraph(Graph):
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
         self.module.graph.lint()
-        module = _deepcopy(self.copy().module)  # the copy compiles the edited graph
+        module = deepcopied(self.copy().module)  # the copy compiles the edited graph
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return module
@@ -323,7 +335,10 @@ class FxGraph(Graph):
         if call.node.op == "call_module":
             call.node.args = (placed, *call.node.args[1:])
             return
-        names = [a.name for a in cast(Any, call.node.target)._schema.arguments]
+        overload = cast(Any, call.node.target)
+        if overload._overloadname == "Scalar" and name == "other":  # x + 1.0 becomes x + tensor
+            overload = call.node.target = overload.overloadpacket.Tensor
+        names = [a.name for a in overload._schema.arguments]
         position = names.index(name)
         argument: Any = placed
         if item is not None:
@@ -374,12 +389,6 @@ class _Call:
 
     node: fx.Node
     slots: tuple[aten.Slot, ...]
-
-
-def _deepcopy(thing: Any) -> Any:
-    with warnings.catch_warnings():  # torch's own pytree warns when it is copied
-        warnings.filterwarnings("ignore", "`isinstance\\(treespec", FutureWarning)
-        return copy.deepcopy(thing)
 
 
 def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+import warnings
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+
+def deepcopied(thing: Any) -> Any:
+    """A deep copy of a graph or GraphModule, without the warning of torch's own pytree."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+        return copy.deepcopy(thing)
 
 
 def get_path(module: nn.Module, path: str) -> Any:

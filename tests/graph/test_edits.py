@@ -111,6 +111,37 @@ def test_a_copy_shares_nothing_that_an_edit_changes(graph: Graph) -> None:
     np.testing.assert_array_equal(_run(graph)[0], before[0])
 
 
+def test_a_parameter_called_like_an_input_is_another_value() -> None:
+    class Clash(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = nn.Parameter(torch.from_numpy(SCALE.copy()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.x
+
+    graph = FxGraph(captured(Clash(), X))
+    product = graph.nodes[0]
+    assert product.data_input(0) is graph.inputs[0]
+    assert product.data_input(1).is_constant
+    np.testing.assert_array_equal(_run(graph)[0], X * SCALE)
+    graph.replace_constant(product.data_input(1), np.zeros(3, np.float32))
+    assert not np.any(_run(graph.copy())[0])
+
+
+def test_a_number_in_a_call_can_become_a_constant() -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.aten.add.Scalar(x, 1.5)
+
+    graph = FxGraph(captured(Shifted(), X))
+    node = graph.nodes[0]
+    assert graph.scalar(node.data_input(1)) == 1.5
+    graph.set_input(node, 1, graph.add_constant(SCALE, "shift"))
+    graph.prune()
+    np.testing.assert_allclose(_run(graph.copy())[0], X + SCALE)
+
+
 def test_names_stay_unique(graph: Graph) -> None:
     first = graph.add_constant(np.ones(3, np.float32), "extra")
     second = graph.add_constant(np.ones(3, np.float32), "extra")
