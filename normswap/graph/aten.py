@@ -93,6 +93,9 @@ for _op, _names, _targets in [
     ("MatMul", ["self", "other"], [aten.matmul.default]),
     ("MatMul", ["self", "mat2"], [aten.mm.default, aten.bmm.default]),
     ("Linear", ["input", "weight", "bias"], [aten.linear.default]),
+    ("Mul", ["self", "self"], [aten.square.default]),
+    ("Pow", ["self", "exponent"], [aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor]),
+    ("Expand", ["self"], [aten.expand.default, aten.expand_as.default]),
     ("Shape", ["self"], [aten.sym_size.int]),
     ("Dropout", ["input"], [aten.dropout.default]),
     (
@@ -147,16 +150,6 @@ def _sub(a: Arguments) -> Reading:
 @_reads(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(a: Arguments) -> Reading:
     return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.rsub.alpha", _slots("other", "self"))
-
-
-@_reads(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor)
-def _pow(a: Arguments) -> Reading:
-    return Reading("Pow", _slots("self", "exponent"))
-
-
-@_reads(aten.square.default)
-def _square(a: Arguments) -> Reading:
-    return Reading("Mul", _slots("self", "self"))
 
 
 @_reads(aten.addmm.default)
@@ -269,16 +262,6 @@ def _unsqueeze(a: Arguments) -> Reading:
 @_reads(aten.squeeze.dim, aten.squeeze.dims)
 def _squeeze(a: Arguments) -> Reading:
     return Reading("Squeeze", _slots("self"), {"axes": _axes(a["self"], a["dim"])})
-
-
-@_reads(aten.expand.default)
-def _expand(a: Arguments) -> Reading:
-    return Reading("Expand", _slots("self"))
-
-
-@_reads(aten.expand_as.default)
-def _expand_as(a: Arguments) -> Reading:
-    return Reading("Expand", _slots("self"))
 
 
 @_reads(aten.cat.default)

@@ -100,7 +100,8 @@ class FxGraph(Graph):
         slots = reading.slots if reading else ()
         op = reading.op if reading else str(node.target)
         inputs = [self._input(node, slot, arguments) for slot in slots]
-        covered = {_pick(arguments, slot) for slot in slots if _is_node(_pick(arguments, slot))}
+        picked = [_pick(arguments, slot) for slot in slots]
+        covered = {argument for argument in picked if isinstance(argument, fx.Node)}
         extra: list[fx.Node] = []
         fx.map_arg((node.args, node.kwargs), extra.append)
         inputs += [self._of(n) for n in dict.fromkeys(extra) if n not in covered]
@@ -277,7 +278,7 @@ class FxGraph(Graph):
         elif op in CALL_SLOTS:
             placed = [self._place(v) if v is not None else None for v in inputs]
             target, args = call_for(op, placed, inputs, attributes)
-            with self.module.graph.inserting_after(max(n for n in placed if n is not None)):
+            with self.module.graph.inserting_after(_behind_inputs(max(n for n in placed if n))):
                 node = self.module.graph.call_function(target, args)
             slots = tuple((slot, None) for slot in CALL_SLOTS[op])
         else:
@@ -304,7 +305,7 @@ class FxGraph(Graph):
         for tensor_name, value in zip(TENSORS, inputs[1:], strict=True):
             cast(Value, value).raw = _Attribute(f"{target}.{tensor_name}")
         operand = self._place(x)
-        with self.module.graph.inserting_after(operand):
+        with self.module.graph.inserting_after(_behind_inputs(operand)):
             return self.module.graph.call_module(target, (operand,))
 
     def _describe(self, node: fx.Node, like: Node | None) -> None:
@@ -391,11 +392,14 @@ class _Call:
     slots: tuple[aten.Slot, ...]
 
 
+def _behind_inputs(node: fx.Node) -> fx.Node:
+    """``node``, or the last input where it is one: calls come after all inputs."""
+    while node.next.op in ("placeholder", "get_attr"):
+        node = node.next
+    return node
+
+
 def _pick(arguments: dict[str, Any], slot: aten.Slot) -> Any:
     name, item = slot
     value = arguments.get(name)
     return value if item is None else cast(Sequence[Any], value)[item]
-
-
-def _is_node(argument: Any) -> bool:
-    return isinstance(argument, fx.Node)

@@ -15,7 +15,8 @@ from normswap.errors import NormswapError
 from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx_names import module_scope, name_everything
-from normswap.graph.onnx_runner import captured_values, double_runner, runtime_runner
+from normswap.graph.onnx_runner import double_runner, runtime_runner
+from normswap.graph.onnx_subgraphs import captured_values, replace_captured
 from normswap.graph.onnx_types import ValueType, infer_types
 
 _DOMAINS = ("", "ai.onnx")
@@ -36,7 +37,7 @@ class OnnxGraph(Graph):
     def __init__(self, model: ir.Model, types: dict[str, ValueType] | None = None) -> None:
         super().__init__()
         self.model = model
-        self._renamed: dict[Value, str] = {}
+        self._wanted_names: dict[str, str] = {}  # by the unique name given in its place
         try:
             model.graph.sort()
         except ValueError as error:
@@ -245,8 +246,7 @@ class OnnxGraph(Graph):
             raw.metadata_props.update({k: v for k, v in source.items() if k not in _LOST_METADATA})
         producers = [p for v in raw_inputs if v is not None and (p := v.producer()) is not None]
         if not producers:
-            self.model.graph.append(raw)
-            self.model.graph.sort()
+            self.model.graph.insert_before(next(iter(self.model.graph)), raw)
         else:
             order = {n: i for i, n in enumerate(self.model.graph)}
             self.model.graph.insert_after(max(producers, key=order.__getitem__), raw)
@@ -266,8 +266,8 @@ class OnnxGraph(Graph):
         raw = cast(ir.Node, node.raw)
         if index < len(raw.inputs):
             raw.replace_input_with(index, cast(ir.Value, value.raw))
-        elif index < len(node.inputs):
-            raise ValueError(f"'{node.output.name}' reads a value inside a subgraph")
+        elif index < len(node.inputs):  # read inside a subgraph
+            replace_captured(raw, cast(Value, node.inputs[index]).raw, value.raw)
         else:
             raw.resize_inputs(index + 1)
             raw.replace_input_with(index, cast(ir.Value, value.raw))
@@ -296,10 +296,6 @@ class OnnxGraph(Graph):
         if unique != name:
             self._wanted_names[unique] = name
         return unique
-
-    @property
-    def _wanted_names(self) -> dict[str, str]:
-        return self.__dict__.setdefault("_wanted", {})
 
     def _erase(self, nodes: Sequence[Node]) -> None:
         RemoveUnusedNodesPass()(self.model)

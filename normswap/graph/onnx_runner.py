@@ -22,6 +22,7 @@ from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Runner
 from normswap.graph.onnx_fast_ops import FAST_OPS
+from normswap.graph.onnx_subgraphs import captured_values
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 2_000_000_000  # bytes of converted constants that a float64 runner keeps
@@ -31,7 +32,6 @@ _FLOAT_TYPES = {
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
 }
-Fetch = Callable[[str], Array]
 
 
 def runtime_runner(
@@ -165,23 +165,6 @@ class _Step:
         with np.errstate(all="ignore"):
             results = self._evaluator.run(None, dict(zip(self.reads, arrays, strict=True)))
         return [np.asarray(result) for result in results]
-
-
-def captured_values(node: ir.Node) -> list[ir.Value]:
-    """The outer values that a node's subgraphs read."""
-    found: dict[ir.Value, None] = {}
-    for attribute in node.attributes.values():
-        graphs = []
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        for graph in graphs:
-            inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs)
-            inner |= set(graph.initializers.values())
-            reads = [v for n in graph.all_nodes() for v in n.inputs if v is not None]
-            found.update(dict.fromkeys(v for v in [*reads, *graph.outputs] if v not in inner))
-    return list(found)
 
 
 def _captured(node: ir.Node) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,9 +20,9 @@ from normswap.passes.base import Pass, PassResult
 from normswap.passes.ffn_batch_norm import ffn_stops
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import select_sites
+from normswap.progress import Progress
 
 FITS = ("copy", "moments")
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

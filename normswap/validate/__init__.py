@@ -12,9 +12,10 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data, load_data
 from normswap.model import Model
+from normswap.progress import Progress
 from normswap.validate.approximate import approximate_contract
 from normswap.validate.exact import exact_contract
-from normswap.validate.pairing import Progress, shared_inputs
+from normswap.validate.pairing import shared_inputs
 from normswap.validate.probes import Probe, draw_feeds, make_probes
 from normswap.validate.report import Finding, ValidationReport
 

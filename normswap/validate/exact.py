@@ -12,8 +12,9 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
+from normswap.progress import Progress
 from normswap.validate.metrics import ErrorTally
-from normswap.validate.pairing import Pair, Progress, RunFailed, agreeing_finite, runner
+from normswap.validate.pairing import Pair, RunFailed, agreeing_finite, runner
 from normswap.validate.probes import Neighbours, Probe
 from normswap.validate.report import (
     ExactOutput,

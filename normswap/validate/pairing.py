@@ -22,7 +22,6 @@ from normswap.validate.report import (
     ValidationReport,
 )
 
-Progress = Callable[[int, int, str], None]
 Run = Callable[[Mapping[str, Array]], list[Array]]
 
 

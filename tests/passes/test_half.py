@@ -30,19 +30,22 @@ def _images(model: ns.Model) -> np.ndarray:
     return random.standard_normal((16, 3, 32, 32)).astype(model.inputs[0].dtype)
 
 
+def _exact(original: ns.Model, candidate: ns.Model) -> None:
+    report = ns.validate(original, candidate)
+    assert report.passed, report.findings
+
+
 def test_fused_is_exact(half: ns.Model) -> None:
     result = ns.swap(half, to="fused")
     assert len(result.done) == 5
-    report = ns.validate(half, result.model)
-    assert report.passed, report.findings
+    _exact(half, result.model)
 
 
 def test_fold_is_exact(half: ns.Model) -> None:
     swapped = ns.swap(half, to="batchnorm", data=_images(half), ffn_batchnorm=True).model
     folded = ns.fold(swapped)
     assert len(folded.done) == 7
-    report = ns.validate(swapped, folded.model)
-    assert report.passed, report.findings
+    _exact(swapped, folded.model)
 
 
 def test_an_outlier_channel_and_a_tiny_one_fold_exactly() -> None:
@@ -58,8 +61,7 @@ def test_an_outlier_channel_and_a_tiny_one_fold_exactly() -> None:
         swapped = ns.swap(model, to="batchnorm", data=_images(model), fit=fit).model
         folded = ns.fold(swapped)
         assert len(folded.done) == 5
-        report = ns.validate(swapped, folded.model)
-        assert report.passed, report.findings
+        _exact(swapped, folded.model)
 
 
 def test_a_fold_that_cancels_large_means_says_so() -> None:
