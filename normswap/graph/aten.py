@@ -96,7 +96,7 @@ for _op, _names, _targets in [
     ("Mul", ["self", "self"], [aten.square.default]),
     ("Pow", ["self", "exponent"], [aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor]),
     ("Expand", ["self"], [aten.expand.default, aten.expand_as.default]),
-    ("Shape", ["self"], [aten.sym_size.int]),
+    ("Log", ["self"], [aten.log.default]),
     ("Dropout", ["input"], [aten.dropout.default]),
     (
         "Identity",
@@ -180,7 +180,7 @@ def _layer_norm(a: Arguments) -> Reading:
     return Reading("LayerNormalization", _slots("input", "weight", "bias"), attributes)
 
 
-@_reads(aten.rms_norm.default)
+@_reads(aten.rms_norm.default, aten._fused_rms_norm.default)
 def _rms_norm(a: Arguments) -> Reading:
     rank = _rank(a["input"])
     count = len(a["normalized_shape"])
@@ -213,10 +213,39 @@ def _group_norm(a: Arguments) -> Reading:
     return Reading("GroupNormalization", _slots("input", "weight", "bias"), attributes)
 
 
+@_reads(aten.native_group_norm.default)
+def _native_group_norm(a: Arguments) -> Reading:
+    attributes = {"num_groups": a["group"], "epsilon": float(a["eps"])}
+    return Reading("GroupNormalization", _slots("input", "weight", "bias"), attributes)
+
+
+@_reads(aten.instance_norm.default)
+def _instance_norm(a: Arguments) -> Reading:
+    if not a["use_input_stats"]:
+        slots = _slots("input", "weight", "bias", "running_mean", "running_var")
+        attributes = {"epsilon": float(a["eps"]), "training_mode": 0}
+        return Reading("BatchNormalization", slots, attributes)
+    attributes = {"epsilon": float(a["eps"])}
+    return Reading("InstanceNormalization", _slots("input", "weight", "bias"), attributes)
+
+
+@_reads(aten._native_batch_norm_legit.no_stats)
+def _batch_norm_of_the_batch(a: Arguments) -> Reading:
+    attributes = {"epsilon": float(a["eps"]), "training_mode": 1}
+    return Reading("BatchNormalization", _slots("input", "weight", "bias"), attributes)
+
+
 @_reads(aten.mean.dim)
 def _mean(a: Arguments) -> Reading:
     attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
     return Reading("ReduceMean", _slots("self"), attributes)
+
+
+@_reads(aten.adaptive_avg_pool2d.default)
+def _global_average(a: Arguments) -> Reading:
+    if list(a["output_size"]) != [1, 1] or _rank(a["self"]) != 4:
+        return Reading("aten.adaptive_avg_pool2d.default", _slots("self"))
+    return Reading("ReduceMean", _slots("self"), {"axes": (2, 3), "keepdims": 1})
 
 
 @_reads(aten.sum.dim_IntList)
@@ -235,6 +264,11 @@ def _vector_norm(a: Arguments) -> Reading:
 @_reads(aten.softmax.int, aten._softmax.default)
 def _softmax(a: Arguments) -> Reading:
     return Reading("Softmax", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
+
+
+@_reads(aten.sym_size.int)
+def _size(a: Arguments) -> Reading:
+    return Reading("Shape", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
 
 
 @_reads(aten.permute.default)

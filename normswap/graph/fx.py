@@ -108,9 +108,17 @@ class FxGraph(Graph):
         attributes = dict(reading.attributes) if reading else {}
         if op == "Reshape" and (shape := arguments.get("size", arguments.get("shape"))) is not None:
             attributes["shape"] = tuple(s if isinstance(s, int) else None for s in shape)
-        self._append(
-            Node(op, inputs, attributes, self._results(node), node, module_scope(node)), slots
-        )
+        scope, nested = module_scope(node), self._nested(extra)
+        view = Node(op, inputs, attributes, self._results(node), node, scope, nested)
+        self._append(view, slots)
+
+    def _nested(self, arguments: Sequence[fx.Node]) -> set[str]:
+        """The operators in the submodules that a higher-order operator calls."""
+        targets = [str(n.target) for n in arguments if n.op == "get_attr"]
+        modules = [get_path(self.module, target) for target in targets]
+        calls = [n for m in modules if isinstance(m, fx.GraphModule) for n in m.graph.nodes]
+        readings = [aten.read(n.target, call_arguments(n)) for n in calls]
+        return {r.op if r else str(n.target) for r, n in zip(readings, calls, strict=True)}
 
     def _view_batch_norm(self, node: fx.Node) -> None:
         target = str(node.target)

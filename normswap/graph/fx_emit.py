@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 
+from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Value
 
 _ops = torch.ops.aten
@@ -14,6 +16,8 @@ _ops = torch.ops.aten
 # The arguments that are inputs, in ONNX's order.
 CALL_SLOTS: dict[str, tuple[str, ...]] = {
     "LayerNormalization": ("input", "weight", "bias"),
+    "RMSNormalization": ("input", "weight"),
+    "Cast": ("self",),
     "Transpose": ("self",),
     "Add": ("self", "other"),
     "Mul": ("self", "other"),
@@ -30,6 +34,13 @@ def call_for(
         shape = list(cast(tuple[int, ...], x.shape)[attributes["axis"] :])
         weight, bias = (list(nodes[1:]) + [None, None])[:2]
         return _ops.layer_norm.default, (nodes[0], shape, weight, bias, attributes["epsilon"])
+    if op == "RMSNormalization":
+        x = cast(Value, inputs[0])
+        shape = list(cast(tuple[int, ...], x.shape)[attributes["axis"] :])
+        weight = nodes[1] if len(nodes) > 1 else None
+        return _ops.rms_norm.default, (nodes[0], shape, weight, attributes["epsilon"])
+    if op == "Cast":
+        return _ops.to.dtype, (nodes[0], to_torch(np.empty(0, attributes["to"])).dtype)
     if op == "Transpose":
         return _ops.permute.default, (nodes[0], list(attributes["perm"]))
     if op == "Gemm":

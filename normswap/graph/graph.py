@@ -8,6 +8,7 @@ Operators carry ONNX's names and semantics, whatever the graph underneath is. Th
   known. A parameter that is computed by the graph stays an input and its attribute is absent.
 * ``Split`` with ``keepdims=False`` also drops the axis it splits (torch's ``unbind``).
 * ``GatherND`` has ``depth``: how many leading axes of the data its indices consume.
+* ``Cast`` has ``to`` as a numpy dtype (in ONNX, and where a pass inserts one).
 * ``Attention`` is any fused softmax(q k^T) v.
 * An operator without an ONNX counterpart keeps its own qualified name (``aten.roll.default``,
   ``com.microsoft.SkipLayerNormalization``). It can be evaluated but is opaque to the passes.
@@ -67,7 +68,8 @@ class Value:
 class Node:
     """One operator: ``op`` (ONNX name), ``inputs``, ``attributes``, ``outputs``.
 
-    ``scope`` is the module path that the graph records for it ('' where it records none).
+    ``scope`` is the module path that the graph records for it ('' where it records none);
+    ``nested`` the operators in the bodies that it may run (If, Loop), opaque to the passes.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Node:
         outputs: Sequence[Value],
         raw: Any,
         scope: str = "",
+        nested: Iterable[str] = (),
     ) -> None:
         self.op = op
+        self.nested = frozenset(nested)
         self.inputs = list(inputs)
         self.attributes = dict(attributes)
         self.outputs = list(outputs)
@@ -178,17 +182,22 @@ class Graph(abc.ABC):
         return self.slice(list(feeds), outputs, dtype)(list(feeds.values()))
 
     def ancestors(self, outputs: Iterable[Value], stop: Iterable[Value] = ()) -> list[Node]:
-        """The nodes that ``outputs`` depend on, not looking behind ``stop``; in order."""
+        """The nodes that ``outputs`` depend on, not looking behind ``stop``; each behind those
+        that it reads."""
         stops = set(stop)
-        seen: set[Node] = set()
-        stack = [v for v in outputs if v not in stops]
+        order: dict[Node, None] = {}
+        opened: set[Node] = set()
+        stack = [v.producer for v in outputs if v not in stops and v.producer is not None]
         while stack:
-            node = stack.pop().producer
-            if node is None or node in seen:
+            node = stack[-1]
+            if node in opened:
+                stack.pop()
+                order[node] = None
                 continue
-            seen.add(node)
-            stack.extend(v for v in node.inputs if v is not None and v not in stops)
-        return [node for node in self.nodes if node in seen]
+            opened.add(node)
+            reads = [v for v in node.inputs if v is not None and v not in stops]
+            stack += [v.producer for v in reads if v.producer and v.producer not in opened]
+        return list(order)
 
     # -- editing ---------------------------------------------------------------------------------
 

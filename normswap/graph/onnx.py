@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
 
 from normswap.errors import NormswapError
@@ -16,11 +16,15 @@ from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx_names import module_scope, name_everything
 from normswap.graph.onnx_runner import double_runner, runtime_runner
-from normswap.graph.onnx_subgraphs import captured_values, replace_captured
+from normswap.graph.onnx_subgraphs import (
+    captured_values,
+    nested_operators,
+    replace_captured,
+)
 from normswap.graph.onnx_types import ValueType, infer_types
 
 _DOMAINS = ("", "ai.onnx")
-_LAYER_NORMALIZATION_OPSET = 17
+_OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # that brought an operator
 _LOST_METADATA = ("pkg.torch.onnx.stack_trace",)  # of a node that a new one takes after
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ _log = logging.getLogger(__name__)
 class OnnxGraph(Graph):
     """The view of an ``onnx_ir.Model``'s main graph.
 
-    The model given is owned by the graph: edits change it. Its nodes are sorted topologically.
+    The model given is owned by the graph: edits change it. Its functions are inlined, its nodes
+    sorted topologically.
     ``types`` (value name to sizes and dtype) skips shape inference, for a copy.
     """
 
@@ -38,6 +43,7 @@ class OnnxGraph(Graph):
         super().__init__()
         self.model = model
         self._wanted_names: dict[str, str] = {}  # by the unique name given in its place
+        _inline_functions(model)
         try:
             model.graph.sort()
         except ValueError as error:
@@ -98,7 +104,8 @@ class OnnxGraph(Graph):
             depth = indices.shape[-1] if indices is not None and indices.shape else None
             attributes["depth"] = None if depth is None else depth + attributes.get("batch_dims", 0)
         captured = [self._values[str(v.name)] for v in captured_values(raw)]
-        node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, module_scope(raw))
+        scope, nested = module_scope(raw), nested_operators(raw)
+        node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, scope, nested)
         constants = all(v is None or v.is_constant for v in [*inputs, *captured])
         for value in outputs:
             value.is_constant = constants and bool(inputs) and not op.startswith("Random")
@@ -144,22 +151,33 @@ class OnnxGraph(Graph):
         """The nodes that compute ``outputs`` from ``inputs``, and the constants they read."""
         given = {cast(ir.Value, v.raw) for v in inputs}
         constants: dict[ir.Value, None] = {}
-        needed: set[ir.Node] = set()
-        stack = [cast(ir.Value, v.raw) for v in outputs if v not in inputs]
-        while stack:
-            value = stack.pop()
-            if value in given:
-                continue
+        order: dict[ir.Node, None] = {}
+        opened: set[ir.Node] = set()
+        stack: list[ir.Node] = []
+
+        def visit(value: ir.Value | None) -> None:
+            if value is None or value in given:
+                return
             node = value.producer()
             if value.const_value is not None:
                 constants[value] = None
             elif node is None:
                 raise ValueError(f"the input '{value.name}' is needed and was not given")
-            elif node not in needed:
-                needed.add(node)
-                stack.extend(v for v in node.inputs if v is not None)
-                stack.extend(captured_values(node))
-        return [n for n in self.model.graph if n in needed], list(constants)
+            elif node not in opened:
+                stack.append(node)
+
+        for value in outputs:
+            visit(cast(ir.Value, value.raw))
+        while stack:
+            node = stack[-1]
+            if node in opened:
+                stack.pop()
+                order[node] = None
+                continue
+            opened.add(node)
+            for read in [*node.inputs, *captured_values(node)]:
+                visit(read)
+        return list(order), list(constants)
 
     def _read(self, value: Value) -> Array:
         tensor = cast(ir.Value, value.raw).const_value
@@ -174,14 +192,15 @@ class OnnxGraph(Graph):
     # -- editing ---------------------------------------------------------------------------------
 
     def require(self, op: str) -> None:
-        if op != "LayerNormalization" or self.opset >= _LAYER_NORMALIZATION_OPSET:
+        wanted = _OPSETS.get(op, 1)
+        if self.opset >= wanted:
             return
         before = self.opset
-        convert_version(self.model, _LAYER_NORMALIZATION_OPSET, fallback=True)
-        if self.opset < _LAYER_NORMALIZATION_OPSET:
+        convert_version(self.model, wanted, fallback=True)
+        if self.opset < wanted:
             raise NormswapError(
-                f"{op} needs opset {_LAYER_NORMALIZATION_OPSET}, and opset {before} could not be "
-                f"raised to it; export the model again with a newer opset"
+                f"{op} needs opset {wanted}, and opset {before} could not be raised to it; export "
+                f"the model again with a newer opset"
             )
         self.__init__(self.model)  # type: ignore[misc]  # the converter made all nodes anew
 
@@ -223,24 +242,27 @@ class OnnxGraph(Graph):
     ) -> tuple[Any, list[Value]]:
         if op not in _EMITTED:
             raise ValueError(f"cannot write the operator {op} into an ONNX graph")
-        if op == "LayerNormalization" and self.opset < _LAYER_NORMALIZATION_OPSET:
-            raise ValueError(f"LayerNormalization needs opset {_LAYER_NORMALIZATION_OPSET}")
-        if op == "LayerNormalization" and len(inputs) > 1 and inputs[1] is None:
+        if self.opset < _OPSETS.get(op, 1):
+            raise ValueError(f"{op} needs opset {_OPSETS[op]}")
+        if op in _OPSETS and len(inputs) > 1 and inputs[1] is None:
             inputs = [
                 inputs[0],
                 self._unit_scale(cast(Value, inputs[0]), attributes, name),
                 *inputs[2:],
             ]
         written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
+        if op == "Cast":
+            written["to"] = int(ir.DataType.from_numpy(attributes["to"]))
         raw_inputs = [cast(ir.Value, v.raw) if v is not None else None for v in inputs]
         raw = ir.node(op, raw_inputs, written, name=f"{name}/{op}")
         x = cast(Value, inputs[0])
         shape = _shape_after(op, [v for v in inputs if v is not None], attributes)
         output = raw.outputs[0]
         output.name = name
-        if x.dtype is not None:
-            output.dtype = ir.DataType.from_numpy(x.dtype)
-        self._types[name] = (shape, x.dtype)
+        dtype = attributes.get("to", x.dtype)
+        if dtype is not None:
+            output.dtype = ir.DataType.from_numpy(dtype)
+        self._types[name] = (shape, dtype)
         if like is not None:
             source = cast(ir.Node, like.raw).metadata_props
             raw.metadata_props.update({k: v for k, v in source.items() if k not in _LOST_METADATA})
@@ -253,7 +275,7 @@ class OnnxGraph(Graph):
         return raw, [self._view_value(output)]
 
     def _unit_scale(self, x: Value, attributes: Mapping[str, Any], name: str) -> Value:
-        """A gamma of ones, which ONNX's LayerNormalization cannot do without."""
+        """A gamma of ones, which ONNX's norms cannot do without."""
         shape = cast(tuple[int, ...], x.shape)[attributes["axis"] :]
         return self.add_constant(np.ones(shape, x.dtype), f"{name.removesuffix('.output')}.weight")
 
@@ -310,7 +332,16 @@ class OnnxGraph(Graph):
                 del self._wanted_names[unique]
 
 
-_EMITTED = ("LayerNormalization", "BatchNormalization", "Transpose", "Add", "Mul", "Gemm")
+_EMITTED = (*_OPSETS, "BatchNormalization", "Transpose", "Cast", "Add", "Mul", "Gemm")
+
+
+def _inline_functions(model: ir.Model) -> None:
+    """Puts the bodies of the model's own functions in place of their calls."""
+    if model.functions:
+        try:
+            InlinePass()(model)
+        except Exception as error:  # whatever a damaged body leads to
+            raise NormswapError(f"its functions cannot be inlined: {error}") from error
 
 
 def _shape_after(

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx_ir as ir
+
 # Operators whose trailing inputs are parameters in some opsets: (data inputs, parameter names).
 _PARAMETERS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Reshape": (1, ("shape",)),
@@ -88,6 +90,8 @@ def attributes(
         result.setdefault("training_mode", 0)
     if op == "Split":
         result["keepdims"] = True
+    if op == "Cast":
+        result["to"] = ir.DataType(result["to"]).numpy()
     if op == "Gemm":
         defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
         result = defaults | result

@@ -67,8 +67,6 @@ def runtime_runner(
     proto = onnx.ModelProto(graph=graph, ir_version=max(8, min(model.ir_version, 11)))
     for domain, version in model.opset_imports.items():
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    for function in model.functions.values():
-        proto.functions.append(ir.serde.serialize_function(function))
     try:
         session = _session(proto, options)
     except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -99,8 +97,7 @@ def double_runner(
     Raises NormswapError for an operator that the evaluator lacks.
     """
     opsets = dict(model.opset_imports)
-    functions = [ir.serde.serialize_function(f) for f in model.functions.values()]
-    steps = [_Step(node, opsets, functions, dtype) for node in nodes]
+    steps = [_Step(node, opsets, dtype) for node in nodes]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
 
@@ -140,9 +137,7 @@ def double_runner(
 class _Step:
     """One node as a graph of its own for the reference evaluator."""
 
-    def __init__(
-        self, node: ir.Node, opsets: dict[str, int], functions: list[Any], dtype: Any
-    ) -> None:
+    def __init__(self, node: ir.Node, opsets: dict[str, int], dtype: Any) -> None:
         proto = ir.serde.serialize_node(node)
         if dtype is not None:
             _cast_to_double(proto)
@@ -152,9 +147,7 @@ class _Step:
         graph.input.extend(onnx.ValueInfoProto(name=name) for name in self.reads)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
         try:
-            self._evaluator = ReferenceEvaluator(
-                graph, opsets=opsets, functions=functions, new_ops=FAST_OPS
-            )
+            self._evaluator = ReferenceEvaluator(graph, opsets=opsets, new_ops=FAST_OPS)
         except (NotImplementedError, RuntimeError) as error:
             raise NormswapError(
                 f"the operator {node.domain or 'ai.onnx'}.{node.op_type} cannot be evaluated in "

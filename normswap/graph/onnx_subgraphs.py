@@ -18,6 +18,11 @@ def captured_values(node: ir.Node) -> list[ir.Value]:
     return list(found)
 
 
+def nested_operators(node: ir.Node) -> set[str]:
+    """The types of all operators in a node's subgraphs, theirs included."""
+    return {inner.op_type for graph in _subgraphs(node) for inner in graph.all_nodes()}
+
+
 def replace_captured(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
     """Lets a node's subgraphs read ``new`` where they read the outer value ``old``."""
     for graph in _subgraphs(node):

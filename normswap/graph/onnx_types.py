@@ -9,18 +9,19 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-EXAMPLE_SIZE = 2  # the size that a dynamic dimension takes in ``Value.shape``
+from normswap.graph.onnx_sizes import example_shapes
+
 ValueType = tuple[tuple[int, ...] | None, np.dtype[Any] | None]
 _log = logging.getLogger(__name__)
 
 
 def infer_types(model: ir.Model) -> dict[str, ValueType]:
-    """Sizes and dtypes of values, with every dynamic input dimension set to ``EXAMPLE_SIZE``."""
+    """Sizes and dtypes of values, at the inputs' ``example_shapes``."""
+    shapes = example_shapes(model)
     sized = model.clone()
     for value in sized.graph.inputs:
-        if value.shape is not None and value.name not in sized.graph.initializers:
-            sizes = [d if isinstance(d, int) else EXAMPLE_SIZE for d in value.shape]
-            value.shape = ir.Shape(sizes)
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
     for node in sized.graph:
         for value in node.outputs:
             value.shape = None

@@ -19,6 +19,12 @@ from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
 from normswap.graph.fx import FxGraph
 from normswap.model import InputSpec, Model
 
+# Regions of a forward under autocast or no_grad, which torch.export keeps as nested modules.
+_REGIONS = (
+    torch.ops.higher_order.wrap_with_autocast,
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+)
+
 
 def model_from_program(
     program: ExportedProgram,
@@ -32,6 +38,8 @@ def model_from_program(
     ``output_names`` default to the program's own. Raises NormswapError for a program with inputs
     or outputs that are not tensors.
     """
+    if any(node.target in _REGIONS for node in program.graph.nodes):
+        program = program.run_decompositions({})  # inlines them, with autocast's casts as nodes
     unlifted = program.module(check_guards=False)
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
     names = list(output_names) or _program_outputs(program)

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
+from normswap.graph.graph import Value
 from normswap.graph.onnx import OnnxGraph
-from normswap.graph.onnx_types import EXAMPLE_SIZE
 from normswap.model import InputSpec, Model
 
 
@@ -35,7 +35,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
         name=name,
         inputs=tuple(specs),
         output_names=tuple(v.name for v in graph.outputs),
-        examples={spec.name: _example(spec, random) for spec in specs},
+        examples={v.name: _example(v, random) for v in graph.inputs},
         path=path,
     )
 
@@ -46,8 +46,8 @@ def _size(dim: Any, name: str, axis: int) -> int | str:
     return str(dim.value) if dim.value is not None else f"{name}_{axis}"
 
 
-def _example(spec: InputSpec, random: np.random.Generator) -> np.ndarray:
-    shape = tuple(EXAMPLE_SIZE if isinstance(size, str) else size for size in spec.shape)
-    if is_floating(spec.dtype):
-        return random.standard_normal(shape).astype(spec.dtype)
-    return np.zeros(shape, spec.dtype)
+def _example(value: Value, random: np.random.Generator) -> np.ndarray:
+    shape = value.shape or ()  # a declared shape, with sizes for its dynamic dimensions
+    if is_floating(value.dtype):
+        return random.standard_normal(shape).astype(value.dtype)
+    return np.zeros(shape, value.dtype)
