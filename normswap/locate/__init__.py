@@ -10,6 +10,7 @@ from normswap.locate.names import unique_names
 from normswap.locate.operators import operator_norms
 from normswap.locate.roles import assign_roles
 from normswap.locate.site import Location, Rejection, Site
+from normswap.locate.spelled_batch_norm import spelled_batch_norms
 from normswap.locate.towers import towers
 
 __all__ = ["Location", "Rejection", "Site", "locate"]
@@ -21,14 +22,15 @@ def locate(graph: Graph) -> Location:
     Norms that are one operator are read off; decomposed ones are proven numerically (see
     ``locate/proof.py``). Candidates that are not the norm they look like come with the reason.
     """
-    found = operator_norms(graph)
-    proven, rejected = decomposed_norms(graph)
+    decomposed = decomposed_norms(graph)
+    found, unread = operator_norms(graph, decomposed.covered)
     order = {node.output.name: index for index, node in enumerate(graph.nodes)}
-    sites = sorted([*found, *proven], key=lambda site: order[_producer_name(graph, site)])
+    sites = [*found, *decomposed.sites, *spelled_batch_norms(graph)]
+    sites.sort(key=lambda site: order[_producer_name(graph, site)])
     sites = [replace(s, name=n) for s, n in zip(sites, unique_names(sites), strict=True)]
     belongs = towers(graph)
     sites = [replace(s, tower=belongs.get(graph.value(s.input), "")) for s in sites]
-    return Location(tuple(assign_roles(graph, sites)), tuple(rejected))
+    return Location(tuple(assign_roles(graph, sites)), (*decomposed.rejected, *unread))
 
 
 def _producer_name(graph: Graph, site: Site) -> str:

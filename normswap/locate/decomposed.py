@@ -1,182 +1,237 @@
-"""Norms spelled out in elementary operators: candidate regions, each proven numerically.
+"""Norms spelled out in elementary operators, or lowered to another norm's operator.
 
-A candidate starts at an *anchor* (a root over a statistic), takes as *entry* a value upstream
-through which all that is dynamic in the anchor flows, and as *exits* the values downstream of the
-entry's shape that depend on the entry and constants alone. ``proof.py`` decides.
+``anchors.py`` says where to look, ``regions.py`` what belongs together, ``proof.py`` decides; here
+the largest proven part of a region becomes a site.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from normswap.graph.graph import Graph, Node, Value
+import numpy as np
+
+from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.locate.anchors import is_lowering, is_root, over_statistic
+from normswap.locate.formula import Norm
+from normswap.locate.half import overflows_in_half
+from normswap.locate.judgement import likeliest
 from normswap.locate.names import site_name
 from normswap.locate.passthrough import PASS_THROUGH
-from normswap.locate.proof import Proof, prove_layer_norm
+from normswap.locate.proof import prove
+from normswap.locate.regions import Region, obstacle, regions
 from normswap.locate.site import Rejection, Site
 
-_REGION_LIMIT = 24  # nodes; the longest spelling of a norm that is known has 14
-_STATISTICS = frozenset(
-    {"ReduceMean", "ReduceSum", "aten.var.correction", "aten.var_mean.correction"}
-)
-_BARRIERS = frozenset(
-    {
-        "Linear",
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "Attention",
-        "Softmax",
-        "Gather",
-        "LayerNormalization",
-        "RMSNormalization",
-        "BatchNormalization",
-        "Concat",
-        "Split",
-    }
+_CENTRED_WRONGLY = (
+    "what it divides is centred, but not by its own mean over the axes that it normalises"
 )
 
-
-def decomposed_norms(graph: Graph) -> tuple[list[Site], list[Rejection]]:
-    """The decomposed norms of a graph, and the candidates that are none, with the reason."""
-    sites: list[Site] = []
-    rejected: list[Rejection] = []
-    covered: set[Node] = set()
-    for anchor in graph.nodes:
-        if anchor in covered or not _is_anchor(graph, anchor):
-            continue
-        found = _prove_at(graph, anchor)
-        if isinstance(found, _Region):
-            sites.append(_site(graph, found))
-            covered |= set(found.nodes)
-        else:
-            rejected.append(Rejection(anchor.scope or anchor.output.name, found))
-    return sites, rejected
+_OWN_KINDS = {
+    "LayerNormalization": "layer_norm",
+    "RMSNormalization": "rms_norm",
+    "InstanceNormalization": "instance_norm",
+    "GroupNormalization": "group_norm",
+}
 
 
 @dataclass
-class _Region:
-    """A proven region: from ``entry`` to ``exit`` through ``nodes``."""
+class Decomposed:
+    """The sites found, the nodes that they cover, and the candidates that are none."""
+
+    sites: list[Site] = field(default_factory=list)
+    covered: set[Node] = field(default_factory=set)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def decomposed_norms(graph: Graph) -> Decomposed:
+    """The decomposed norms of a graph, and the candidates that are none, with the reason."""
+    found = Decomposed()
+    looked_at: set[Node] = set()
+    for anchor in graph.nodes:
+        lowered = is_lowering(graph, anchor)
+        if anchor in looked_at or not (
+            lowered or (is_root(graph, anchor) and over_statistic(anchor))
+        ):
+            continue
+        parts = _parts(graph, anchor, lowered)
+        if isinstance(parts, _Rejected):
+            looked_at |= parts.nodes
+            if not lowered:
+                where = anchor.scope or anchor.output.name
+                found.rejected.append(Rejection(where, parts.reason))
+            continue
+        for part in parts:
+            found.sites.append(_site(graph, part))
+            found.covered |= set(part.nodes)
+            looked_at |= set(part.nodes)
+    return found
+
+
+@dataclass
+class _Part:
+    """A proven norm: from ``entry`` to ``exit`` through ``nodes``."""
 
     entry: Value
     exit: Value
     nodes: list[Node]
-    proof: Proof
+    norm: Norm
 
 
-def _is_anchor(graph: Graph, node: Node) -> bool:
-    """A root over a statistic of something dynamic."""
-    is_root = node.op in ("Sqrt", "Rsqrt") or (
-        node.op == "Pow" and graph.scalar(node.input(1)) in (0.5, -0.5)
-    )
-    if not is_root or node.data_input().is_constant or not node.data_input().rank:
-        return False
-    value: Value | None = node.data_input()
-    for _ in range(_REGION_LIMIT):
-        if value is None or value.producer is None:
-            return False
-        if value.producer.op in _STATISTICS:
-            return True
-        dynamic = value.producer.dynamic_inputs()
-        value = dynamic[0] if dynamic else None
-    return False
+@dataclass
+class _Rejected:
+    """The reason, and what was looked at."""
+
+    reason: str
+    nodes: set[Node]
 
 
-def _prove_at(graph: Graph, anchor: Node) -> _Region | str:
-    """The region around ``anchor`` that is a norm, or why there is none."""
-    tried = 0
-    for entry in _entries(anchor):
-        for exit_value in _exits(graph, entry, anchor):
-            tried += 1
-            proof = prove_layer_norm(graph, entry, exit_value)
-            if proof is not None:
-                nodes = graph.ancestors([exit_value], stop=[entry])
-                return _Region(entry, exit_value, nodes, proof)
-    return "it does not equal a LayerNorm over the last axis" if tried else "no closed region"
-
-
-def _entries(anchor: Node) -> list[Value]:
-    """Values upstream of the anchor through which everything dynamic in it flows, nearest first."""
-    order: list[Value] = []
-    level = anchor.dynamic_inputs()
-    for _ in range(_REGION_LIMIT):
-        fresh = [v for v in dict.fromkeys(level) if v not in order]
-        order += fresh
-        level = [
-            w
-            for v in fresh
-            if v.producer is not None and v.producer.op not in _BARRIERS
-            for w in v.producer.dynamic_inputs()
-        ]
-        if not level or len(order) > _REGION_LIMIT:
+def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected:
+    """The norms around ``anchor``; two that share their statistics are two."""
+    reasons: list[str] = []
+    best: list[_Part] | None = None
+    seen: set[Node] = {anchor}
+    for region in regions(graph, anchor):
+        verdicts = prove(graph, region)
+        proven = {e: v for e, v in zip(region.exits, verdicts, strict=True) if isinstance(v, Norm)}
+        if not proven:
+            reasons += [str(verdict) for verdict in verdicts]
+            seen |= set(region.nodes)
+            continue
+        if best is None or any(n.statistics.centred for n in proven.values()):
+            best = _largest(graph, region, proven)
+        if any(n.statistics.centred for n in proven.values()) and not lowered:
+            break  # farther entries only add what is no part of a norm
+        if lowered and any(_is_more(anchor, part) for part in best):
             break
-    full = [v for v in order if v.rank and v.shape is not None and v.shape[-1] > 1]
-    return [v for v in full if _closes(anchor, v)]
+    if best is None:
+        return _Rejected(likeliest(reasons) if reasons else obstacle(anchor), seen)
+    if lowered:
+        best = [part for part in best if _is_more(anchor, part)]
+        return best or _Rejected("", set())
+    if any(_is_centred_wrongly(part) for part in best):
+        return _Rejected(_CENTRED_WRONGLY, {n for part in best for n in part.nodes})
+    if any(overflows_in_half(graph, part.entry, part.exit) for part in best):
+        return _Rejected("it overflows in half precision on ordinary values", seen)
+    return best
 
 
-def _closes(anchor: Node, entry: Value) -> bool:
-    """Whether the anchor depends on ``entry`` and constants alone, within a small region."""
-    pending, visited = [anchor], {anchor}
-    while pending:
-        for value in pending.pop().dynamic_inputs():
-            node = value.producer
-            if value is entry or (node is not None and node in visited):
-                continue
-            if node is None or len(visited) > _REGION_LIMIT:
-                return False
-            visited.add(node)
-            pending.append(node)
-    return True
+def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_Part]:
+    """The parts of a region that end as far downstream as they can.
 
-
-def _exits(graph: Graph, entry: Value, anchor: Node) -> list[Value]:
-    """Values of the entry's shape that depend on it alone and on the anchor; farthest first.
-
-    What only moves or copies a value behind the norm is not part of it.
+    From each norm without a proven value before it, on to the next while nothing else reads it or
+    while weight or bias are still missing.
     """
-    known, behind_anchor = {entry}, set(anchor.outputs)
-    exits: list[Value] = []
-    grown = True
-    nodes: set[Node] = set()
-    while grown and len(nodes) <= _REGION_LIMIT:
-        grown = False
-        for node in dict.fromkeys(n for v in known for n in v.readers):
-            if node in nodes or node.op in _BARRIERS:
-                continue
-            dynamic = node.dynamic_inputs()
-            if not all(v in known for v in dynamic):
-                continue
-            if node.op in _STATISTICS and any(v in behind_anchor for v in dynamic):
-                continue  # the next norm begins: two with plain affines would equal one
-            nodes.add(node)
-            grown = True
-            known = known | set(node.outputs)
-            if node is anchor or any(v in behind_anchor for v in dynamic):
-                behind_anchor |= set(node.outputs)
-                exits += [v for v in node.outputs if v.shape == entry.shape and v is not entry]
-    position = {node: index for index, node in enumerate(graph.nodes)}
-    computed = [
-        (position[v.producer], v)
-        for v in exits
-        if v.producer is not None and v.producer is not anchor and v.producer.op not in PASS_THROUGH
-    ]
-    return [v for _, v in sorted(computed, key=lambda item: -item[0])]
+    ends: dict[Value, None] = {}
+    pending = [v for v in proven if not _behind_another(graph, region, v, proven)]
+    while pending:
+        value = pending.pop()
+        onward = [w for w in _next(region, value, proven) if _continues(graph, value, w, proven)]
+        pending.extend(onward)
+        if not onward:
+            ends[value] = None
+    parts = []
+    for end in ends:
+        end = _without_moves(end, proven)
+        nodes = graph.ancestors([end], stop=[region.entry])
+        parts.append(_Part(region.entry, end, nodes, proven[end]))
+    return parts
 
 
-def _site(graph: Graph, region: _Region) -> Site:
-    proof = region.proof
-    working = [n for n in region.nodes if n.dynamic_inputs()]
+def _behind_another(graph: Graph, region: Region, value: Value, proven: Iterable[Value]) -> bool:
+    nodes = graph.ancestors([value], stop=[region.entry])
+    return any(out in proven and out is not value for n in nodes for out in n.outputs)
+
+
+def _next(region: Region, value: Value, proven: dict[Value, Norm]) -> list[Value]:
+    """The nearest proven values behind ``value``."""
+    inside = set(region.nodes)
+    found: dict[Value, None] = {}
+    pending, seen = [n for n in value.readers if n in inside], set[Node]()
+    while pending:
+        node = pending.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.output in proven:
+            found[node.output] = None
+        else:
+            pending.extend(n for v in node.outputs for n in v.readers if n in inside)
+    return list(found)
+
+
+def _continues(graph: Graph, value: Value, onward: Value, proven: dict[Value, Norm]) -> bool:
+    """Whether ``onward`` belongs to the norm that ends in ``value`` otherwise."""
+    if len(value.readers) == 1 and value not in graph.outputs:
+        return True
+    before, behind = proven[value], proven[onward]
+    adds_weight = before.is_plain_weight and not behind.is_plain_weight
+    adds_bias = before.is_plain_bias and not behind.is_plain_bias
+    return adds_weight or adds_bias
+
+
+def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
+    """The end without what only copies it."""
+    while (
+        end.producer is not None
+        and end.producer.op in PASS_THROUGH
+        and end.producer.data_input() in proven
+    ):
+        end = end.producer.data_input()
+    return end
+
+
+def _is_more(anchor: Node, part: _Part) -> bool:
+    """Whether the region around a norm operator is another norm than the operator by itself."""
+    if part.exit is anchor.output:
+        return False
+    if _OWN_KINDS.get(anchor.op) == part.norm.kind:
+        return part.entry is anchor.data_input()  # it gains a weight or a bias
+    if anchor.op != "InstanceNormalization" or part.norm.kind != "layer_norm":
+        return True
+    axes, rank = part.norm.statistics.axes, len(part.entry.shape or ())
+    return axes == tuple(range(rank - len(axes), rank)) or not part.norm.is_plain_weight
+
+
+def _is_centred_wrongly(part: _Part) -> bool:
+    """An RMSNorm of x - m where m is a statistic: a LayerNorm gone wrong, not an RMSNorm."""
+    node = part.entry.producer
+    if part.norm.statistics.centred or node is None or node.op != "Sub":
+        return False
+    shapes = [v.shape for v in node.inputs if v is not None and not v.is_constant]
+    return len(shapes) == 2 and shapes[0] != shapes[1]
+
+
+def _site(graph: Graph, part: _Part) -> Site:
+    norm, entry = part.norm, _of_the_same_type(part)
+    working = [n for n in part.nodes if n.dynamic_inputs()]
     constants = [v for n in working for v in n.inputs if v is not None and v.is_constant]
-    axis = len(region.entry.shape or ()) - 1
+    shape = entry.shape or ()
+    over_channels = norm.over != norm.statistics.axes
     return Site(
         name=site_name(working, constants),
-        kind="layer_norm",
-        axes=(axis,),
-        normalized_shape=proof.weight.shape,
-        epsilon=proof.epsilon,
-        weight=None if proof.is_plain_weight else proof.weight,
-        bias=None if proof.is_plain_bias else proof.bias,
-        input=region.entry.name,
-        output=region.exit.name,
+        kind=norm.kind,
+        axes=norm.statistics.axes,
+        normalized_shape=tuple(shape[axis] for axis in norm.statistics.axes),
+        epsilon=norm.epsilon,
+        weight=None if norm.is_plain_weight else _per_channel(norm, norm.weight, over_channels),
+        bias=None if norm.is_plain_bias else _per_channel(norm, norm.bias, over_channels),
+        groups=norm.statistics.groups or (1 if norm.kind == "group_norm" else None),
+        input=entry.name,
+        output=part.exit.name,
         spelling="decomposed",
     )
+
+
+def _per_channel(norm: Norm, constants: Array, over_channels: bool) -> Array:
+    """A GroupNorm's weight goes with its channels, axis 1, even if proven for every position."""
+    if norm.kind == "group_norm" and not over_channels:
+        return np.ascontiguousarray(constants.reshape(constants.shape[0], -1)[:, 0])
+    return constants
+
+
+def _of_the_same_type(part: _Part) -> Value:
+    """The entry before the Cast that the norm undoes at its end."""
+    entry = part.entry
+    while entry.dtype != part.exit.dtype and entry.producer and entry.producer.op == "Cast":
+        entry = entry.producer.data_input()
+    return entry if entry.dtype == part.exit.dtype else part.entry

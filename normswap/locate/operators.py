@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.locate.names import site_name
-from normswap.locate.site import Site
+from normswap.locate.site import Rejection, Site
 
+_BATCH_NORM = "BatchNormalization"
 _KINDS = {
     "LayerNormalization": "layer_norm",
     "RMSNormalization": "rms_norm",
     "InstanceNormalization": "instance_norm",
     "GroupNormalization": "group_norm",
-    "BatchNormalization": "batch_norm",
+    _BATCH_NORM: "batch_norm",
 }
 
 
-def operator_norms(graph: Graph) -> list[Site]:
-    """A site for each norm operator with constant parameters."""
-    sites = []
+_HIDDEN = frozenset({*_KINDS, "Sqrt", "Rsqrt"})  # in a body: a norm, or what may be one
+
+
+def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
+    """A site for each norm operator with constant parameters that is not among ``covered``, and
+    the others with the reason why they are left alone.
+    """
+    sites, rejected = [], []
     for node in graph.nodes:
+        if node in covered:
+            continue
         if node.op in _KINDS and not node.data_input().is_constant:
-            site = (
-                _batch_norm(graph, node) if node.op == "BatchNormalization" else _norm(graph, node)
-            )
-            if site is not None:
-                sites.append(site)
-    return sites
+            found = _batch_norm(graph, node) if node.op == _BATCH_NORM else _norm(graph, node)
+        elif hidden := sorted(op for op in node.nested if op in _HIDDEN):
+            inside = ", ".join(hidden)
+            found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
+        elif "." in node.op and "Norm" in node.op.rpartition(".")[2]:
+            found = f"{node.op} is an operator that only its runtime knows; export without it"
+        else:
+            continue
+        if isinstance(found, Site):
+            sites.append(found)
+        else:
+            rejected.append(Rejection(node.scope or node.output.name, found))
+    return sites, rejected
 
 
-def _norm(graph: Graph, node: Node) -> Site | None:
+def _norm(graph: Graph, node: Node) -> Site | str:
     x = node.data_input()
     affine, known = _parameters(graph, node.inputs[1:3])
-    if not known or x.shape is None:
-        return None
+    if not known:
+        return "its scale or shift is computed by the graph"
+    if x.shape is None:
+        return "the shape of its input is unknown"
     rank = len(x.shape)
-    axes = tuple(range(node.attributes.get("axis", 2), rank))
+    groups = node.attributes.get("num_groups") if node.op == "GroupNormalization" else None
+    first = 1 if groups else 2 if node.op == "InstanceNormalization" else rank - 1
+    axes = tuple(range(node.attributes.get("axis", first), rank))
     weight, bias = (*affine, None, None)[:2]
     return Site(
         name=site_name([node], node.inputs[1:3]),
@@ -46,18 +67,23 @@ def _norm(graph: Graph, node: Node) -> Site | None:
         epsilon=_epsilon(node),
         weight=weight,
         bias=bias,
+        groups=groups,
         input=x.name,
         output=node.output.name,
         spelling="op",
     )
 
 
-def _batch_norm(graph: Graph, node: Node) -> Site | None:
-    """An evaluation-mode BatchNorm; transposes that bring its channels to axis 1 belong to it."""
-    (weight, bias, mean, variance), known = _parameters(graph, node.inputs[1:5])
+def _batch_norm(graph: Graph, node: Node) -> Site | str:
+    """A BatchNorm with running statistics; transposes that bring its channels to axis 1 belong
+    to it."""
+    parameters, known = _parameters(graph, node.inputs[1:5])
+    weight, bias, mean, variance = (*parameters, None, None)[:4]
     x, y, axis = node.data_input(), node.output, 1
-    if not known or x.shape is None or mean is None or variance is None:
-        return None
+    if not known or x.shape is None:
+        return "its parameters or the shape of its input are not constant"
+    if mean is None or variance is None:
+        return "it normalises by the batch's own statistics"
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
     if before is not None and after is not None and before.op == after.op == "Transpose":

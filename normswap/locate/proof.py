@@ -1,141 +1,175 @@
-"""The numeric proof that a region computes a LayerNorm, and the constants that it does it with.
+"""The numeric proof that an exit of a region is a norm of its entry, and the constants of it.
 
-``y = gamma * (x - mean(x)) / sqrt(var(x) + epsilon) + beta`` over the last axis, biased variance.
-The region is evaluated in float64 on three probes: at a large scale with large row means epsilon
-vanishes, and gamma and beta follow by least squares; at a tiny scale epsilon follows; at unit scale
-the formula with these constants has to reproduce the region to float64 rounding.
+The region is evaluated in float64 on probes. Which elements change with one of the input tells the
+axes. At a large scale with large row means epsilon vanishes: weight and bias follow by least
+squares. At a tiny scale a first epsilon follows, at the scale where the variance equals it the
+exact one. The formula with these constants has to reproduce every probe, one with outlier channels
+among them, to float64 rounding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Graph, Runner, Value
+from normswap.graph.graph import Array, Graph
+from normswap.locate.evaluation import WHOLE, RegionRunner, bounded, probe_shapes
+from normswap.locate.formula import Norm, Statistics, fit_affine, fit_epsilon, spread
+from normswap.locate.judgement import (
+    L2,
+    NOT_FINITE,
+    is_l2,
+    kind_of,
+    statistics_of,
+    why_no_epsilon,
+    why_no_scale,
+)
+from normswap.locate.probes import Probes
+from normswap.locate.regions import Region
+from normswap.locate.site import KINDS
 
-_TOLERANCE = 1e-9  # of the output's scale; float64 rounding through a dozen operators, with room
-_LARGE, _TINY = 1e5, 1e-9
-_ELEMENTS = 200_000  # of a probe; larger values are cut along their leading axes to fit
-_WHOLE = 20_000_000  # elements at most (160 MB) of the check of the whole value
-_ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _EPSILON_DIGITS = 7
+_TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
 
 
-@dataclass(frozen=True)
-class Proof:
-    """Constants of a proven LayerNorm: ``weight`` and ``bias`` [C] in float64."""
-
-    weight: Array
-    bias: Array
-    epsilon: float
-
-    @property
-    def is_plain_weight(self) -> bool:
-        return bool(np.all(self.weight == 1))
-
-    @property
-    def is_plain_bias(self) -> bool:
-        return bool(np.all(self.bias == 0))
+Verdict = Norm | str  # a norm, or the reason why there is none
 
 
-def prove_layer_norm(graph: Graph, entry: Value, exit_value: Value) -> Proof | None:
-    """The constants of the LayerNorm from ``entry`` to ``exit_value``; None if it is no such.
+def prove(graph: Graph, region: Region) -> list[Verdict]:
+    """For each exit of the region the norm that it is, or the reason why it is none.
 
-    A region that cannot be evaluated (an operator without a float64 implementation, a shape that
-    does not fit) is no proof either.
+    A region that cannot be evaluated (an operator without a float64 implementation, values beyond
+    the bound on memory) is no proof either.
     """
-    shape = entry.shape
-    if shape is None or 0 in shape:
-        return None
+    count = len(region.exits)
     try:
-        region = graph.slice([entry], [exit_value], np.float64)
-    except (NormswapError, ValueError):
-        return None
-    proof = _fitted(region, _bounded(shape)) or _fitted(region, shape)
-    if proof is None or _bounded(shape) == shape:
-        return proof
-    # Fitted on fewer rows: the whole value has to agree too, as far as memory allows.
-    whole = np.random.default_rng(1).standard_normal(_bounded(shape, _WHOLE))
-    return proof if _agrees(region, whole, proof) else None
+        run = RegionRunner(graph, region)
+    except (NormswapError, ValueError) as error:
+        return [f"it cannot be evaluated: {error}"] * count
+    best: list[Verdict] = ["a value of this size is beyond the bound of a proof"] * count
+    for shape in probe_shapes(region):
+        probes = Probes(run, shape)
+        if all(probes.of("plain", index) is None for index in range(count)):
+            best = [f"it cannot be evaluated: {run.problem}"] * count if run.problem else best
+            continue
+        best = [_judge(probes, index) for index in range(count)]
+        cut = {a for a, size in enumerate(region.entry.shape or ()) if size != shape[a]}
+        if region.counts and not cut:
+            return ["a size enters its formula, and it takes no other"] * count
+        if not any(cut & (probes.reach(index) or set()) for index in range(count)):
+            return _confirmed(run, shape, best)  # else it was shown for other sizes only
+    return best
 
 
-def _bounded(shape: tuple[int, ...], limit: int = _ELEMENTS) -> tuple[int, ...]:
-    """``shape`` with its leading axes cut until it has at most ``limit`` elements."""
-    sizes = list(shape)
-    while np.prod(sizes) > limit and max(sizes[:-1], default=1) > 1:
-        largest = sizes.index(max(sizes[:-1]))
-        sizes[largest] = -(-sizes[largest] // 2)
-    return tuple(sizes)
+def _judge(probes: Probes, index: int) -> Verdict:
+    """What exit ``index`` is, from its values on the probes."""
+    names = ("plain", "nudged", "large", "tiny", "outliers")
+    y = {name: probes.of(name, index) for name in names}
+    if any(value is None for value in y.values()):
+        return "it changes the shape of what it normalises"
+    values = {name: value for name, value in y.items() if value is not None}
+    if not all(np.all(np.isfinite(value)) for value in values.values()):
+        return NOT_FINITE
+    choices = statistics_of(values["plain"] != values["nudged"], probes.nudged_at)
+    if isinstance(choices, str):
+        return choices
+    for statistics in choices:
+        for over in _affine_axes(statistics, values["plain"].ndim - 1):
+            if _fits(statistics, over, probes.inputs["large"], values["large"]):
+                return _with_epsilon(probes, index, statistics, over, values)
+    return why_no_scale(values["plain"], values["nudged"], values["large"])
 
 
-def _fitted(region: Runner, shape: tuple[int, ...]) -> Proof | None:
-    """The constants from probes of ``shape``, several of them where it has few rows."""
-    if np.prod(shape) > _WHOLE:
-        return None
-    repeats = max(1, -(-_ROWS // int(np.prod(shape[:-1]))))
-    random = np.random.default_rng(0)
-    unit = random.standard_normal((repeats, *shape))
-    means = random.standard_normal((repeats, *shape[:-1], 1))
-    large, tiny, plain = _LARGE * (unit + 3 * means), _TINY * unit, unit + 0.5 * means
-    results = [_evaluated(region, probe) for probe in (large, tiny, plain)]
-    y_large, y_tiny, y_plain = results
-    if y_large is None or y_tiny is None or y_plain is None:
-        return None
-    weight, bias = _affine(_normalised(large, 0.0), y_large)
-    epsilon = _epsilon(tiny, y_tiny, weight, bias)
-    if epsilon is None:
-        return None
-    weight, bias = _affine(_normalised(plain, epsilon), y_plain)
+def _affine_axes(statistics: Statistics, rank: int) -> list[tuple[int, ...]]:
+    """The axes that weight and bias may depend on: those of the norm, or the channels."""
+    if statistics.groups is not None:
+        return [(1,)]
+    channels = [(1,)] if rank > 2 and statistics.centred and 1 not in statistics.axes else []
+    return [statistics.axes, *channels]
+
+
+def _fits(statistics: Statistics, over: tuple[int, ...], x: Array, y: Array) -> bool:
+    """Whether ``y`` is the norm without an epsilon of ``x``, where that is negligible."""
+    normalised = statistics.normalised(x, 0.0)
+    weight, bias = fit_affine(normalised, y, over)
+    rank = y.ndim - 1
+    w, b = spread(weight, over, rank), spread(bias, over, rank)
+    return _close(normalised * w + b, y, np.abs(w) + np.abs(b))
+
+
+def _with_epsilon(
+    probes: Probes,
+    index: int,
+    statistics: Statistics,
+    over: tuple[int, ...],
+    y: dict[str, Array],
+) -> Verdict:
+    x, rank = probes.inputs, y["plain"].ndim - 1
+    weight, bias = fit_affine(statistics.normalised(x["large"], 0.0), y["large"], over)
+    w, b = spread(weight, over, rank), spread(bias, over, rank)
+    if not np.any(w):
+        return "its scale is zero"
+    if is_l2(statistics, y["plain"].shape[1:], weight):
+        return L2
+    epsilon = fit_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    reason = why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    if not epsilon >= 0:
+        return reason
+    checks = ["large", "plain", "outliers", "tiny"]
+    checks.append(probes.critical(epsilon, statistics) if epsilon else "vanishing")
+    last = probes.of(checks[-1], index)
+    if last is None or not np.all(np.isfinite(last)):
+        return reason
+    if epsilon:
+        epsilon = fit_epsilon(statistics, x[checks[-1]], last, w, b)
+        if not epsilon > 0:
+            return reason
+    weight, bias = fit_affine(statistics.normalised(x["plain"], epsilon), y["plain"], over)
     scale = float(np.abs(weight).max())
-    proof = Proof(_round_off(weight, scale), _round_off(bias, scale), epsilon)
-    checks = [(plain, y_plain), (large, y_large), (tiny, y_tiny)]
-    return proof if all(_reproduces(proof, x, y) for x, y in checks) else None
+    weight, bias = _round_off(weight, scale), _round_off(bias, scale)
+    norm = Norm("", statistics, over, weight, bias, epsilon)
+    slack = np.abs(spread(weight, over, rank)) + np.abs(spread(bias, over, rank))
+    for name in checks:
+        if not _close(norm(x[name]), y.get(name, last), slack):
+            return reason
+    kind = kind_of(norm, rank)
+    if kind not in KINDS:
+        return kind
+    return replace(norm, kind=kind, epsilon=_shortest(epsilon))
 
 
-def _evaluated(region: Runner, probes: Array) -> Array | None:
-    """The region on each of ``probes``; None where it fails, changes the shape or overflows."""
-    try:
-        results = np.stack([region([probe])[0] for probe in probes])
-    except (NormswapError, ValueError, TypeError, RuntimeError, IndexError):
-        return None
-    return results if results.shape == probes.shape and np.all(np.isfinite(results)) else None
+def _close(found: Array, y: Array, slack: Array) -> bool:
+    """To rounding, by the size of each position's own weight and bias."""
+    error = np.abs(found - y)
+    return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
 
 
-def _agrees(region: Runner, x: Array, proof: Proof) -> bool:
-    y = _evaluated(region, x[None])
-    return y is not None and _reproduces(proof, x, y[0])
+def _confirmed(run: RegionRunner, shape: tuple[int, ...], verdicts: list[Verdict]) -> list[Verdict]:
+    """Proven on fewer rows, the whole value has to agree too, as far as memory allows."""
+    whole = bounded(run.region.entry.shape or shape, WHOLE)
+    if run.is_rowwise or shape == whole:
+        return verdicts
+    x = np.random.default_rng(1).standard_normal((1, *whole))
+    checked: list[Verdict] = []
+    for verdict, y in zip(verdicts, run(x), strict=True):
+        if isinstance(verdict, Norm):
+            rank = x.ndim - 1
+            weight, bias = (spread(a, verdict.over, rank) for a in (verdict.weight, verdict.bias))
+            agrees = y is not None and _close(verdict(x), y, np.abs(weight) + np.abs(bias))
+            checked.append(verdict if agrees else "it treats rows differently")
+        else:
+            checked.append(verdict)
+    return checked
 
 
-def _reproduces(proof: Proof, x: Array, y: Array) -> bool:
-    error = np.abs(_normalised(x, proof.epsilon) * proof.weight + proof.bias - y).max()
-    return bool(error <= _TOLERANCE * max(np.abs(y).max(), np.abs(proof.weight).max()))
-
-
-def _normalised(x: Array, epsilon: float) -> Array:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + epsilon)
-
-
-def _affine(normalised: Array, y: Array) -> tuple[Array, Array]:
-    """Per-channel least squares ``y = weight * normalised + bias`` over all rows."""
-    rows = normalised.reshape(-1, normalised.shape[-1])
-    targets = y.reshape(rows.shape)
-    centred = rows - rows.mean(0)
-    weight = (centred * (targets - targets.mean(0))).sum(0) / np.square(centred).sum(0)
-    return weight, targets.mean(0) - weight * rows.mean(0)
-
-
-def _epsilon(x: Array, y: Array, weight: Array, bias: Array) -> float | None:
-    """From rows whose variance is far below it: (y - bias) = weight * centred / sqrt(v + e)."""
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = weight * centred
-    inverse = ((y - bias) * scaled).sum(-1) / np.square(scaled).sum(-1)
-    if not np.all(np.isfinite(inverse)) or np.any(inverse <= 0):
-        return None
-    found = float(np.median(1 / np.square(inverse) - np.square(centred).mean(-1)))
-    return float(f"{found:.{_EPSILON_DIGITS - 1}e}") if found > 0 else None
+def _shortest(epsilon: float) -> float:
+    """The decimal that was meant: files store float32."""
+    single = np.float32(epsilon)
+    if abs(float(single) - epsilon) <= 1e-8 * epsilon:
+        return float(str(single))
+    return float(f"{epsilon:.{_EPSILON_DIGITS - 1}e}")
 
 
 def _round_off(constants: Array, scale: float) -> Array:

@@ -1,82 +1,172 @@
 """What a norm does in its model, decided from the structure of the graph around it.
 
-The residual stream of a transformer block is ``x + f(norm(x))`` (pre-norm) or ``norm(x + f(x))``
-(post-norm). Following a norm's output forward until a residual Add closes tells which one it is,
-and whether an attention lies on the way.
+A transformer's stream is ``x + f(norm(x))`` (pre-norm), ``norm(x + f(x))`` (post-norm) or
+``x + norm(f(x))`` (post-norm on the branch): which residual connection a norm lies in, and where
+in it, says what it does; whether an attention lies there too tells the two kinds of block apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate.passthrough import root
+from normswap.locate.passthrough import PASS_THROUGH, root
+from normswap.locate.residuals import Residual, is_attention, is_product, residuals
 from normswap.locate.site import Site
 
-_ATTENTION = frozenset({"Softmax", "Attention"})
-_PRODUCTS = frozenset({"Linear", "MatMul", "Gemm", "Conv"})
+_POOLING = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool", "Gather", "GatherND"})
+_SELECTING = frozenset({"Split", "Gather", "Concat", "Pad"})
 
 
 def assign_roles(graph: Graph, sites: Sequence[Site]) -> list[Site]:
     """The sites with their roles."""
-    outputs = {graph.value(site.output) for site in sites}
-    return [replace(site, role=_role(graph, site, outputs)) for site in sites]
+    structure = _Structure(graph, sites)
+    return [replace(site, role=structure.role(site)) for site in sites]
 
 
-@dataclass
-class _Forward:
-    """What lies between a norm's output and the residual Adds that close on it."""
+class _Structure:
+    """The residual connections and norms of a graph, and what follows from them."""
 
-    closes_on_input: bool = False
-    is_stream: bool = False
-    attends: bool = False
-    attends_directly: bool = False
-    reaches_output: bool = False
+    def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
+        self.graph = graph
+        self.residuals = residuals(graph)
+        self.by_sum = {r.add.output: r for r in self.residuals}
+        self.streams = {r.skip for r in self.residuals}
+        self.norms = {root(graph.value(s.output)): root(graph.value(s.input)) for s in sites}
+        self.behind_norms = _downstream(graph, {graph.value(s.output) for s in sites})
+        self.behind_sums = _downstream(graph, set(self.by_sum))
+        self.around: dict[Value, list[Residual]] = {}
+        outputs = {graph.value(site.output) for site in sites}
+        for residual in self.residuals:
+            for value in residual.inside & outputs:
+                self.around.setdefault(value, []).append(residual)
+
+    def role(self, site: Site) -> str:
+        x, y = self.graph.value(site.input), self.graph.value(site.output)
+        if y in self.around:
+            return self._role_inside(x, y)
+        residual = self.by_sum.get(root(x))
+        if residual is not None and self._is_post_norm(residual, y):
+            return "post_attention" if residual.attends else "post_mlp"
+        products = self._products_to_stream(y)
+        if products is not None:
+            if x not in self.behind_norms:
+                return "embedding"
+            between = x in self.behind_sums and (products or _comes_from_product(x))
+            return "downsample" if between else "other"
+        return "final" if self._is_stream_end(x) else "other"
+
+    def _role_inside(self, x: Value, y: Value) -> str:
+        """That of a norm in the branch of a residual connection."""
+        around = sorted(self.around[y], key=lambda r: len(r.inside))
+        closing = next((r for r in around if r.skip is root(x)), None)
+        if closing is not None:
+            return "pre_attention" if closing.attends else "pre_mlp"
+        residual = around[0]
+        if _attends_directly(y, residual) and _comes_from_product(x):
+            return "query_key"
+        if _ends(residual, y):
+            return "post_attention" if residual.attends else "post_mlp"
+        if _convolves(x, residual.skip):
+            return "pre_attention" if residual.attends else "pre_mlp"
+        return "other"
+
+    def _is_post_norm(self, residual: Residual, y: Value) -> bool:
+        """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm
+        at their start."""
+        starts = any(
+            output in residual.inside
+            and (source is residual.skip or _convolves(source, residual.skip))
+            for output, source in self.norms.items()
+        )
+        return not starts and (root(y) in self.streams or residual.skip in self.norms)
+
+    def _products_to_stream(self, y: Value) -> int | None:
+        """How many products, at most one, make ``y`` the stream of what follows; None if more."""
+        pending, seen = [(y, 0)], set[tuple[Value, int]]()
+        while pending:
+            value, products = pending.pop(0)
+            if (value, products) in seen:
+                continue
+            seen.add((value, products))
+            if root(value) in self.streams:
+                return products
+            for node in value.readers:
+                if is_product(node) and not products:
+                    pending.append((node.output, 1))
+                elif node.op in PASS_THROUGH or node.op in _SELECTING or _shifts(node):
+                    pending.extend((out, products) for out in node.outputs)
+        return None
+
+    def _is_stream_end(self, x: Value) -> bool:
+        """Whether ``x`` is the stream, a part of it or a mean, or another norm of that."""
+        pending, seen = [x], set[Value]()
+        while pending:
+            value = root(pending.pop())
+            node = value.producer
+            if value in seen:
+                continue
+            seen.add(value)
+            if value in self.by_sum or value in self.norms or value in self.streams:
+                return True
+            if node is not None and (node.op in _POOLING or node.op in _SELECTING or _shifts(node)):
+                pending.extend(node.dynamic_inputs())
+        return not self.residuals and not _comes_from_product(x)
 
 
-def _role(graph: Graph, site: Site, norm_outputs: set[Value]) -> str:
-    x, y = graph.value(site.input), graph.value(site.output)
-    ahead = _look_ahead(graph, x, y)
-    if ahead.attends_directly and _comes_from_product(x):
-        return "query_key"
-    if ahead.closes_on_input:
-        return "pre_attention" if ahead.attends else "pre_mlp"
-    branch = _normed_residual(x, norm_outputs)
-    if branch is not None:
-        return "post_attention" if _attends_behind(branch, norm_outputs) else "post_mlp"
-    if ahead.is_stream:
-        return "other" if _any_norm_behind(x, norm_outputs) else "embedding"
-    # A final norm reads the stream; one that reads a product sits inside an FFN or a head.
-    return "final" if ahead.reaches_output and not _comes_from_product(x) else "other"
+def _downstream(graph: Graph, values: set[Value]) -> set[Value]:
+    """Everything that depends on one of ``values``."""
+    found = set(values)
+    for node in graph.nodes:
+        if node.op != "Shape" and any(v in found for v in node.dynamic_inputs()):
+            found.update(node.outputs)
+    return found
 
 
-def _look_ahead(graph: Graph, x: Value, y: Value) -> _Forward:
-    seen = _Forward()
-    stream, result = root(x), root(y)
-    pending: list[tuple[Value, bool]] = [(y, False)]
-    visited: set[tuple[Value, bool]] = set()
+def _shifts(node: Node) -> bool:
+    """A sum or product with a constant: a bias, a position embedding, a LayerScale."""
+    return node.op in ("Add", "Mul") and len(node.dynamic_inputs()) == 1
+
+
+def _attends_directly(y: Value, residual: Residual) -> bool:
+    """Whether an attention reads ``y`` without a product with weights in between."""
+    pending, seen = [y], set[Value]()
     while pending:
-        value, behind_product = pending.pop()
-        if (value, behind_product) in visited:
+        value = pending.pop()
+        if value in seen:
             continue
-        visited.add((value, behind_product))
-        seen.reaches_output |= value in graph.outputs
-        for node, index in value.uses:
-            if node.op == "Add" and len(node.dynamic_inputs()) == 2:
-                other = root(node.data_input(1 - index))
-                if other is stream:
-                    seen.closes_on_input = True
-                    continue
-                if other is result or root(value) is result:
-                    seen.is_stream = True
-                    continue
-            if node.op in _ATTENTION:
-                seen.attends = True
-                seen.attends_directly |= not behind_product
-            behind = behind_product or (node.op in _PRODUCTS and len(node.dynamic_inputs()) == 1)
-            pending.extend((out, behind) for out in node.outputs)
-    return seen
+        seen.add(value)
+        for node in value.readers:
+            if is_attention(node):
+                return True
+            if not is_product(node):
+                pending.extend(v for v in node.outputs if v in residual.inside)
+    return False
+
+
+def _ends(residual: Residual, y: Value) -> bool:
+    """Whether nothing but constants meets ``y`` on its way into the sum."""
+    value = residual.branch
+    while True:
+        if value is y:
+            return True
+        node = value.producer
+        if node is None or not (node.op in PASS_THROUGH or _shifts(node)):
+            return False
+        value = node.dynamic_inputs()[0]
+
+
+def _convolves(x: Value, skip: Value) -> bool:
+    """Whether ``x`` is a convolution of the stream: ConvNeXt's norm behind its first layer."""
+    value = root(x)
+    while value.producer is not None and (
+        value.producer.op in ("Conv", "Pad") or _shifts(value.producer)
+    ):
+        value = root(value.producer.dynamic_inputs()[0])
+        if value is skip:
+            return True
+    return False
 
 
 def _comes_from_product(value: Value) -> bool:
@@ -86,49 +176,9 @@ def _comes_from_product(value: Value) -> bool:
         node = value.producer
         if node is None:
             return False
-        if node.op in _PRODUCTS:
+        if is_product(node) or is_attention(node):
             return True
-        if node.op in ("Split", "Gather") or (node.op == "Add" and len(node.dynamic_inputs()) == 1):
+        if node.op in ("Split", "Gather") or _shifts(node):
             value = node.dynamic_inputs()[0]
         else:
             return False
-
-
-def _normed_residual(x: Value, norm_outputs: set[Value]) -> Value | None:
-    """For ``x = norm_output + branch``: the branch."""
-    node = root(x).producer
-    if node is None or node.op != "Add" or len(node.dynamic_inputs()) != 2:
-        return None
-    first, second = node.dynamic_inputs()
-    if root(first) in norm_outputs:
-        return second
-    return first if root(second) in norm_outputs else None
-
-
-def _attends_behind(branch: Value, norm_outputs: set[Value]) -> bool:
-    """Whether an attention lies between the branch's end and the norms behind it."""
-    pending, visited = [branch], set()
-    while pending:
-        value = pending.pop()
-        node = value.producer
-        if value in visited or value in norm_outputs or node is None:
-            continue
-        visited.add(value)
-        if node.op in _ATTENTION:
-            return True
-        pending.extend(node.dynamic_inputs())
-    return False
-
-
-def _any_norm_behind(x: Value, norm_outputs: set[Value]) -> bool:
-    pending: list[Node | None] = [x.producer]
-    visited: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        if any(out in norm_outputs for out in node.outputs):
-            return True
-        pending.extend(v.producer for v in node.dynamic_inputs())
-    return False

@@ -27,9 +27,10 @@ class Site:
 
     ``name``: the module path where the graph knows it. ``axes``: the normalised axes of the input
     (for batch_norm: its channel axis). ``normalized_shape``: their sizes. ``weight`` and ``bias``:
-    gamma and beta in float64, None where absent; ``mean`` and ``variance``: a batch_norm's running
-    statistics. ``input`` and ``output``: names of graph values. ``spelling``: 'op' or 'decomposed'.
-    ``tower``: 'image', 'text', 'both' or ''.
+    gamma and beta in float64, None where absent, of ``normalized_shape`` or (batch_norm,
+    instance_norm, group_norm) one per channel; ``mean`` and ``variance``: a batch_norm's running
+    statistics. ``groups``: of a group_norm's channels. ``input`` and ``output``: names of graph
+    values. ``spelling``: 'op' or 'decomposed'. ``tower``: 'image', 'text', 'both' or ''.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     spelling: str
     mean: np.ndarray | None = None
     variance: np.ndarray | None = None
+    groups: int | None = None
     role: str = "other"
     tower: str = ""
 
@@ -59,6 +61,7 @@ class Site:
             "epsilon": self.epsilon,
             "weight": None if self.weight is None else list(self.weight.shape),
             "bias": None if self.bias is None else list(self.bias.shape),
+            "groups": self.groups,
             "input": self.input,
             "output": self.output,
             "spelling": self.spelling,

@@ -134,32 +134,75 @@ def test_rows_that_differ_beyond_the_cut_are_seen() -> None:
     assert outputs == ["n"]  # the norm without that product
 
 
+EXPONENT = "its result changes with the scale of its input: an exponent is not that of a norm"
+EPSILON = "epsilon is not added to the variance under the root"
+CENTRING = "what it divides is centred, but not by its own mean"
 LOOK_ALIKES = {
-    "exponent_4": BASE.replace("Pow(d, two)", "Pow(d, four)"),
-    "epsilon_outside_the_root": BASE.replace(
-        "e = Add(v, eps) s = Sqrt(e)", "e = Sqrt(v) s = Add(e, eps)"
+    "exponent_4": (BASE.replace("Pow(d, two)", "Pow(d, four)"), EXPONENT),
+    "epsilon_outside_the_root": (
+        BASE.replace("e = Add(v, eps) s = Sqrt(e)", "e = Sqrt(v) s = Add(e, eps)"),
+        EPSILON,
     ),
-    "epsilon_per_channel": BASE.replace("eps", "gamma"),
-    "variance_over_another_axis": BASE.replace(
-        "v = ReduceMean<axes = [-1]", "v = ReduceMean<axes = [1]"
+    "epsilon_twice": (
+        BASE.replace("s = Sqrt(e)", "r = Sqrt(e) s = Add(r, eps)"),
+        EPSILON,
     ),
-    "mean_over_another_axis": BASE.replace(
-        "m = ReduceMean<axes = [-1]", "m = ReduceMean<axes = [1]"
+    "epsilon_as_a_floor": (BASE.replace("Add(v, eps)", "Max(v, eps)"), EPSILON),
+    "epsilon_per_channel": (
+        BASE.replace("eps", "gamma_squared"),
+        "epsilon differs within what is normalised",
     ),
-    "no_centring": BASE.replace("d = Sub(x, m)", "d = Identity(x)").replace(MEAN, ""),
-    "half_the_mean": BASE.replace("d = Sub(x, m)", "h = Mul(m, half) d = Sub(x, h)"),
-    "foreign_numerator": BASE.replace("n = Div(d, s)", "n = Div(x, s)"),
+    "epsilon_computed": (
+        BASE.replace("Add(v, eps)", "Add(v, z)"),
+        "more than one computed value flows in (x, z)",
+    ),
+    "variance_over_another_axis": (
+        BASE.replace("v = ReduceMean<axes = [-1]", "v = ReduceMean<axes = [1]"),
+        CENTRING,
+    ),
+    "mean_over_another_axis": (
+        BASE.replace("m = ReduceMean<axes = [-1]", "m = ReduceMean<axes = [1]"),
+        CENTRING,
+    ),
+    "over_the_batch": (BASE.replace("[-1]", "[0]"), "it reduces over the batch"),
+    "half_the_mean": (BASE.replace("d = Sub(x, m)", "h = Mul(m, half) d = Sub(x, h)"), CENTRING),
+    "foreign_numerator": (
+        BASE.replace("n = Div(d, s)", "n = Div(x, s)"),
+        "what it divides by is not the root mean square of what it divides",
+    ),
+    "foreign_mean": (
+        BASE.replace("ReduceMean<axes = [-1], keepdims = 1>(x)", "Identity(z)"),
+        CENTRING,
+    ),
+    "unit_length": (
+        "q = Mul(x, x) v = ReduceSum(q, last) s = Sqrt(v) y = Div(x, s)",
+        "it is an L2 normalisation",
+    ),
+    "unit_length_by_an_operator": ("y = LpNormalization<axis = -1>(x)", "it is an L2"),
+    "dividing_by_zero": (
+        BASE.replace("n = Div(d, s)", "w = Mul(s, zero) n = Div(d, w)"),
+        "it divides by zero",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LOOK_ALIKES)
 def test_leaves_look_alikes_alone_and_says_so(name: str) -> None:
-    graph = _graph(LOOK_ALIKES[name], four=np.float32(4))
-    location = locate(graph)
+    body, reason = LOOK_ALIKES[name]
+    text = f"(float[B,4,{C}] x, float[B,4,1] z) => (float[B,4,{C}] y) {{ {body} }}"
+    extra = {
+        "four": np.float32(4),
+        "zero": np.float32(0),
+        "gamma_squared": np.square(GAMMA),
+        "last": np.array([-1]),
+    }
+    used = {
+        k: np.asarray(v) for k, v in (CONSTANTS | extra).items() if re.search(rf"\b{k}\b", body)
+    }
+    location = locate(onnx_graph(text, used, opset=14))
     assert not location.sites
-    assert [r.reason for r in location.rejected] == [
-        "it does not equal a LayerNorm over the last axis"
-    ]
+    (rejection,) = location.rejected
+    assert rejection.reason.startswith(reason)
 
 
 def test_two_plain_norms_in_a_row_are_two_sites() -> None:

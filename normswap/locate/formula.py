@@ -1,0 +1,117 @@
+"""The closed formulas of the norms, and how their constants follow from values.
+
+``y = weight * (x - mean(x)) / sqrt(var(x) + epsilon) + bias`` with the biased variance, or without
+the mean and with the mean of squares (RMSNorm: Zhang and Sennrich 2019). Arrays are
+``[probes, *shape]``; ``axes`` count from the value's own first axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from normswap.graph.graph import Array
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Over which axes a norm takes its statistics, in how many groups of axis 1, and whether it
+    subtracts the mean."""
+
+    axes: tuple[int, ...]
+    centred: bool
+    groups: int | None = None
+
+    def normalised(self, x: Array, epsilon: float) -> Array:
+        """``x`` without weight and bias."""
+        values, axes = self._grouped(x)
+        centred = values - values.mean(axes, keepdims=True) if self.centred else values
+        with np.errstate(all="ignore"):
+            result = centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + epsilon)
+        return result.reshape(x.shape)
+
+    def centre(self, x: Array) -> Array:
+        values, axes = self._grouped(x)
+        return (values - values.mean(axes, keepdims=True) if self.centred else values).reshape(
+            x.shape
+        )
+
+    def mean_square(self, centred: Array) -> Array:
+        """Of what is divided, one number per row: what epsilon is added to."""
+        values, axes = self._grouped(centred)
+        return np.square(values).mean(axes)
+
+    def row_sums(self, values: Array) -> Array:
+        grouped, axes = self._grouped(values)
+        return np.asarray(grouped.sum(axes))
+
+    def _grouped(self, x: Array) -> tuple[Array, tuple[int, ...]]:
+        if self.groups is None:
+            return x, tuple(axis + 1 for axis in self.axes)
+        split = x.reshape(*x.shape[:2], self.groups, x.shape[2] // self.groups, *x.shape[3:])
+        return split, tuple(range(3, split.ndim))
+
+
+def fit_affine(normalised: Array, y: Array, over: tuple[int, ...]) -> tuple[Array, Array]:
+    """Least squares ``y = weight * normalised + bias``, one pair per position of the axes ``over``.
+
+    Of the shape of ``over``'s axes; NaN where the rows leave them open.
+    """
+    rows = (0, *(axis + 1 for axis in range(y.ndim - 1) if axis not in over))
+    mean_z, mean_y = normalised.mean(rows, keepdims=True), y.mean(rows, keepdims=True)
+    z = normalised - mean_z
+    with np.errstate(all="ignore"):
+        weight = (z * (y - mean_y)).sum(rows, keepdims=True) / np.square(z).sum(rows, keepdims=True)
+    bias = mean_y - weight * mean_z
+    return weight.squeeze(rows), bias.squeeze(rows)
+
+
+def spread(constants: Array, over: tuple[int, ...], rank: int) -> Array:
+    """Constants over the axes ``over`` in the shape that they broadcast with ``[probes, ...]``."""
+    sizes = iter(constants.shape)
+    return constants.reshape(1, *(next(sizes) if axis in over else 1 for axis in range(rank)))
+
+
+def fit_epsilon(statistics: Statistics, x: Array, y: Array, weight: Array, bias: Array) -> float:
+    """From rows whose variance v is not far above it: y - bias = weight * centred / sqrt(v + e).
+
+    ``weight`` and ``bias`` as ``spread`` gives them. NaN where the rows do not agree.
+    """
+    centred = statistics.centre(x)
+    scaled = weight * centred
+    with np.errstate(all="ignore"):
+        squares = statistics.row_sums(np.square(scaled))
+        used = squares > 0  # a row of zeros says nothing
+        inverse = (statistics.row_sums((y - bias) * scaled) / squares)[used]
+        variance = statistics.mean_square(centred)[used]
+        found = 1 / np.square(inverse) - variance
+    if not found.size or not np.all(np.isfinite(found)) or np.any(inverse <= 0):
+        return float("nan")
+    epsilon = float(np.median(found))
+    return 0.0 if abs(epsilon) < 1e-6 * float(np.median(variance)) else epsilon
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A proven norm. ``weight`` and ``bias``: float64, one per position of the axes ``over``."""
+
+    kind: str
+    statistics: Statistics
+    over: tuple[int, ...]
+    weight: Array
+    bias: Array
+    epsilon: float
+
+    @property
+    def is_plain_weight(self) -> bool:
+        return bool(np.all(self.weight == 1))
+
+    @property
+    def is_plain_bias(self) -> bool:
+        return bool(np.all(self.bias == 0))
+
+    def __call__(self, x: Array) -> Array:
+        rank = x.ndim - 1
+        weight, bias = (spread(a, self.over, rank) for a in (self.weight, self.bias))
+        return self.statistics.normalised(x, self.epsilon) * weight + bias
