@@ -56,7 +56,7 @@ class Fold(Pass):
                 continue
             for act in actions:
                 act()
-            graph.replace_uses(norm.output, norm.first.data_input())
+            graph.replace_uses(norm.output, norm.first.data_input(norm.index))
             graph.prune()  # dead readers would stand in the way of the next site
             done.append(norm.site)
         if not done:
@@ -69,26 +69,30 @@ class Fold(Pass):
 
 @dataclass(frozen=True)
 class _Norm:
-    """A site's operator, the node that reads its input (it or a transpose) and its output."""
+    """A site, whether it takes the batch's statistics, the node that reads its input as which of
+    its own (the operator, a transpose or the start of a spelling), its input and its output."""
 
     site: Site
-    node: Node
+    is_training: bool
     first: Node
+    index: int
+    input: Value
     output: Value
 
 
 def _norm(graph: Graph, site: Site) -> _Norm:
     x, y = graph.value(site.input), graph.value(site.output)
-    nodes = graph.ancestors([y], stop=[x])
-    norm = next(node for node in nodes if node.op == "BatchNormalization")
-    return _Norm(site, norm, nodes[0], y)
+    nodes = [n for n in graph.ancestors([y], stop=[x]) if n.dynamic_inputs()]
+    training = any(node.attributes.get("training_mode") for node in nodes)
+    first = next(node for node in nodes if x in node.inputs)
+    return _Norm(site, training, first, first.inputs.index(x), x, y)
 
 
 def _plan(graph: Graph, edits: WeightEdits, norm: _Norm) -> list[Action]:
-    if norm.node.attributes["training_mode"]:
+    if norm.is_training:
         raise Refusal("it is in training mode: its statistics come from each batch")
     change = _map(norm.site)
-    x = norm.first.data_input()
+    x = norm.input
     produced = linear_writing(graph, x) is not None or (
         x.producer is not None and x.producer.op == "Conv"
     )
@@ -96,7 +100,7 @@ def _plan(graph: Graph, edits: WeightEdits, norm: _Norm) -> list[Action]:
     for upward in (produced, not produced):
         try:
             if upward:
-                return pull_up(graph, edits, norm.first, 0, change)
+                return pull_up(graph, edits, norm.first, norm.index, change)
             return push_down(graph, edits, norm.output, change)
         except Refusal as refusal:
             reasons.append(f"{'upward' if upward else 'downward'}: {refusal}")

@@ -1,6 +1,11 @@
-"""Writing a BatchNorm over any axis of a value."""
+"""Writing nodes: a BatchNorm over any axis of a value, transposes and casts where needed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from normswap.fit.batch_norm import BatchNormConstants
 from normswap.graph.graph import Graph, Node, Value
@@ -13,15 +18,8 @@ def insert_batch_norm(
     (channels on axis 1) needs them; its result and the new nodes that read ``x``.
     """
     rank = len(x.shape or ())
-    channels_first = axis == 1
     perm = (0, axis, *(i for i in range(1, rank) if i != axis))
-    inner = (
-        x
-        if channels_first
-        else graph.insert(
-            "Transpose", [x], {"perm": perm}, name=f"{name}.channels_first", like=like
-        )
-    )
+    inner = insert_transpose(graph, x, perm, f"{name}.channels_first", like)
     arrays = {
         "weight": constants.weight,
         "bias": constants.bias,
@@ -36,10 +34,25 @@ def insert_batch_norm(
         name=f"{name}",
         like=like,
     )
-    if channels_first:
-        return normed, [n for n in [normed.producer] if n is not None]
     back = tuple(perm.index(i) for i in range(rank))
-    result = graph.insert(
-        "Transpose", [normed], {"perm": back}, name=f"{name}.channels_last", like=like
-    )
-    return result, [n for n in [inner.producer] if n is not None]
+    result = insert_transpose(graph, normed, back, f"{name}.channels_last", like)
+    first = normed.producer if inner is x else inner.producer
+    return result, [n for n in [first] if n is not None]
+
+
+def insert_transpose(
+    graph: Graph, x: Value, perm: Sequence[int], name: str, like: Node | None
+) -> Value:
+    """``x`` with its axes in the order ``perm``; itself where that is its own."""
+    if tuple(perm) == tuple(range(len(perm))):
+        return x
+    return graph.insert("Transpose", [x], {"perm": tuple(perm)}, name=name, like=like)
+
+
+def insert_cast(
+    graph: Graph, x: Value, dtype: np.dtype[Any] | None, name: str, like: Node | None
+) -> Value:
+    """``x`` as ``dtype``; itself where it is that already."""
+    if dtype is None or x.dtype == dtype:
+        return x
+    return graph.insert("Cast", [x], {"to": dtype}, name=name, like=like)
