@@ -1,6 +1,7 @@
 """Operators for onnx's reference evaluator, by torch.
 
-The evaluator's own are exact but slow, and Erf is float32 inside. Each keeps the operator's
+The evaluator's own are exact but slow, Erf is float32 inside, and Unsqueeze is wrong for several
+axes before opset 13. Each keeps the operator's
 semantics in the dtype of its input.
 """
 
@@ -113,4 +114,18 @@ class Conv(_TorchOp):
         return (result.numpy(),)
 
 
-FAST_OPS: list[type[OpRun]] = [Conv, Erf, Gelu, Gemm, LayerNormalization, MatMul, Softmax]
+class Unsqueeze(_TorchOp):
+    def _run(self, x: Array, axes: Any = None) -> tuple[Array]:  # the evaluator's mixes up several
+        return (np.expand_dims(x, tuple(int(axis) for axis in np.ravel(axes))),)
+
+
+FAST_OPS: list[type[OpRun]] = [
+    Conv,
+    Erf,
+    Gelu,
+    Gemm,
+    LayerNormalization,
+    MatMul,
+    Softmax,
+    Unsqueeze,
+]

@@ -25,7 +25,7 @@ from normswap.locate.site import Rejection, Site
 _CENTRED_WRONGLY = (
     "what it divides is centred, but not by its own mean over the axes that it normalises"
 )
-
+_SAME = 1e-9
 _OWN_KINDS = {
     "LayerNormalization": "layer_norm",
     "RMSNormalization": "rms_norm",
@@ -125,7 +125,9 @@ def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_P
     pending = [v for v in proven if not _behind_another(graph, region, v, proven)]
     while pending:
         value = pending.pop()
-        onward = [w for w in _next(region, value, proven) if _continues(graph, value, w, proven)]
+        onward = [
+            w for w in _next(region, value, proven) if _continues(graph, region, value, w, proven)
+        ]
         pending.extend(onward)
         if not onward:
             ends[value] = None
@@ -159,14 +161,21 @@ def _next(region: Region, value: Value, proven: dict[Value, Norm]) -> list[Value
     return list(found)
 
 
-def _continues(graph: Graph, value: Value, onward: Value, proven: dict[Value, Norm]) -> bool:
+def _continues(
+    graph: Graph, region: Region, value: Value, onward: Value, proven: dict[Value, Norm]
+) -> bool:
     """Whether ``onward`` belongs to the norm that ends in ``value`` otherwise."""
     if len(value.readers) == 1 and value not in graph.outputs:
         return True
-    before, behind = proven[value], proven[onward]
-    adds_weight = before.is_plain_weight and not behind.is_plain_weight
-    adds_bias = before.is_plain_bias and not behind.is_plain_bias
-    return adds_weight or adds_bias
+    return any(_adds(proven[value], proven[v]) for v in (onward, *_next(region, onward, proven)))
+
+
+def _adds(before: Norm, behind: Norm) -> bool:
+    """Whether weight or bias are still missing before and are there behind."""
+    first = before.weight.flat[0]
+    uniform = bool(np.all(np.abs(before.weight - first) <= _SAME * abs(first)))
+    adds_weight = uniform and not bool(np.all(behind.weight == first))
+    return adds_weight or (before.is_plain_bias and not behind.is_plain_bias)
 
 
 def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
@@ -183,7 +192,8 @@ def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
 def _is_more(anchor: Node, part: _Part) -> bool:
     """Whether the region around a norm operator is another norm than the operator by itself."""
     if part.exit is anchor.output:
-        return False
+        reshaped = any(node.op == "Reshape" for node in part.nodes)  # rows, if only of a batch of 1
+        return reshaped and part.norm.kind == "layer_norm"
     if _OWN_KINDS.get(anchor.op) == part.norm.kind:
         return part.entry is anchor.data_input()  # it gains a weight or a bias
     if anchor.op != "InstanceNormalization" or part.norm.kind != "layer_norm":

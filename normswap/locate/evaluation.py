@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Runner
+from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.locate.regions import Region
 
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 WHOLE = 20_000_000  # elements at most (160 MB) of the check of the whole value
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
+_ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
 # These treat every row alike, so what holds for a few rows holds for all.
 _ROWWISE = frozenset(
     {
@@ -53,13 +54,17 @@ _ROWWISE = frozenset(
 class RegionRunner:
     """A region as a function of its entry.
 
+    ``averages``: other numbers for some of its constants (see ``rounded_averages``).
     Raises NormswapError or ValueError for an operator that cannot be evaluated in float64.
     """
 
-    def __init__(self, graph: Graph, region: Region) -> None:
+    def __init__(
+        self, graph: Graph, region: Region, averages: dict[Value, Array] | None = None
+    ) -> None:
         self.region = region
-        self._fixed = _known_sizes(graph, region)
-        inputs = [region.entry, *region.sizes]
+        averages = averages or {}
+        self._fixed = [*_known_sizes(graph, region), *averages.values()]
+        inputs = [region.entry, *region.sizes, *averages]
         self._run: Runner = graph.slice(inputs, region.exits, np.float64)
         self.problem = ""
 
@@ -115,6 +120,36 @@ def _cut(shape: tuple[int, ...], keep: Sequence[int]) -> tuple[int, ...]:
         if axis not in keep and (size > 1 or axis == 0):
             sizes[axis] = next(cuts) if axis == 0 else min(size, next(cuts))
     return tuple(sizes)
+
+
+def rounded_averages(graph: Graph, region: Region) -> dict[Value, Array]:
+    """Constants that are 1 / n in single or half precision, as exact ones.
+
+    A mean as a sum times a rounded 1 / n is meant as a mean, and differs from it by less than its
+    own rounding.
+    """
+    counts = _counts(region.entry.shape or ())
+    found: dict[Value, Array] = {}
+    for node in region.nodes:
+        for value in node.inputs:
+            if value is None or not value.is_constant or value.dtype not in _ROUNDED:
+                continue
+            array = graph.constant(value)
+            if array is None or not array.size or array.size > max(counts, default=0):
+                continue
+            number = float(array.flat[0])
+            n = next((n for n in counts if float(value.dtype.type(1 / n)) == number), None)
+            if n is not None and 1 / n != number and bool(np.all(array == array.flat[0])):
+                found[value] = np.full(array.shape, 1 / n)
+    return found
+
+
+def _counts(shape: tuple[int, ...]) -> list[int]:
+    """How many elements a norm over the last or the first axes of a row may average."""
+    rank = len(shape)
+    spans = [shape[i:j] for i in range(rank) for j in range(i + 1, rank + 1)]
+    sizes = {math.prod(span) for span in spans}
+    return sorted({n for size in sizes for n in (size, size - 1) if n > 1})
 
 
 def _known_sizes(graph: Graph, region: Region) -> list[Array]:

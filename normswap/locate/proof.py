@@ -14,8 +14,14 @@ from dataclasses import replace
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Graph
-from normswap.locate.evaluation import WHOLE, RegionRunner, bounded, probe_shapes
+from normswap.graph.graph import Array, Graph, Value
+from normswap.locate.evaluation import (
+    WHOLE,
+    RegionRunner,
+    bounded,
+    probe_shapes,
+    rounded_averages,
+)
 from normswap.locate.formula import Norm, Statistics, fit_affine, fit_epsilon, spread
 from normswap.locate.judgement import (
     L2,
@@ -43,9 +49,17 @@ def prove(graph: Graph, region: Region) -> list[Verdict]:
     A region that cannot be evaluated (an operator without a float64 implementation, values beyond
     the bound on memory) is no proof either.
     """
+    verdicts = _verdicts(graph, region, {})
+    averages = rounded_averages(graph, region)
+    if averages and not any(isinstance(verdict, Norm) for verdict in verdicts):
+        verdicts = _verdicts(graph, region, averages)
+    return verdicts
+
+
+def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> list[Verdict]:
     count = len(region.exits)
     try:
-        run = RegionRunner(graph, region)
+        run = RegionRunner(graph, region, averages)
     except (NormswapError, ValueError) as error:
         return [f"it cannot be evaluated: {error}"] * count
     best: list[Verdict] = ["a value of this size is beyond the bound of a proof"] * count
@@ -111,10 +125,11 @@ def _with_epsilon(
     w, b = spread(weight, over, rank), spread(bias, over, rank)
     if not np.any(w):
         return "its scale is zero"
-    if is_l2(statistics, y["plain"].shape[1:], weight):
-        return L2
     epsilon = fit_epsilon(statistics, x["tiny"], y["tiny"], w, b)
-    reason = why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    if is_l2(statistics, y["plain"].shape[1:], weight):
+        reason = L2
+    else:
+        reason = why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
     if not epsilon >= 0:
         return reason
     checks = ["large", "plain", "outliers", "tiny"]

@@ -92,6 +92,8 @@ def obstacle(anchor: Node) -> str:
             pending.extend(node.dynamic_inputs())
     if any(v.shape is None for v in seen):
         return "the shapes around it are unknown; give the inputs fixed sizes"
+    if len(set(sources)) < 2:
+        return "nothing behind it has its input's shape and depends on that input alone"
     names = ", ".join(sorted(set(sources))[:3])
     return f"more than one computed value flows in ({names}), so no single input is normalised"
 
@@ -162,7 +164,7 @@ def _grown(
         exits[anchor.output] = None
     while pending and len(extra) < len(between) + _BEHIND:
         for node in dict.fromkeys(n for n, _ in pending.pop(0).uses):
-            if node in extra or node.op in _BARRIERS or node.op == "Shape":
+            if node in extra or _is_barrier(node) or node.op == "Shape":
                 continue
             outside = [v for v in node.dynamic_inputs() if v not in known]
             shape_nodes = _sizes_behind(outside)

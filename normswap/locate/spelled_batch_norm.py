@@ -16,6 +16,7 @@ from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.locate.evaluation import WHOLE, RegionRunner, bounded
 from normswap.locate.names import site_name
+from normswap.locate.passthrough import PASS_THROUGH
 from normswap.locate.regions import Region
 from normswap.locate.site import Site
 
@@ -34,7 +35,12 @@ def spelled_batch_norms(graph: Graph) -> list[Site]:
             if reader in covered:
                 continue
             chain = _chain(graph, reader)
-            site = _site(graph, root, chain) if chain else None
+            site = None
+            if chain and (longer := _with_scale(chain)):
+                site = _site(graph, root, longer, explained=True)
+                chain = longer if site is not None else chain
+            if chain and site is None:
+                site = _site(graph, root, chain, explained=False)
             if site is not None:
                 sites.append(site)
                 covered.update(chain)
@@ -42,8 +48,8 @@ def spelled_batch_norms(graph: Graph) -> list[Site]:
 
 
 def _is_root(graph: Graph, node: Node) -> bool:
-    """A root over a vector of constants."""
-    found = node.op in ("Sqrt", "Rsqrt") or (
+    """A root over a vector of constants; a logarithm may be half of one."""
+    found = node.op in ("Sqrt", "Rsqrt", "Log") or (
         node.op == "Pow" and graph.scalar(node.input(1)) in (0.5, -0.5)
     )
     if not found or not node.output.is_constant or node.output.dtype is None:
@@ -69,28 +75,48 @@ def _dynamic_readers(root: Node) -> list[Node]:
 
 
 def _chain(graph: Graph, reader: Node) -> list[Node]:
-    """[Sub of the mean], products and quotients, [Add of the bias] around ``reader``; or nothing.
-
-    Nothing else reads a value inside.
-    """
+    """[Sub of the mean], products and quotients, [Add of the bias]; ``reader`` is one of them."""
     if reader.op not in ("Mul", "Div") or not _is_affine(reader):
         return []
     chain = [reader]
     while (before := chain[0].dynamic_inputs()[0].producer) is not None:
-        inside = _is_affine(before) and len(before.output.readers) == 1
-        if not inside or before.op not in ("Mul", "Div", "Sub") or before.output in graph.outputs:
+        if not _is_affine(before) or not (before.op in ("Mul", "Div") or _subtracts(before)):
             break
         chain.insert(0, before)
-        if before.op == "Sub":
+        if _subtracts(before):
             break
-    while len(chain[-1].output.readers) == 1 and chain[-1].output not in graph.outputs:
-        behind = chain[-1].output.readers[0]
-        if not _is_affine(behind):
-            break
+    while (behind := _onward(chain[-1])) is not None:
         chain.append(behind)
         if behind.op in ("Add", "Sub"):
             break
     return chain
+
+
+def _onward(node: Node) -> Node | None:
+    """The only reader that is affine again; others may read the value as it is."""
+    affine = [reader for reader in node.output.readers if _is_affine(reader)]
+    return affine[0] if len(affine) == 1 else None
+
+
+def _subtracts(node: Node) -> bool:
+    """A Sub, or an Add of something negated."""
+    if node.op == "Sub":
+        return True
+    other = next((v for v in node.inputs if v is not None and v.is_constant), None)
+    return (
+        node.op == "Add"
+        and other is not None
+        and other.producer is not None
+        and (other.producer.op == "Neg")
+    )
+
+
+def _with_scale(chain: list[Node]) -> list[Node]:
+    """The chain with a product behind its Add, for (n + beta / gamma) * gamma."""
+    behind = _onward(chain[-1])
+    if chain[-1].op not in ("Add", "Sub") or behind is None or behind.op not in ("Mul", "Div"):
+        return []
+    return [*chain, behind]
 
 
 def _is_affine(node: Node) -> bool:
@@ -110,17 +136,23 @@ class _Statistics:
     source: Value
 
 
-def _site(graph: Graph, root: Node, chain: list[Node]) -> Site | None:
+def _site(graph: Graph, root: Node, chain: list[Node], explained: bool) -> Site | None:
+    """The chain as a BatchNorm; ``explained``: only if its weight is among the constants."""
     entry, end = chain[0].dynamic_inputs()[0], chain[-1].output
     found = _scale_and_shift(graph, Region(entry, (end,), tuple(chain), ()))
     statistics = _statistics(graph, root)
-    if found is None or statistics is None or found[0].size != statistics.variance.size:
+    if found is None or found[0].size != statistics.variance.size:
+        return None
+    if np.any(statistics.variance + statistics.epsilon <= 0):
         return None
     scale, shift, axis = found
     weight = scale * np.sqrt(statistics.variance + statistics.epsilon)
     leaves = list(_leaves(graph, end, entry, statistics.source))
     mean, bias = _mean_and_bias(scale, shift, leaves)
-    weight = next((v for v in leaves if _alike(v, weight)), weight)
+    known = next((w for v in leaves for w in (v, -v) if _alike(w, weight)), None)
+    if explained and known is None:
+        return None
+    weight = weight if known is None else known
     constants = [v for n in graph.ancestors([end], stop=[entry]) for v in n.inputs]
     return Site(
         name=site_name(chain, constants),
@@ -164,21 +196,26 @@ def _varies(array: Array, axis: int) -> bool:
     return bool(np.any(np.abs(array - np.take(array, [0], axis)) > _SAME * np.abs(array).max()))
 
 
-def _statistics(graph: Graph, root: Node) -> _Statistics | None:
+def _statistics(graph: Graph, root: Node) -> _Statistics:
     """The variance and the epsilon that are added under the root."""
-    total = root.data_input()
-    node = total.producer
-    if node is not None and node.op == "Add":
-        for index in (0, 1):
-            value, epsilon = node.data_input(index), graph.scalar(node.input(1 - index))
-            array = graph.constant(value)
-            if epsilon is not None and array is not None and array.size > 1:
-                meant = float(str(np.float32(epsilon)))
-                return _Statistics(array.astype(np.float64).reshape(-1), meant, value)
-    array = graph.constant(total)
-    if array is None or np.any(array <= 0):
-        return None
-    return _Statistics(array.astype(np.float64).reshape(-1), 0.0, total)
+    value = root.data_input()
+    while (node := value.producer) is not None:
+        if node.op == "Add":
+            for index in (0, 1):
+                part, epsilon = node.data_input(index), graph.scalar(node.input(1 - index))
+                if epsilon is not None and graph.scalar(part) is None:
+                    return _Statistics(_vector(graph, part), float(str(np.float32(epsilon))), part)
+        inverts = node.op == "Div" and graph.scalar(node.input(0)) == 1
+        if not inverts and node.op != "Reciprocal" and node.op not in PASS_THROUGH:
+            break
+        value = node.data_input(1 if inverts else 0)
+    return _Statistics(_vector(graph, value), 0.0, value)
+
+
+def _vector(graph: Graph, value: Value) -> Array:
+    array = graph.constant(value)
+    assert array is not None  # what a constant is computed from is one
+    return array.astype(np.float64).reshape(-1)
 
 
 def _leaves(graph: Graph, end: Value, entry: Value, variance: Value) -> Iterator[Array]:

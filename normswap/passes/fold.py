@@ -70,7 +70,8 @@ class Fold(Pass):
 @dataclass(frozen=True)
 class _Norm:
     """A site, whether it takes the batch's statistics, the node that reads its input as which of
-    its own (the operator, a transpose or the start of a spelling), its input and its output."""
+    its own (the operator, a transpose or the start of a spelling), its input and its output, and
+    an intermediate value that is read outside of it, if there is one."""
 
     site: Site
     is_training: bool
@@ -78,6 +79,7 @@ class _Norm:
     index: int
     input: Value
     output: Value
+    read_inside: Value | None
 
 
 def _norm(graph: Graph, site: Site) -> _Norm:
@@ -85,7 +87,9 @@ def _norm(graph: Graph, site: Site) -> _Norm:
     nodes = [n for n in graph.ancestors([y], stop=[x]) if n.dynamic_inputs()]
     training = any(node.attributes.get("training_mode") for node in nodes)
     first = next(node for node in nodes if x in node.inputs)
-    return _Norm(site, training, first, first.inputs.index(x), x, y)
+    inner = [v for n in nodes for v in n.outputs if v is not y]
+    leaks = (v for v in inner if v in graph.outputs or not set(v.readers) <= set(nodes))
+    return _Norm(site, training, first, first.inputs.index(x), x, y, next(leaks, None))
 
 
 def _plan(graph: Graph, edits: WeightEdits, norm: _Norm) -> list[Action]:
@@ -99,6 +103,8 @@ def _plan(graph: Graph, edits: WeightEdits, norm: _Norm) -> list[Action]:
     reasons = []
     for upward in (produced, not produced):
         try:
+            if upward and norm.read_inside is not None:
+                raise Refusal(f"'{norm.read_inside.name}' in its spelling is read elsewhere too")
             if upward:
                 return pull_up(graph, edits, norm.first, norm.index, change)
             return push_down(graph, edits, norm.output, change)
