@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normswap.locate import locate
 from normswap.locate.site import Rejection, Site
 from normswap.model import Model
-from normswap.report.cost import statistics_computed
+from normswap.report.cost import STATISTICS_FOLDED, statistics_computed
+from normswap.report.input_shapes import shapes_at, sized
 
 SCHEMA = "normswap.inspection/1"
 
 
 @dataclass(frozen=True)
 class InspectedSite:
-    """A site, the shape of its input and the statistics it computes, at the example's sizes."""
+    """A site, the shape of its input and the statistics it computes, at the inspection's sizes.
+
+    ``statistics_folded_batch_norm``: those left where a BatchNorm took its place and was folded.
+    """
 
     site: Site
     input_shape: tuple[int, ...] | None
     statistics: int | None
+    statistics_folded_batch_norm: int = STATISTICS_FOLDED
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,14 @@ class Inspection:
         """Those of all sites whose sizes are known."""
         return sum(found.statistics or 0 for found in self.sites)
 
+    @property
+    def statistics_folded_batch_norm(self) -> int:
+        """Those left if a folded BatchNorm took the place of every norm."""
+        return sum(found.statistics_folded_batch_norm for found in self.sites)
+
     def to_json(self) -> dict[str, Any]:
-        """Keys: ``schema``, then the fields of this class; a site's are those of
-        ``Site.to_json``, ``input_shape`` and ``statistics``.
+        """Keys: ``schema``, then the fields and totals of this class; a site's are those of
+        ``Site.to_json`` and of ``InspectedSite``.
         """
         return {
             "schema": SCHEMA,
@@ -48,11 +59,14 @@ class Inspection:
             "path": self.path,
             "kind": self.kind,
             "examples": {name: list(shape) for name, shape in self.examples.items()},
+            "statistics": self.statistics,
+            "statistics_folded_batch_norm": self.statistics_folded_batch_norm,
             "sites": [
                 {
                     **found.site.to_json(),
                     "input_shape": None if found.input_shape is None else list(found.input_shape),
                     "statistics": found.statistics,
+                    "statistics_folded_batch_norm": found.statistics_folded_batch_norm,
                 }
                 for found in self.sites
             ],
@@ -60,18 +74,26 @@ class Inspection:
         }
 
 
-def inspection(model: Model) -> Inspection:
-    """Locates the norms of ``model`` and counts what they compute."""
+def inspection(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inspection:
+    """Locates the norms of ``model`` and counts what they compute.
+
+    ``input_shapes``: sizes of inputs, by name; inputs without are as the example, or share the
+    sizes that have a name with those that are given. Without any, all sizes are the example's.
+    Raises NormswapError for a name that is no input, and for sizes that the model does not take.
+    """
     graph = model.graph
     location = locate(graph)
+    arrays = sized(model, input_shapes or {})
+    inputs = [graph.value(site.input) for site in location.sites]
+    shapes = shapes_at(model, inputs, arrays) if input_shapes else [v.shape for v in inputs]
     return Inspection(
         model=model.name,
         path=None if model.path is None else str(model.path),
         kind=model.kind,
-        examples={name: tuple(array.shape) for name, array in model.examples.items()},
+        examples={name: tuple(array.shape) for name, array in arrays.items()},
         sites=[
-            InspectedSite(s, graph.value(s.input).shape, statistics_computed(graph, s))
-            for s in location.sites
+            InspectedSite(site, shape, statistics_computed(site, shape))
+            for site, shape in zip(location.sites, shapes, strict=True)
         ],
         rejected=list(location.rejected),
     )

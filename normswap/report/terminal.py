@@ -10,33 +10,25 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normswap.locate.site import Site
+from normswap.locate.site import Rejection, Site
 from normswap.passes.base import PassResult
 from normswap.report.inspection import InspectedSite, Inspection
 from normswap.report.rewriting import Rewriting
 
 _NAME_WIDTH = 20  # at least
+_PLACES = 3  # of a reason for which candidates were rejected
 _GOOD, _BAD, _DIM = "green", "bold red", "dim"
 
 
 def inspection_view(found: Inspection) -> RenderableType:
-    """The table of sites, and what was rejected."""
+    """The table of sites, what they cost in all, and what was rejected."""
     count = len(found.sites)
     noun = "norm" if count == 1 else "norms"
     title = Text(f"{found.model}: {count} {noun} ({found.kind})", "bold")
     parts: list[RenderableType] = [title]
     if found.sites:
-        parts.append(_sites_table(found.sites))
-        sizes = ", ".join(f"{name} {shape_text(s)}" for name, s in found.examples.items())
-        parts.append(
-            Text(
-                f"{found.statistics:,} statistics are computed for {sizes}; [brackets] are around "
-                "the sizes that are normalised, or a BatchNorm's channels",
-                _DIM,
-            )
-        )
-    for rejection in found.rejected:
-        parts.append(Text(f"no norm: {rejection.where}: {rejection.reason}", "yellow"))
+        parts += [_sites_table(found.sites), _costs(found)]
+    parts += _rejections(found.rejected)
     return Group(*parts)
 
 
@@ -79,31 +71,58 @@ def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
     return made
 
 
-def _sites_table(sites: Sequence[InspectedSite]) -> Table:
-    made = table(
-        "site",
-        "kind",
-        "role",
-        "tower",
-        "shape",
-        "spelling",
-        "eps",
-        "statistics",
-        numeric=("eps", "statistics"),
+def _sites_table(sites: Sequence[InspectedSite]) -> RenderableType:
+    """One row for each; what all of them share is said above, for it leaves room for the names."""
+    columns = {
+        "site": [found.site.name for found in sites],
+        "kind": [found.site.kind for found in sites],
+        "role": [found.site.role for found in sites],
+        "tower": [found.site.tower for found in sites],
+        "shape": [shape_text(found.input_shape, found.site.axes) for found in sites],
+        "spelling": [found.site.spelling for found in sites],
+        "eps": [f"{found.site.epsilon:.6g}" for found in sites],
+        "statistics": [_count_text(found.statistics) for found in sites],
+        "folded BN": [f"{found.statistics_folded_batch_norm:,}" for found in sites],
+    }
+    shared = []
+    for name in ("kind", "tower", "spelling", "eps"):
+        if len(sites) > 1 and len(set(columns[name])) == 1:
+            value = columns.pop(name)[0]
+            shared += [f"{name} {value}"] if value else []
+    made = table(*columns, numeric=("eps", "statistics", "folded BN"))
+    for row in zip(*columns.values(), strict=True):
+        made.add_row(*map(Text, row))
+    return Group(Text(f"all of them: {', '.join(shared)}", _DIM), made) if shared else made
+
+
+def _costs(found: Inspection) -> Text:
+    unknown = any(site.statistics is None for site in found.sites)
+    total = f"{'at least ' if unknown else ''}{found.statistics:,} statistics"
+    sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.examples.items())
+    return Text(
+        f"{total} are computed for {sizes}; folded BatchNorm computes "
+        f"{found.statistics_folded_batch_norm}\n"
+        "[brackets] are around the sizes that are normalised, or a BatchNorm's channels",
+        _DIM,
     )
-    for found in sites:
-        site = found.site
-        made.add_row(
-            Text(site.name),
-            site.kind,
-            site.role,
-            site.tower,
-            Text(shape_text(found.input_shape, site.axes)),
-            site.spelling,
-            f"{site.epsilon:.6g}",
-            "?" if found.statistics is None else f"{found.statistics:,}",
-        )
-    return made
+
+
+def _count_text(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _rejections(rejected: Sequence[Rejection]) -> list[RenderableType]:
+    """A line for each reason, and one of the first places."""
+    places: dict[str, list[str]] = {}
+    for rejection in rejected:
+        places.setdefault(rejection.reason, []).append(rejection.where)
+    lines = []
+    for reason, where in places.items():
+        count = f"{len(where)} times " if len(where) > 1 else ""
+        more = f", and {len(where) - _PLACES} more (--json lists all)"
+        told = ", ".join(where[:_PLACES]) + (more if len(where) > _PLACES else "")
+        lines.append(Text(f"no norm: {count}{reason}\n         in {told}", "yellow"))
+    return list(lines)
 
 
 def _outcomes_table(result: PassResult) -> Table:

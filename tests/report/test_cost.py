@@ -30,7 +30,9 @@ def test_statistics(norm: nn.Module, shape: tuple[int, ...], expected: int) -> N
     if not found.sites:
         pytest.skip("this norm is not located yet")
     (site,) = found.sites
-    assert site.statistics == expected == statistics_computed(model.graph, site.site)
+    assert site.statistics == expected == statistics_computed(site.site, shape)
+    assert site.statistics_folded_batch_norm == 0
+    assert statistics_computed(site.site, None) == (0 if expected == 0 else None)
     assert site.input_shape == shape
     assert found.to_json()["examples"] == {name: list(shape) for name in model.examples}
 

@@ -1,0 +1,106 @@
+"""What an outline consists of: towers of steps, forks and repeated blocks, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from normswap.locate.site import Site
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens to what flows through a tower.
+
+    ``kind``: 'input', 'patch_embedding', 'token_embedding', 'tokens' (a class token joins),
+    'positions', 'norm', 'attention', 'mlp', 'linear', 'activation', 'convolution', 'scale', 'pool',
+    'normalise' (to unit length), 'head', 'projection', 'operator', or 'link' to the step in another
+    tower that computes ``value``. ``name``: its module path, '' where the graph knows none.
+    ``detail``: sizes and the like, for people. ``site``: a norm's. ``parts``: what an attention or
+    an mlp consists of. ``value``: the graph value that it computes.
+    """
+
+    kind: str
+    name: str = ""
+    detail: str = ""
+    site: Site | None = None
+    parts: tuple[Item, ...] = ()
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Branches that read what comes before, and the ``join`` that reads their ends.
+
+    ``join``: 'add', 'multiply', 'product' (of matrices), 'concat' or an operator's name. A branch
+    without steps hands on what comes before: in a sum that is a residual connection.
+    """
+
+    join: str
+    branches: tuple[tuple[Item, ...], ...]
+    value: str = ""
+
+    @property
+    def is_residual(self) -> bool:
+        return self.join == "add" and () in self.branches
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Blocks that follow each other and are the same but for their names; two or more."""
+
+    blocks: tuple[tuple[Item, ...], ...]
+
+
+Item = Step | Fork | Repeat
+
+
+@dataclass(frozen=True)
+class Side:
+    """Steps (or none) to further outputs. ``after``: the value of the step that they start from."""
+
+    after: str
+    items: tuple[Item, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One tower: 'image', 'text', 'both' (what reads both), or '' (neither), in execution order.
+
+    ``outputs``: the graph outputs that the last item computes.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    outputs: tuple[str, ...]
+    sides: tuple[Side, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The towers of a model. Every site of the model is in exactly one step."""
+
+    towers: tuple[Tower, ...]
+
+    def steps(self) -> Iterator[Step]:
+        """Every step, those inside forks, blocks, attentions and MLPs too."""
+        for tower in self.towers:
+            yield from steps(tower.items)
+            for side in tower.sides:
+                yield from steps(side.items)
+
+    def sites(self) -> list[Site]:
+        """Every norm, tower by tower, in execution order."""
+        return [step.site for step in self.steps() if step.site is not None]
+
+
+def steps(items: Iterable[Item]) -> Iterator[Step]:
+    """The steps among ``items``, at any depth."""
+    for item in items:
+        if isinstance(item, Step):
+            yield item
+            yield from steps(item.parts)
+        else:
+            for inner in item.branches if isinstance(item, Fork) else item.blocks:
+                yield from steps(inner)
