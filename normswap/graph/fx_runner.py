@@ -33,7 +33,8 @@ def fx_runner(
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         known: dict[Handle, Any] = {
-            handle: prepare(to_torch(array)) for handle, array in zip(inputs, arrays, strict=True)
+            handle: prepare(_argument(handle, array))
+            for handle, array in zip(inputs, arrays, strict=True)
         }
 
         def load(node: fx.Node) -> Any:
@@ -61,6 +62,14 @@ def fx_runner(
             ]
 
     return run
+
+
+def _argument(handle: Handle, array: Array) -> Any:
+    """The array as a tensor, or as the number that a node yields: sizes go on as numbers."""
+    value = handle.meta.get("val") if isinstance(handle, fx.Node) else None
+    if isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        return array.item()
+    return to_torch(array)
 
 
 def _getitems(call: fx.Node) -> list[fx.Node]:

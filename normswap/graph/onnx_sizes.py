@@ -6,6 +6,7 @@ embedding, so sizes are tried until shape inference finds no contradiction.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
@@ -105,14 +106,20 @@ def _fits(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> bool:
     for value in sized.graph.inputs:
         if value.name in shapes:
             value.shape = ir.Shape(shapes[str(value.name)])
-    for node in sized.graph:
-        for value in node.outputs:
-            value.shape = None
-    for value in sized.graph.outputs:
+    results = [v for node in sized.graph for v in node.outputs]
+    for value in results:
         value.shape = None
-    try:
+    with _silence():  # it logs what is wrong, and leaves the model as it is
         ShapeInferencePass(check_type=False, strict_mode=True, data_prop=True)(sized)
-    except Exception:  # that is the answer
-        return False
-    known = [v.shape for n in sized.graph for v in n.outputs if v.shape is not None]
-    return not any(isinstance(d, int) and d <= 0 for shape in known for d in shape)
+    known = [value.shape for value in results if value.shape is not None]
+    return bool(known) and not any(isinstance(d, int) and d <= 0 for s in known for d in s)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger(ShapeInferencePass.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before

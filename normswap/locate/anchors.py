@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from normswap.graph.graph import Graph, Node, Value
+from normswap.locate.passthrough import PASS_THROUGH
 
 _REACH = 24  # operators between a root and its statistic, at most
 _REDUCTIONS = frozenset(
@@ -22,6 +23,12 @@ _REDUCTIONS = frozenset(
 _STATISTICS = ("aten.var", "aten.std", "aten.linalg_vector_norm", "aten.norm")
 _L2 = ("ReduceL2", "LpNormalization", "MeanVarianceNormalization")
 _ROOTS_OF_ATEN = ("aten.std", "aten.linalg_vector_norm", "aten.norm")
+_NORMS = (
+    "LayerNormalization",
+    "RMSNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+)
 
 
 def is_root(graph: Graph, node: Node) -> bool:
@@ -77,15 +84,24 @@ def is_lowering(graph: Graph, node: Node) -> bool:
     """Whether a norm operator may be part of another norm: rows reshaped into its channels, a
     training-mode BatchNorm, or one without weight and bias of its own that others follow.
     """
-    if node.op in ("InstanceNormalization", "GroupNormalization"):
-        return not node.data_input().is_constant
     if node.op == "BatchNormalization":
         return bool(node.attributes.get("training_mode"))
-    if node.op not in ("LayerNormalization", "RMSNormalization"):
+    if node.op not in _NORMS or node.data_input().is_constant:
         return False
     readers = node.output.readers
     affine = any(r.op in ("Mul", "Add") and len(r.dynamic_inputs()) == 1 for r in readers)
+    if node.op in ("InstanceNormalization", "GroupNormalization"):
+        return affine or _is_reshaped(node)
     return affine and _is_all(graph, node.input(1), 1.0) and _is_all(graph, node.input(2), 0.0)
+
+
+def _is_reshaped(node: Node) -> bool:
+    value = node.data_input()
+    while value.producer is not None and value.producer.op in PASS_THROUGH:
+        if value.producer.op == "Reshape":
+            return True
+        value = value.producer.data_input()
+    return False
 
 
 def _is_all(graph: Graph, value: Value | None, number: float) -> bool:

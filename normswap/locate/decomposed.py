@@ -14,12 +14,12 @@ import numpy as np
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.locate.anchors import is_lowering, is_root, over_statistic
 from normswap.locate.formula import Norm
-from normswap.locate.half import overflows_in_half
+from normswap.locate.half import overflowing_in_half
 from normswap.locate.judgement import likeliest
 from normswap.locate.names import site_name
 from normswap.locate.passthrough import PASS_THROUGH
 from normswap.locate.proof import prove
-from normswap.locate.regions import Region, obstacle, regions
+from normswap.locate.regions import Region, behind_control_flow, obstacle, regions
 from normswap.locate.site import Rejection, Site
 
 _CENTRED_WRONGLY = (
@@ -69,12 +69,16 @@ def decomposed_norms(graph: Graph) -> Decomposed:
 
 @dataclass
 class _Part:
-    """A proven norm: from ``entry`` to ``exit`` through ``nodes``."""
+    """A proven norm of a region: from its entry to ``exit`` through ``nodes``."""
 
-    entry: Value
+    region: Region
     exit: Value
     nodes: list[Node]
     norm: Norm
+
+    @property
+    def entry(self) -> Value:
+        return self.region.entry
 
 
 @dataclass
@@ -108,10 +112,13 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
     if lowered:
         best = [part for part in best if _is_more(anchor, part)]
         return best or _Rejected("", set())
-    if any(_is_centred_wrongly(part) for part in best):
-        return _Rejected(_CENTRED_WRONGLY, {n for part in best for n in part.nodes})
-    if any(overflows_in_half(graph, part.entry, part.exit) for part in best):
-        return _Rejected("it overflows in half precision on ordinary values", seen)
+    nodes = {n for part in best for n in part.nodes}
+    for part in best:
+        reason = _why_centred_wrongly(part)
+        if not reason and (over := overflowing_in_half(graph, part.region, part.exit)):
+            reason = f"it overflows in half precision on ordinary values (at {over})"
+        if reason:
+            return _Rejected(reason, nodes)
     return best
 
 
@@ -135,7 +142,7 @@ def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_P
     for end in ends:
         end = _without_moves(end, proven)
         nodes = graph.ancestors([end], stop=[region.entry])
-        parts.append(_Part(region.entry, end, nodes, proven[end]))
+        parts.append(_Part(region, end, nodes, proven[end]))
     return parts
 
 
@@ -202,13 +209,15 @@ def _is_more(anchor: Node, part: _Part) -> bool:
     return axes == tuple(range(rank - len(axes), rank)) or not part.norm.is_plain_weight
 
 
-def _is_centred_wrongly(part: _Part) -> bool:
-    """An RMSNorm of x - m where m is a statistic: a LayerNorm gone wrong, not an RMSNorm."""
+def _why_centred_wrongly(part: _Part) -> str:
+    """Of an RMSNorm of x - m where m is a statistic: a LayerNorm gone wrong, not an RMSNorm."""
     node = part.entry.producer
     if part.norm.statistics.centred or node is None or node.op != "Sub":
-        return False
-    shapes = [v.shape for v in node.inputs if v is not None and not v.is_constant]
-    return len(shapes) == 2 and shapes[0] != shapes[1]
+        return ""
+    operands = [v for v in node.inputs if v is not None and not v.is_constant]
+    if len(operands) != 2 or operands[0].shape == operands[1].shape:
+        return ""
+    return obstacle(node) if behind_control_flow(node) else _CENTRED_WRONGLY
 
 
 def _site(graph: Graph, part: _Part) -> Site:

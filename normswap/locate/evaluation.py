@@ -73,14 +73,28 @@ class RegionRunner:
 
         Where the region fails every exit is None and ``problem`` says why.
         """
-        try:
-            with np.errstate(all="ignore"):
-                results = [self._run([probe, *self._fixed]) for probe in probes]
-        except Exception as error:  # an operator may raise anything on shapes it does not take
-            self.problem = str(error).strip().splitlines()[0] if str(error).strip() else "fails"
+        results = self._results(probes)
+        if results is None:
             return [None] * len(self.region.exits)
         stacked = (np.stack(exits) for exits in zip(*results, strict=True))
         return [s.astype(np.float64) if s.shape == probes.shape else None for s in stacked]
+
+    def largest(self, probes: Array) -> list[float] | None:
+        """The largest magnitude that each exit reaches, whatever its shape; None where it fails."""
+        results = self._results(probes)
+        if results is None:
+            return None
+        return [
+            max(float(np.abs(y).max(initial=0)) for y in ys) for ys in zip(*results, strict=True)
+        ]
+
+    def _results(self, probes: Array) -> list[list[Array]] | None:
+        try:
+            with np.errstate(all="ignore"):
+                return [self._run([probe, *self._fixed]) for probe in probes]
+        except Exception as error:  # an operator may raise anything on shapes it does not take
+            self.problem = str(error).strip().splitlines()[0] if str(error).strip() else "fails"
+            return None
 
     @property
     def is_rowwise(self) -> bool:

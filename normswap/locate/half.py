@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Value
-from normswap.locate.evaluation import bounded
+from normswap.locate.evaluation import RegionRunner, probe_shapes
+from normswap.locate.regions import Region
 
-_ELEMENTS = 400_000
+_LARGEST = float(np.finfo(np.float16).max)
 
 
-def overflows_in_half(graph: Graph, entry: Value, exit_value: Value) -> bool:
-    """Whether the region overflows in its own dtypes where float64 shows a norm.
-
-    One run on values of unit scale, and only where something is float16. A runtime that refuses
-    the region shows nothing.
+def overflowing_in_half(graph: Graph, region: Region, exit_value: Value) -> str:
+    """The name of a float16 value before ``exit_value`` that values of unit scale make too large
+    for half precision; '' if there is none.
     """
-    nodes = graph.ancestors([exit_value], stop=[entry])
-    values = [entry, *(v for node in nodes for v in node.outputs)]
-    if not any(v.dtype == np.float16 for v in values) or entry.dtype is None:
-        return False
-    shape = bounded(entry.shape or (), _ELEMENTS)
-    x = np.random.default_rng(0).standard_normal(shape).astype(entry.dtype)
-    try:
-        (y,) = graph.slice([entry], [exit_value])([x])
-    except (NormswapError, ValueError, RuntimeError, IndexError, TypeError):
-        return False
-    return not bool(np.all(np.isfinite(y.astype(np.float64))))
+    nodes = graph.ancestors([exit_value], stop=[region.entry, *region.sizes])
+    values = [v for n in nodes for v in n.outputs if v.dtype == np.float16 and not v.is_constant]
+    if not values:
+        return ""
+    run = RegionRunner(graph, Region(region.entry, tuple(values), tuple(nodes), region.sizes))
+    for shape in probe_shapes(region):
+        largest = run.largest(np.random.default_rng(0).standard_normal((1, *shape)))
+        if largest is not None:
+            over = (v for v, size in zip(values, largest, strict=True) if size > _LARGEST)
+            return next((v.name for v in over), "")
+    return ""

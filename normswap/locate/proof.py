@@ -9,6 +9,7 @@ among them, to float64 rounding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,7 @@ from normswap.locate.regions import Region
 from normswap.locate.site import KINDS
 
 _EPSILON_DIGITS = 7
+_BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are beyond the bound"
 _TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
 
 
@@ -62,11 +64,12 @@ def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> lis
         run = RegionRunner(graph, region, averages)
     except (NormswapError, ValueError) as error:
         return [f"it cannot be evaluated: {error}"] * count
-    best: list[Verdict] = ["a value of this size is beyond the bound of a proof"] * count
+    best: list[Verdict] = [_BEYOND] * count
     for shape in probe_shapes(region):
         probes = Probes(run, shape)
         if all(probes.of("plain", index) is None for index in range(count)):
-            best = [f"it cannot be evaluated: {run.problem}"] * count if run.problem else best
+            if math.prod(region.entry.shape or ()) <= WHOLE and run.problem:
+                best = [f"it cannot be evaluated: {run.problem}"] * count
             continue
         best = [_judge(probes, index) for index in range(count)]
         cut = {a for a, size in enumerate(region.entry.shape or ()) if size != shape[a]}

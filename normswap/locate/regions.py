@@ -84,7 +84,7 @@ def obstacle(anchor: Node) -> str:
             continue
         seen.add(value)
         node = value.producer
-        if node is not None and node.op.rpartition(".")[2] in CONTROL_FLOW:
+        if node is not None and _is_control_flow(node):
             return f"data-dependent control flow ({node.op} at {node.output.name}) lies inside"
         if node is None or _is_barrier(node):
             sources.append(value.name)
@@ -96,6 +96,16 @@ def obstacle(anchor: Node) -> str:
         return "nothing behind it has its input's shape and depends on that input alone"
     names = ", ".join(sorted(set(sources))[:3])
     return f"more than one computed value flows in ({names}), so no single input is normalised"
+
+
+def behind_control_flow(node: Node) -> bool:
+    """Whether a branch or loop computes an input of ``node``."""
+    producers = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
+    return any(_is_control_flow(producer) for producer in producers)
+
+
+def _is_control_flow(node: Node) -> bool:
+    return node.op.rpartition(".")[2] in CONTROL_FLOW
 
 
 def _is_barrier(node: Node) -> bool:
