@@ -112,18 +112,22 @@ class OnnxGraph(Graph):
         self.nodes.append(node)
 
     def _run_for_shapes(self) -> None:
-        """Shapes that inference cannot give come from one run on zeros."""
+        """Shapes that inference cannot give come from one run on zeros, of as little as it can."""
         unknown = [
             v
             for n in self.nodes
             for v in n.outputs
             if v.name and not v.is_constant and (v.shape is None or v.dtype is None)
         ]
-        reads = {v for n in self.ancestors(unknown) for v in n.dynamic_inputs()}
-        needed = [v for v in self.inputs if v in reads]
-        if not unknown or any(v.shape is None or v.dtype is None for v in needed):
+        if not unknown:
             return
-        feeds = {v: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in needed}
+        feeds = self._known_sizes()
+        reads = {v for n in self.ancestors(unknown, stop=feeds) for v in n.dynamic_inputs()}
+        needed = [v for v in self.inputs if v in reads]
+        if any(v.shape is None or v.dtype is None for v in needed):
+            return
+        feeds = {v: array for v, array in feeds.items() if v in reads}
+        feeds |= {v: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in needed}
         try:
             arrays = self.evaluate(unknown, feeds)
         except NormswapError as error:
@@ -133,13 +137,24 @@ class OnnxGraph(Graph):
             value.shape, value.dtype = array.shape, array.dtype
             self._types[value.name] = (value.shape, value.dtype)
 
+    def _known_sizes(self) -> dict[Value, Array]:
+        """What Shape nodes yield where the shape is known already."""
+        found = {}
+        for node in self.nodes:
+            shape = node.data_input().shape if node.op == "Shape" else None
+            if shape is not None and node.output.dtype is not None:
+                span = slice(node.attributes.get("start", 0), node.attributes.get("end"))
+                found[node.output] = np.asarray(shape[span], np.int64)
+        return found
+
     # -- reading and evaluating ------------------------------------------------------------------
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
         raws, constants = self._slice_parts(inputs, outputs)
         raw_outputs = [cast(ir.Value, v.raw) for v in outputs]
         if dtype is None:
-            typed = [(v.name, v.dtype) for v in inputs]
+            # A rank is fixed, other sizes may be any.
+            typed = [(v.name, v.dtype, v.shape if _is_rank(v) else None) for v in inputs]
             return runtime_runner(self.model, raws, constants, typed, [v.name for v in outputs])
         raw_inputs = [cast(ir.Value, v.raw) for v in inputs]
         fetch = {str(v.name): _fetch(v) for v in [*constants, *raw_outputs]}
@@ -358,6 +373,10 @@ def _shape_after(
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape
+
+
+def _is_rank(value: Value) -> bool:
+    return value.producer is not None and value.producer.op == "Shape"
 
 
 def _attribute(attribute: ir.Attr) -> Any:

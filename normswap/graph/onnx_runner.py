@@ -38,13 +38,14 @@ def runtime_runner(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     constants: Sequence[ir.Value],
-    inputs: Sequence[tuple[str, np.dtype[Any] | None]],
+    inputs: Sequence[tuple[str, np.dtype[Any] | None, tuple[int, ...] | None]],
     outputs: Sequence[str],
 ) -> Runner:
     """A function from arrays for ``inputs`` to arrays of ``outputs``, by ONNX Runtime on the CPU.
 
     ``nodes`` in topological order; ``constants``: the values with a tensor that they read.
-    ``inputs``: names and dtypes; ``outputs``: names.
+    ``inputs``: names, dtypes and shapes (None: any);
+    ``outputs``: names.
     Raises NormswapError where the runtime refuses the slice.
     """
     options = onnxruntime.SessionOptions()
@@ -52,10 +53,10 @@ def runtime_runner(
     options.log_severity_level = 4  # errors are raised, not printed
     graph = onnx.GraphProto(name="slice")
     graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
-    names = [name for name, _ in inputs]
-    for name, dtype in inputs:
+    names = [name for name, _, _ in inputs]
+    for name, dtype, shape in inputs:
         kind = int(ir.DataType.from_numpy(dtype)) if dtype is not None else 0
-        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
     initializers = [v for v in constants if v.name not in names and v.producer() is None]
     graph.initializer.extend(_tensor(v) for v in initializers)
     graph.node.extend(ir.serde.serialize_node(n) for v in constants if (n := v.producer()))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
+from onnxscript.optimizer import fold_constants
 
 from normswap.graph.onnx_sizes import example_shapes
 
@@ -29,8 +30,22 @@ def infer_types(model: ir.Model) -> dict[str, ValueType]:
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(sized)
     except Exception as error:  # inference is best effort: what it cannot give stays unknown
         _log.debug("shape inference failed: %s", error)
+    types = _types(sized)
+    if any(shape is None for shape, _ in types.values()):
+        # Sizes that the graph computes from its own shapes are constants now.
+        try:
+            fold_constants(sized, onnx_shape_inference=True)
+        except Exception as error:
+            _log.debug("folding sizes failed: %s", error)
+        else:
+            known = {name: found for name, found in _types(sized).items() if found[0] is not None}
+            types |= {name: known[name] for name in types if name in known}
+    return types
+
+
+def _types(model: ir.Model) -> dict[str, ValueType]:
     types: dict[str, ValueType] = {}
-    for value in [*sized.graph.inputs, *(v for node in sized.graph for v in node.outputs)]:
+    for value in [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]:
         static = value.shape is not None and value.shape.is_static()
         shape = tuple(int(d) for d in value.shape) if static else None  # type: ignore[union-attr, arg-type]
         types[str(value.name)] = (shape, value.dtype.numpy() if value.dtype else None)
