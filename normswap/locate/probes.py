@@ -11,7 +11,7 @@ from normswap.locate.evaluation import RegionRunner, repeats
 from normswap.locate.formula import Statistics
 
 LARGE, TINY, VANISHING = 1e5, 1e-9, 1e-30
-_OUTLIER = 1e3
+_OUTLIER = 1e2
 _NUDGE = 3.0
 
 
@@ -20,7 +20,7 @@ class Probes:
 
     ``plain``: unit scale, row means. ``nudged``: the same but for one element of each.
     ``large``: 1e5 with row means of three times that. ``tiny``: 1e-9. ``vanishing``: 1e-30.
-    ``outliers``: two elements of 1e3 at fixed places.
+    ``outliers``: two elements of 1e2 at fixed places.
     """
 
     def __init__(self, run: RegionRunner, shape: tuple[int, ...]) -> None:

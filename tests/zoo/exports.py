@@ -3,73 +3,127 @@
 from __future__ import annotations
 
 import functools
-import io
-import warnings
+import os
 
+import onnx
 import onnx_ir as ir
-import torch
 
 from normswap import Model, load
-from tests.zoo.models import ZooModel, build
+from tests.zoo.captures import (
+    NotExportable,
+    decomposed,
+    half_model,
+    model_in,
+    program,
+    traced,
+    zoo_model,
+)
+from tests.zoo.exporters import dynamo, torchscript
+
+__all__ = [
+    "FORMATS",
+    "FORMS",
+    "FX",
+    "FX_FORMS",
+    "ONNX",
+    "ONNX_FORMS",
+    "NotExportable",
+    "exported",
+    "forms_of",
+    "model_as",
+    "why_not",
+    "zoo_model",
+]
 
 FX = "fx"
 # exporter and opset; TorchScript below opset 17 spells LayerNorm out
 ONNX = ("dynamo-18", "dynamo-20", "dynamo-23", "torchscript-14", "torchscript-17")
-FORMATS = (FX, *ONNX)
+FORMATS = (FX, *ONNX)  # in which every pass is tested
+
+FX_FORMS = (FX, "fx-decomposed", "fx-traced", "fx-half")
+ONNX_FORMS = (
+    "torchscript-11",
+    "torchscript-13",
+    "torchscript-14",
+    "torchscript-16",
+    "torchscript-17",
+    "torchscript-14-half",
+    "dynamo-18",
+    "dynamo-20",
+    "dynamo-23",
+    "dynamo-18-half",
+)
+FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
+# These spell few norms in a way of their own and take half of the time, so they are for a few
+# models only: one with each kind of norm, and one with norms on queries and keys.
+RARE = ("fx-half", "torchscript-16", "dynamo-20", "dynamo-23", "dynamo-18-half")
+RARE_FOR = (
+    "timm_rms_norm",
+    "timm_qk_norm",
+    "timm_convnext_conv_mlp",
+    "hf_bert",
+    "torch_conv_stem",
+)
 
 
-@functools.lru_cache
-def zoo_model(name: str) -> ZooModel:
-    return build(name)
+def forms_of(name: str) -> tuple[str, ...]:
+    """The forms that the norms of ``name`` are looked for in; all with NORMSWAP_ZOO=all."""
+    if name in RARE_FOR or os.environ.get("NORMSWAP_ZOO") == "all":
+        return FORMS
+    return tuple(form for form in FORMS if form not in RARE)
 
 
 @functools.lru_cache
 def model_as(name: str, form: str) -> Model:
-    """The zoo's model ``name`` in the given format; passes leave it as it is."""
-    zoo = zoo_model(name)
-    if form == FX:
-        dynamic = {key: {0: "batch"} for key in zoo.inputs}
-        return load(zoo.module, example_inputs=dict(zoo.inputs), dynamic_axes=dynamic)
-    return load(ir.serde.deserialize_model(_exported(name, form)))
+    """The zoo's model ``name`` in the given form; passes leave it as it is.
+
+    Raises NotExportable where torch cannot produce that form.
+    """
+    if form not in FX_FORMS:
+        return load(ir.serde.deserialize_model(exported(name, form)))
+    if form == "fx-decomposed":
+        return load(decomposed(name))
+    zoo = half_model(name) if form == "fx-half" else zoo_model(name)
+    module = traced(name) if form == "fx-traced" else zoo.module
+    dynamic = {key: {0: "batch"} for key in zoo.inputs}
+    return load(module, example_inputs=dict(zoo.inputs), dynamic_axes=dynamic)
 
 
-def _exported(name: str, form: str) -> object:
-    import onnx
+def exported(name: str, form: str) -> onnx.ModelProto:
+    """The ONNX file of ``name`` in a form of ``ONNX_FORMS``, as torch's exporter writes it.
 
-    zoo = zoo_model(name)
-    exporter, _, opset = form.partition("-")
-    names = list(zoo.inputs)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    Raises NotExportable where the exporter fails.
+    """
+    result = _attempt(name, form)
+    if isinstance(result, str):
+        raise NotExportable(result)
+    return result
+
+
+def why_not(name: str, form: str) -> str | None:
+    """Why torch cannot produce this form of this model, found by trying; None where it can."""
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            if exporter == "torchscript":
-                buffer = io.BytesIO()
-                torch.onnx.export(
-                    zoo.module,
-                    (),
-                    buffer,
-                    kwargs=dict(zoo.inputs),
-                    dynamo=False,
-                    opset_version=int(opset),
-                    input_names=names,
-                    output_names=list(zoo.outputs),
-                    dynamic_axes={n: {0: "batch"} for n in names},
-                )
-                return onnx.load_from_string(buffer.getvalue())
-            program = torch.onnx.export(
-                zoo.module,
-                (),
-                kwargs=dict(zoo.inputs),
-                dynamo=True,
-                verbose=False,
-                opset_version=int(opset),
-                input_names=names,
-                output_names=list(zoo.outputs),
-                dynamic_shapes={n: {0: torch.export.Dim.DYNAMIC} for n in names},
-            )
-            assert program is not None
-            return program.model_proto
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        if form in ONNX_FORMS:
+            exported(name, form)
+        elif form == "fx-decomposed":
+            decomposed(name)
+        elif form == "fx-traced":
+            traced(name)
+        else:
+            model_in(name, half=form == "fx-half")
+    except NotExportable as reason:
+        return str(reason)
+    return None
+
+
+@functools.lru_cache
+def _attempt(name: str, form: str) -> onnx.ModelProto | str:
+    """The file, or why there is none: kept as well, for failing takes as long."""
+    exporter, opset, *half = form.split("-")
+    try:
+        zoo = model_in(name, bool(half))
+        if exporter == "torchscript":
+            return torchscript(zoo, int(opset))
+        return dynamo(zoo, program(name, bool(half)), int(opset))
+    except NotExportable as reason:
+        return str(reason)

@@ -1,0 +1,21 @@
+"""Random near-misses are left alone, and the reason is told."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from normswap.locate import locate
+from tests.locate.near_misses import MUTATIONS, near_misses
+from tests.locate.spelling_checks import check_rejection, examples, graph_of
+from tests.locate.spelling_truth import Case
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_leaves_near_misses_alone_and_says_why(mutation: str) -> None:
+    @examples(25)
+    @given(near_misses(mutation))
+    def check(case: Case) -> None:
+        check_rejection(locate(graph_of(case)), case.has_root)
+
+    check()

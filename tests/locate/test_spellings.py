@@ -1,0 +1,101 @@
+"""Random spellings of norms are located with their constants, and rewritten exactly."""
+
+from __future__ import annotations
+
+import copy
+
+import onnx_ir as ir
+from hypothesis import given
+
+import normswap
+from normswap.locate import locate
+from tests.locate.lowered_spellings import l2_spellings, lowered_spellings, two_norm_spellings
+from tests.locate.spelling_checks import (
+    check_fusion,
+    check_location,
+    check_site,
+    examples,
+    graph_of,
+    norms_of,
+)
+from tests.locate.spelling_truth import Case
+from tests.locate.spellings import (
+    delicate_spellings,
+    moment_spellings,
+    simple_spellings,
+    spellings,
+)
+
+
+@examples(200)
+@given(simple_spellings())
+def test_locates_layer_norms_over_the_last_axis(case: Case) -> None:
+    check_location(case)
+
+
+@examples(500)
+@given(spellings(kind=("layer_norm",)))
+def test_locates_layer_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(300)
+@given(spellings(kind=("rms_norm",)))
+def test_locates_rms_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(300)
+@given(spellings(kind=("batch_norm",)))
+def test_locates_batch_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(200)
+@given(lowered_spellings())
+def test_locates_norms_by_way_of_other_operators(case: Case) -> None:
+    check_location(case)
+
+
+@examples(200)
+@given(two_norm_spellings())
+def test_two_norms_that_share_statistics_are_two_sites(case: Case) -> None:
+    check_location(case)
+
+
+@examples(200)
+@given(moment_spellings())
+def test_locates_layer_norms_by_moments(case: Case) -> None:
+    check_location(case)
+
+
+@examples(200)
+@given(delicate_spellings())
+def test_locates_norms_that_hold_up_to_float32(case: Case) -> None:
+    """A mean by a float32 1 / C is a LayerNorm to all but float64's eyes."""
+    check_location(case, rtol=1e-4)
+
+
+@examples(100)
+@given(l2_spellings())
+def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
+    sites = norms_of(locate(graph_of(case)))
+    assert len(sites) <= 1
+    for site in sites:
+        check_site(site, case.truth)
+
+
+@examples(500)
+@given(spellings() | lowered_spellings() | two_norm_spellings())
+def test_a_fused_spelling_computes_the_same(case: Case) -> None:
+    check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
+
+
+@examples(50)
+@given(simple_spellings())
+def test_a_fused_layer_norm_over_the_last_axis_computes_the_same(case: Case) -> None:
+    model = normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto)))
+    result = normswap.swap(model, to="fused")
+    assert len(result.done) == 1
+    report = normswap.validate(model, result.model)
+    assert report.passed, report
