@@ -58,8 +58,8 @@ class OnnxGraph(Graph):
         for node in model.graph:
             self._view_node(node)
         self.outputs = [self._values[str(v.name)] for v in model.graph.outputs]
-        if types is None:
-            self._run_for_shapes()
+        if types is None and self._run_for_shapes():
+            self.__init__(self.model, self._types)  # type: ignore[misc]  # attributes need ranks
 
     # -- building the view -----------------------------------------------------------------------
 
@@ -111,8 +111,9 @@ class OnnxGraph(Graph):
             value.is_constant = constants and bool(inputs) and not op.startswith("Random")
         self.nodes.append(node)
 
-    def _run_for_shapes(self) -> None:
-        """Shapes that inference cannot give come from one run on zeros, of as little as it can."""
+    def _run_for_shapes(self) -> bool:
+        """Shapes that inference cannot give come from one run on zeros, of as little as it can;
+        whether that gave any."""
         unknown = [
             v
             for n in self.nodes
@@ -120,22 +121,23 @@ class OnnxGraph(Graph):
             if v.name and not v.is_constant and (v.shape is None or v.dtype is None)
         ]
         if not unknown:
-            return
+            return False
         feeds = self._known_sizes()
         reads = {v for n in self.ancestors(unknown, stop=feeds) for v in n.dynamic_inputs()}
         needed = [v for v in self.inputs if v in reads]
         if any(v.shape is None or v.dtype is None for v in needed):
-            return
+            return False
         feeds = {v: array for v, array in feeds.items() if v in reads}
         feeds |= {v: np.zeros(cast(tuple[int, ...], v.shape), v.dtype) for v in needed}
         try:
             arrays = self.evaluate(unknown, feeds)
         except NormswapError as error:
             _log.debug("the run for shapes failed: %s", error)
-            return
+            return False
         for value, array in zip(unknown, arrays, strict=True):
             value.shape, value.dtype = array.shape, array.dtype
             self._types[value.name] = (value.shape, value.dtype)
+        return True
 
     def _known_sizes(self) -> dict[Value, Array]:
         """What Shape nodes yield where the shape is known already."""

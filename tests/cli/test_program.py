@@ -102,7 +102,7 @@ def test_interrupted_by_a_signal(files: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(
         command_line(*args), env=environment(), stderr=subprocess.PIPE, text=True
     )
-    time.sleep(2)  # in the middle of its imports or of its work
+    _wait_until_it_has_worked(running, seconds=1.5)  # it is in its imports or in its work
     running.send_signal(signal.SIGINT)
     _, error = running.communicate(timeout=60)
     if running.returncode == 0:
@@ -110,6 +110,19 @@ def test_interrupted_by_a_signal(files: Path, tmp_path: Path) -> None:
     assert running.returncode == 130
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def _wait_until_it_has_worked(process: subprocess.Popen[str], seconds: float) -> None:
+    """Until a process has used as much time of a processor, however busy the machine is."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    if not stat.exists():
+        time.sleep(2 * seconds)
+        return
+    while process.poll() is None:
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        if (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") > seconds:
+            break
+        time.sleep(0.05)
 
 
 def test_json_is_all_there_is_on_standard_output(files: Path) -> None:

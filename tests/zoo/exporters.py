@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import io
 import math
 import os
@@ -70,6 +71,7 @@ def _silent() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        ctypes.CDLL(None).fflush(None)  # what C has buffered would appear later
         for number, old in enumerate(held, start=1):
             os.dup2(old, number)
             os.close(old)
