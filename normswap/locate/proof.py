@@ -41,7 +41,6 @@ _EPSILON_DIGITS = 7
 _BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are beyond the bound"
 _TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
 
-
 Verdict = Norm | str  # a norm, or the reason why there is none
 
 
@@ -76,8 +75,9 @@ def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> lis
         if region.counts and not cut:
             return ["a size enters its formula, and it takes no other"] * count
         if not any(cut & (probes.reach(index) or set()) for index in range(count)):
-            return _confirmed(run, shape, best)  # else it was shown for other sizes only
-    return best
+            return _confirmed(run, shape, best)
+    # What is a norm by now was shown for other sizes of what it normalises only.
+    return [_BEYOND if isinstance(verdict, Norm) else verdict for verdict in best]
 
 
 def _judge(probes: Probes, index: int) -> Verdict:
