@@ -56,7 +56,15 @@ ONNX_FORMS = (
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
 # These spell few norms in a way of their own and take half of the time, so they are for a few
 # models only: one with each kind of norm, and one with norms on queries and keys.
-RARE = ("fx-half", "torchscript-16", "dynamo-20", "dynamo-23", "dynamo-18-half")
+RARE = (
+    "fx-traced",
+    "fx-half",
+    "torchscript-13",
+    "torchscript-16",
+    "dynamo-20",
+    "dynamo-23",
+    "dynamo-18-half",
+)
 RARE_FOR = (
     "timm_rms_norm",
     "timm_qk_norm",
