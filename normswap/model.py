@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
 
+    from normswap.io.preprocessing import Preprocessing, Unsupported
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -32,8 +34,9 @@ class Model:
 
     ``graph``: its view (``graph.kind`` is 'fx' or 'onnx'). ``inputs``: in the order of
     ``graph.inputs``. ``output_names``: in the order of ``graph.outputs``. ``examples``: one array
-    per input by name, of a shape that the model takes. ``preprocessing``: the content of the
-    model's own preprocessor configuration, if it has one. ``path``: the file it was loaded from.
+    per input by name, of a shape that the model takes. ``preprocessing``: how images
+    are made into its image input, or why that cannot be said, if anything is known of it.
+    ``path``: the file it was loaded from.
     """
 
     graph: Graph
@@ -41,7 +44,7 @@ class Model:
     inputs: tuple[InputSpec, ...]
     output_names: tuple[str, ...]
     examples: Mapping[str, Array]
-    preprocessing: Mapping[str, Any] | None = None
+    preprocessing: Preprocessing | Unsupported | None = None
     path: Path | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from normswap.errors import NormswapError
 from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
 from normswap.graph.fx import FxGraph
+from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.model import InputSpec, Model
 
 # Regions of a forward under autocast or no_grad, which torch.export keeps as nested modules.
@@ -30,7 +31,7 @@ def model_from_program(
     program: ExportedProgram,
     name: str,
     output_names: Sequence[str] = (),
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Unsupported | None = None,
     path: Path | None = None,
 ) -> Model:
     """The model of a captured program; weights are shared with it until they are replaced.

@@ -46,13 +46,15 @@ def _reachable(endpoint: str) -> bool:
 
 
 def fetch_folder(identifier: str) -> Path:
-    """The local folder with config.json, preprocessor_config.json if there is one, and safetensors.
+    """The local folder with config.json, the image processor's configuration if there is one,
+    and safetensors.
 
     Raises NormswapError if they cannot be fetched.
     """
     with reachable_hub():
         config = _fetch(identifier, "config.json")
-        _fetch_optional(identifier, "preprocessor_config.json")
+        if _fetch_optional(identifier, "preprocessor_config.json") is None:
+            _fetch_optional(identifier, "processor_config.json")
         if _fetch_optional(identifier, "model.safetensors") is None:
             index = _fetch_optional(identifier, _INDEX)
             if index is None:

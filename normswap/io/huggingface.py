@@ -9,7 +9,6 @@ load pickled checkpoint metadata.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from normswap.io.forward import return_only, tensor_fields
 from normswap.io.hub import fetch_folder
 from normswap.io.huggingface_inputs import example_pixels, example_tokens, wanted_outputs
 from normswap.io.messages import first_line, plain
+from normswap.io.preprocessing_configs import from_huggingface
+from normswap.io.preprocessing_files import processor_config, read_json
 from normswap.io.quiet import quiet
 from normswap.io.source import Source
 
@@ -49,27 +50,11 @@ def huggingface_source(folder_or_id: str) -> Source:
         name = folder.resolve().name
     if not folder.is_dir():
         raise NormswapError(f"{folder}: there is no such folder")
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     model_class = _model_class(transformers, folder, config)
-    preprocessing = _preprocessing(folder)
+    processor = processor_config(folder)
     model = _build(folder, model_class, config, _weights(folder))
-    return _source(name, model, preprocessing)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise NormswapError(
-            f"{file.parent}: has no {file.name}; name a folder that save_pretrained wrote"
-        ) from error
-    except OSError as error:
-        raise NormswapError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise NormswapError(f"{file}: is damaged ({first_line(error)}); copy it again") from error
-    if not isinstance(content, dict):
-        raise NormswapError(f"{file}: is damaged (no JSON object); copy it again")
-    return content
+    return _source(name, model, processor)
 
 
 def _model_class(transformers: Any, folder: Path, config: dict[str, Any]) -> Any:
@@ -96,7 +81,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     if single.is_file():
         files = [single]
     elif index.is_file():
-        mapping = _json(index).get("weight_map")
+        mapping = read_json(index).get("weight_map")
         names = {str(name) for name in mapping.values()} if isinstance(mapping, dict) else {""}
         if any(name != Path(name).name or not name for name in names):
             raise NormswapError(f"{index}: names files outside the folder, or none")
@@ -173,23 +158,10 @@ def _check_complete(folder: Path, architecture: str, info: Mapping[str, Any]) ->
         raise NormswapError(f"{folder}: {plain(info['error_msgs'][0])}")
 
 
-def _preprocessing(folder: Path) -> dict[str, Any] | None:
-    for name, key in (
-        ("preprocessor_config.json", None),
-        ("processor_config.json", "image_processor"),
-    ):
-        if (folder / name).is_file():
-            content = _json(folder / name)
-            held = content if key is None else content.get(key)
-            if isinstance(held, dict):
-                return held
-    return None
-
-
-def _source(name: str, model: Any, preprocessing: dict[str, Any] | None) -> Source:
+def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
     parameters = inspect.signature(type(model).forward).parameters
     reason = "it takes neither images nor texts"
-    images = example_pixels(model, parameters, preprocessing)
+    images = example_pixels(model, parameters, processor)
     texts = example_tokens(model.config, parameters)
     for inputs in (image | text for image in images for text in texts if image or text):
         try:
@@ -201,6 +173,9 @@ def _source(name: str, model: Any, preprocessing: dict[str, Any] | None) -> Sour
         outputs = wanted_outputs(fields)
         return_only(model, list(inputs), outputs, return_dict=True)
         axes = {key: {0: "batch" if key == "pixel_values" else "text_batch"} for key in inputs}
+        preprocessing = None
+        if processor is not None and "pixel_values" in inputs:
+            preprocessing = from_huggingface(processor, inputs["pixel_values"].shape[1])
         return Source(name, model, (), inputs, axes, outputs, preprocessing)
     raise NormswapError(
         f"{name}: {type(model).__name__} cannot be run on images and texts alone ({reason}); "

@@ -36,7 +36,7 @@ def example_tokens(config: Any, parameters: Mapping[str, Any]) -> list[dict[str,
 
 
 def example_pixels(
-    model: Any, parameters: Mapping[str, Any], preprocessing: dict[str, Any] | None
+    model: Any, parameters: Mapping[str, Any], processor: dict[str, Any] | None
 ) -> list[dict[str, torch.Tensor]]:
     """Images to try on the model; [{}] if it takes none.
 
@@ -47,7 +47,7 @@ def example_pixels(
     vision = getattr(model.config, "vision_config", None) or model.config
     size = getattr(vision, "image_size", 224)
     sizes = [tuple(size) if isinstance(size, list | tuple) else (size, size)]
-    given = (preprocessing or {}).get("crop_size") or (preprocessing or {}).get("size")
+    given = (processor or {}).get("crop_size") or (processor or {}).get("size")
     if isinstance(given, dict) and all(isinstance(given.get(k), int) for k in ("height", "width")):
         sizes.insert(0, (given["height"], given["width"]))
     channels = getattr(vision, "num_channels", 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from normswap.io.module import module_source
 from normswap.io.onnx import read_onnx
 from normswap.io.onnx_model import model_from_onnx
 from normswap.io.open_clip import open_clip_source
-from normswap.io.pt2 import read_pt2, refuse_pickle
+from normswap.io.preprocessing_files import KEY, preprocessing_of_file
+from normswap.io.pt2 import read_pt2, read_pt2_note, refuse_pickle
 from normswap.io.source import Source
 from normswap.io.timm import timm_source
 from normswap.model import Model
@@ -63,7 +65,9 @@ def _from_path(path: Path, trust: bool) -> Model:
     if suffix == ".onnx":
         return model_from_onnx(read_onnx(path), path.name, path)
     if suffix == ".pt2":
-        return model_from_program(read_pt2(path, trust), path.name, path=path)
+        model = model_from_program(read_pt2(path, trust), path.name, path=path)
+        known = preprocessing_of_file(path, model.inputs, read_pt2_note(path, KEY))
+        return replace(model, preprocessing=known)
     if suffix in (".pt", ".pth", ".bin", ".pkl"):
         refuse_pickle(path)
     raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")

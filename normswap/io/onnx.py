@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import google.protobuf.message
@@ -44,7 +44,7 @@ def read_onnx(path: PathLike) -> ir.Model:
     return model
 
 
-def write_onnx(model: ir.Model, path: PathLike) -> None:
+def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
     """Writes ``model`` to ``path`` with the external-data layout that it was read with.
 
     Inline tensors stay inline and external ones external, grouped in files of the same names
@@ -53,6 +53,7 @@ def write_onnx(model: ir.Model, path: PathLike) -> None:
     never overwritten: data takes a free name (``<name>.1.data``), then ``path`` is replaced in
     one step, then the data files of the model that it held are removed unless another model in
     the folder uses them. ``model`` is unchanged, and stays usable if it was read from ``path``.
+    ``metadata``: properties that the file has besides the model's, or instead of its.
     Raises NormswapError if something cannot be written; then ``path`` is as it was.
     """
     path = Path(path)
@@ -62,6 +63,8 @@ def write_onnx(model: ir.Model, path: PathLike) -> None:
     with files.written() as placed:
         with _placed(placed, model):
             proto = ir.serde.serialize_model(model)
+        if metadata:
+            onnx.helper.set_model_props(proto, {**model.metadata_props, **metadata})
         if proto.ByteSize() > _LARGEST_PROTO:
             raise NormswapError(f"{path}: is larger than 2 GB without its weights")
         with atomic_path(path) as temporary:

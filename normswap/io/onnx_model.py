@@ -12,14 +12,16 @@ from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Value
 from normswap.graph.onnx import OnnxGraph
+from normswap.io.preprocessing_files import KEY, preprocessing_of_file
 from normswap.model import InputSpec, Model
 
 
 def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:
     """The model of an ``onnx_ir.Model``, which it owns from then on.
 
-    Example inputs are drawn (seeded): normal for floats, zeros for integers. Raises NormswapError
-    where an input has no rank or no dtype.
+    Example inputs are drawn (seeded): normal for floats, zeros for integers. The preprocessing is
+    that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
+    input has no rank or no dtype.
     """
     graph = OnnxGraph(model)
     specs = []
@@ -36,6 +38,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
         inputs=tuple(specs),
         output_names=tuple(v.name for v in graph.outputs),
         examples={v.name: _example(v, random) for v in graph.inputs},
+        preprocessing=preprocessing_of_file(path, specs, model.metadata_props.get(KEY)),
         path=path,
     )
 

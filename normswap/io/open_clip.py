@@ -12,10 +12,10 @@ from normswap.io.extras import import_extra, split_options
 from normswap.io.forward import return_only, tensor_fields
 from normswap.io.hub import reachable_hub
 from normswap.io.messages import first_line
+from normswap.io.preprocessing_configs import from_open_clip
 from normswap.io.quiet import quiet
 from normswap.io.source import Source, example_images, example_texts
 
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}
 # open_clip logs to the root logger.
 _TALKATIVE = ("root", "timm", "transformers")
 
@@ -90,7 +90,7 @@ def _source(label: str, model: Any) -> Source:
         raise NormswapError(f"{label}: cannot be run ({first_line(error)})") from error
     return_only(model, list(inputs), outputs)
     axes = {"image": {0: "batch"}, "text": {0: "text_batch"}}
-    preprocessing = _preprocessing(dict(getattr(model.visual, "preprocess_cfg", {})), height, width)
+    preprocessing = from_open_clip(getattr(model.visual, "preprocess_cfg", {}), height, width)
     return Source(label, model, (), inputs, axes, outputs, preprocessing)
 
 
@@ -105,23 +105,3 @@ def _texts(model: Any) -> torch.Tensor:
     words = range(min(3, vocabulary - 3), vocabulary - 2)
     start = vocabulary - 2
     return example_texts(int(model.context_length), words, start, end, padding)[0]
-
-
-def _preprocessing(config: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
-    """open_clip's preprocessing in the terms of a preprocessor_config.json."""
-    if not config:
-        return None
-    squash = config.get("resize_mode") == "squash" or height != width
-    edge = "longest_edge" if config.get("resize_mode") == "longest" else "shortest_edge"
-    return {
-        "do_resize": True,
-        "size": {"height": height, "width": width} if squash else {edge: height},
-        "resample": _RESAMPLE.get(config.get("interpolation", "bicubic"), _RESAMPLE["bicubic"]),
-        "do_center_crop": not squash,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(config["mean"]),
-        "image_std": list(config["std"]),
-    }

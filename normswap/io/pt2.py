@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,7 @@ _FOLDERS = (
     "extra/",
     ".data/",
 )
+_LONGEST_NOTE = 1 << 16
 _FILES = ("archive_format", "archive_version", "byteorder", "version")
 
 
@@ -60,15 +62,33 @@ def read_pt2(path: PathLike, trust: bool = False) -> torch.export.ExportedProgra
         raise NormswapError(f"{path}: {error}; {_SAVE_AGAIN}") from error
 
 
-def write_pt2(program: torch.export.ExportedProgram, path: PathLike) -> None:
+def read_pt2_note(path: PathLike, name: str) -> str | None:
+    """The text that ``write_pt2`` put into the file as ``name``; None if there is none.
+
+    To be called for a file that ``read_pt2`` took: what cannot be read is none.
+    """
+    part = f"extra/{name}"
+    try:
+        archive, _ = open_archive(Path(path))
+        if part not in archive or archive.span(part)[1] > _LONGEST_NOTE:
+            return None
+        return archive.read(part).decode()
+    except (BadArchive, NormswapError, UnicodeDecodeError):
+        return None
+
+
+def write_pt2(
+    program: torch.export.ExportedProgram, path: PathLike, notes: Mapping[str, str] | None = None
+) -> None:
     """Writes ``program``; ``path`` holds its old content until all of the new is on disk.
 
+    ``notes``: texts by name that the file holds besides it, for ``read_pt2_note``.
     Raises NormswapError if ``path`` cannot be written or torch cannot serialise the program.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
             # To a file object: given a path, torch names the archive's root after it.
-            torch.export.save(program, file)
+            torch.export.save(program, file, extra_files=dict(notes or {}))
         except OSError:
             raise
         except Exception as error:

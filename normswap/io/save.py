@@ -13,6 +13,8 @@ from normswap.graph.onnx import OnnxGraph
 from normswap.io.atomic import check_writable
 from normswap.io.fx_model import export_arguments, program_from_model
 from normswap.io.onnx import write_onnx
+from normswap.io.preprocessing import Preprocessing
+from normswap.io.preprocessing_files import KEY
 from normswap.io.pt2 import write_pt2
 from normswap.model import Model
 
@@ -24,17 +26,20 @@ def save(model: Model, path: str | Path) -> None:
     """Writes the model to ``path``, whole or not at all.
 
     ONNX models go to ``.onnx`` with their names, metadata, opset and external-data layout; torch
-    models to ``.pt2``, or to ``.onnx`` through torch's exporter. Raises NormswapError for another
-    suffix, a path that cannot be written, or an ONNX model that is to become ``.pt2``.
+    models to ``.pt2``, or to ``.onnx`` through torch's exporter. The model's preprocessing goes
+    into the file. Raises NormswapError for another suffix, a path that cannot be written, or an
+    ONNX model that is to become ``.pt2``.
     """
     path = Path(path)
     check_output(path)
+    known = model.preprocessing
+    notes = {KEY: known.to_json()} if isinstance(known, Preprocessing) else {}
     if path.suffix == ".pt2":
-        write_pt2(program_from_model(model), path)
+        write_pt2(program_from_model(model), path, notes)
     elif isinstance(model.graph, OnnxGraph):
-        write_onnx(model.graph.model, path)
+        write_onnx(model.graph.model, path, notes)
     else:
-        write_onnx(onnx_from_torch(model), path)
+        write_onnx(onnx_from_torch(model), path, notes)
 
 
 def check_output(path: Path) -> None:

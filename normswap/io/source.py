@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from normswap.io.preprocessing import Preprocessing, Unsupported
+
 IMAGES, TEXTS = 2, 3
 """Example batch sizes: two sizes, so that capturing does not take them for the same one."""
 
@@ -22,8 +24,7 @@ class Source:
     ``args``, ``kwargs``: example inputs, batched. ``dynamic_axes``: by input name, the name of
     each axis whose size may vary; axes of one name vary together. ``output_names``: in the order
     of the outputs, or empty for the names that capturing gives them. ``preprocessing``: how images
-    are prepared, in the terms of a Hugging Face ``preprocessor_config.json`` ("size", "crop_size",
-    "image_mean", "image_std", "resample", "rescale_factor"), if known.
+    are prepared, or why that cannot be said, if anything is known of it.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Source:
     kwargs: dict[str, Any]
     dynamic_axes: dict[str, dict[int, str]]
     output_names: tuple[str, ...] = ()
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: Preprocessing | Unsupported | None = None
 
 
 def example_images(channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from normswap.errors import NormswapError
 from normswap.io.extras import import_extra, split_options
 from normswap.io.hub import reachable_hub
 from normswap.io.messages import first_line
+from normswap.io.preprocessing_configs import from_timm
 from normswap.io.quiet import quiet
 from normswap.io.source import Source, example_images
 
-_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _TALKATIVE = ("timm",)
 
 
@@ -49,24 +48,4 @@ def timm_source(name: str, pretrained: bool = True, seed: int = 0) -> Source:
     images = example_images(channels, height, width, torch.float32)
     output = "logits" if getattr(model, "num_classes", 0) else "features"
     axes = {next(iter(inspect.signature(model.forward).parameters)): {0: "batch"}}
-    return Source(f"timm:{name}", model, (images,), {}, axes, (output,), _preprocessing(data))
-
-
-def _preprocessing(data: dict[str, Any]) -> dict[str, Any]:
-    """timm's data config in the terms of a preprocessor_config.json."""
-    _, height, width = data["input_size"]
-    scaled = [math.floor(side / data["crop_pct"]) for side in (height, width)]
-    squash = data.get("crop_mode") == "squash" or height != width
-    size = {"height": scaled[0], "width": scaled[1]} if squash else {"shortest_edge": scaled[0]}
-    return {
-        "do_resize": True,
-        "size": size,
-        "resample": _RESAMPLE.get(data["interpolation"], _RESAMPLE["bicubic"]),
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(data["mean"]),
-        "image_std": list(data["std"]),
-    }
+    return Source(f"timm:{name}", model, (images,), {}, axes, (output,), from_timm(data))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import pickle
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,13 @@ from safetensors.numpy import save_file
 
 from normswap.errors import NormswapError
 from normswap.graph.onnx import OnnxGraph
+from normswap.io import scratch
 from normswap.io.data import Data, load_data
 from normswap.model import InputSpec, Model
 
 IMAGES = np.random.default_rng(0).standard_normal((10, 1, 2, 2)).astype(np.float32)
 IDS = np.arange(60).reshape(10, 6)
+IMAGE_INPUT = (("batch", 1, 2, 2), np.float32)
 
 
 def make_model(**inputs: tuple[tuple[int | str, ...], Any]) -> Model:
@@ -40,7 +46,7 @@ def make_model(**inputs: tuple[tuple[int | str, ...], Any]) -> Model:
 
 @pytest.fixture(scope="module")
 def vit() -> Model:
-    return make_model(pixel_values=(("batch", 1, 2, 2), np.float32))
+    return make_model(pixel_values=IMAGE_INPUT)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +126,7 @@ def test_iterables(clip: Model) -> None:
     assert load_data(loader, clip).labels is not None
 
 
-def test_samples_are_a_fixed_random_subset(clip: Model) -> None:
+def test_samples_are_a_fixed_random_subset(clip: Model, caplog: pytest.LogCaptureFixture) -> None:
     source = {"pixel_values": IMAGES, "input_ids": IDS, "labels": np.arange(10)}
     once, again = load_data(source, clip, samples=4), load_data(source, clip, samples=4)
     other = load_data(source, clip, samples=4, seed=1)
@@ -130,7 +136,9 @@ def test_samples_are_a_fixed_random_subset(clip: Model) -> None:
     assert np.array_equal(once.feeds["input_ids"], IDS[once.labels])
     assert np.array_equal(once.feeds["pixel_values"], again.feeds["pixel_values"])
     assert not np.array_equal(once.labels, other.labels)
-    assert load_data(source, clip, samples=99).count == 10
+    with caplog.at_level(logging.WARNING):
+        assert load_data(source, clip, samples=99).count == 10
+    assert "data: holds 10 samples, fewer than the 99 asked for; all are used" in caplog.text
     assert load_data(once, clip, samples=2).count == 2
     with pytest.raises(NormswapError, match="0 samples"):
         load_data(source, clip, samples=0)
@@ -160,6 +168,40 @@ def test_casts(clip: Model) -> None:
         load_data({"ids": IDS * 100}, narrow)
     with pytest.raises(NormswapError, match="'x' has 1 NaN or infinite numbers"):
         load_data({"x": np.array([[1e6, 1]])}, narrow)
+
+
+def test_large_arrays_are_mapped_from_a_file(
+    clip: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "IN_MEMORY", 50)
+    monkeypatch.setattr(scratch, "_AT_ONCE", 60)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = {"pixel_values": IMAGES.astype(np.float64), "input_ids": IDS.astype(np.int32)}
+    data = load_data(source, clip, samples=7)
+    picked = data.feeds["input_ids"][:, 0] // 6
+    assert np.array_equal(data.feeds["pixel_values"], IMAGES[picked])
+    for array in data.feeds.values():
+        base = array.base
+        assert isinstance(base, np.memmap)
+        assert type(array) is np.ndarray
+    assert not list(tmp_path.iterdir())  # its file has no name
+    data.feeds["pixel_values"][:] = 1
+    too_large = {"input_ids": IDS + 2**40 * (IDS == 59), "pixel_values": IMAGES}
+    with pytest.raises(NormswapError, match="takes int32, got int64"):
+        load_data(too_large, make_model(input_ids=(("b", 6), np.int32), pixel_values=IMAGE_INPUT))
+    with pytest.raises(NormswapError, match="'pixel_values' has 2 NaN or infinite"):
+        load_data(np.where(np.isin(IMAGES, IMAGES[[3, 8], 0, 0, 0]), np.inf, IMAGES), clip)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="there is no way to reserve room")
+def test_no_room_for_a_file(clip: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scratch, "IN_MEMORY", 50)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(NormswapError, match=r"data: takes 0.0 GiB .*No space left.*set TMPDIR"):
+        load_data(IMAGES.astype(np.float64), clip)
 
 
 BAD_ARRAYS: list[tuple[Any, str]] = [
@@ -197,10 +239,8 @@ def test_bad_arrays(clip: Model, source: Any, message: str) -> None:
 
 def bad_files(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "missing.npy", "does not exist"
-    (folder / "folder.npz").mkdir()
-    yield folder / "folder.npz", "is no file"
     (folder / "data.csv").write_text("1,2")
-    yield folder / "data.csv", r"is no data file: give \.npy, \.npz, \.safetensors"
+    yield folder / "data.csv", r"is no data file: give a folder of images, or \.npy, "
     np.save(folder / "whole.npy", IMAGES)
     np.savez(folder / "whole.npz", pixel_values=IMAGES)
     save_file({"pixel_values": IMAGES}, folder / "whole.safetensors")

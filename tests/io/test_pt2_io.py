@@ -169,7 +169,7 @@ def test_control_flow_autocast_and_guards_are_accepted(tmp_path: Path) -> None:
 def test_write_failure_leaves_the_old_file(
     program: torch.export.ExportedProgram, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(_: object, file: Any) -> None:
+    def half(_: object, file: Any, **__: object) -> None:
         file.write(b"half")
         raise RuntimeError("broken\nin many lines")
 

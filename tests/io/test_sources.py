@@ -23,6 +23,7 @@ from normswap.io.capture import capture
 from normswap.io.huggingface import huggingface_source
 from normswap.io.module import module_source
 from normswap.io.open_clip import open_clip_source
+from normswap.io.preprocessing import Preprocessing
 from normswap.io.pt2 import read_pt2, write_pt2
 from normswap.io.source import Source, example_texts
 from normswap.io.timm import timm_source
@@ -145,11 +146,20 @@ def test_clip_folder(saved: Path, tmp_path: Path) -> None:
 
 
 def test_classifier_folder_with_preprocessing(vit: Path) -> None:
-    (vit / "preprocessor_config.json").write_text('{"image_mean": [0.5], "size": {"height": 16}}')
+    (vit / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.4, 0.3], "image_std": 0.25, "size": {"height": 16, "width": 16}}'
+    )
     source = huggingface_source(str(vit))
     assert source.output_names == ("logits",)
-    assert source.preprocessing is not None
-    assert source.preprocessing["image_mean"] == [0.5]
+    assert source.preprocessing == Preprocessing(
+        "RGB",
+        (0.5, 0.4, 0.3),
+        (0.25, 0.25, 0.25),
+        resize="squash",
+        size=(16, 16),
+        resample="bilinear",
+        upright=True,
+    )
     assert operator_names(check(source))["aten.layer_norm.default"] == 3
     expected = vit_model().eval()
     with torch.no_grad():
@@ -312,8 +322,8 @@ def test_timm_with_random_weights(tmp_path: Path) -> None:
     assert source.output_names == ("logits",)
     for name, parameter in source.module.named_parameters():
         assert torch.equal(parameter, again.module.get_parameter(name))
-    assert source.preprocessing is not None
-    assert source.preprocessing["crop_size"] == {"height": 160, "width": 160}
+    assert isinstance(source.preprocessing, Preprocessing)
+    assert source.preprocessing.output_size == (160, 160)
     counts = operator_names(reloaded(check(source), tmp_path))
     assert counts["aten.scaled_dot_product_attention.default"] > 0
 
@@ -379,8 +389,8 @@ def test_open_clip(tmp_path: Path) -> None:
     assert counts["aten.scaled_dot_product_attention.default"] == 2
     assert not any("multi_head" in name for name in counts)
     assert "visual.ln_pre.weight" in program.state_dict
-    assert source.preprocessing is not None
-    assert source.preprocessing["size"] == {"shortest_edge": 32}
+    assert isinstance(source.preprocessing, Preprocessing)
+    assert (source.preprocessing.resize, source.preprocessing.output_size) == ("shortest", (32, 32))
 
 
 def test_open_clip_with_a_bias_and_its_own_text_tower() -> None:

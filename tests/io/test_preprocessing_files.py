@@ -1,0 +1,171 @@
+"""A model keeps its preprocessing: through .onnx and .pt2 files, or in a file beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from normswap.assets.digits import DIGITS_VIT
+from normswap.errors import NormswapError
+from normswap.io.data import load_data
+from normswap.io.load import load
+from normswap.io.preprocessing import Preprocessing, Unsupported
+from normswap.io.preprocessing_files import KEY
+from normswap.io.pt2 import read_pt2_note
+from normswap.io.save import save
+from normswap.model import Model
+
+DIGITS = Preprocessing(
+    "L", (0.5,), (0.5,), 1 / 16, resize="squash", size=(8, 8), resample="bilinear", upright=True
+)
+CONFIG = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.25]}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Model:
+    return load(DIGITS_VIT)
+
+
+@pytest.fixture(scope="module")
+def saved(digits: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    for suffix in ("onnx", "pt2"):
+        save(digits, folder / f"with.{suffix}")
+        save(replace(digits, preprocessing=None), folder / f"without.{suffix}")
+    return folder
+
+
+@pytest.fixture
+def files(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "models"))
+
+
+def test_it_is_kept_in_files(digits: Model, files: Path, tmp_path: Path) -> None:
+    assert digits.preprocessing == DIGITS
+    (tmp_path / "images").mkdir()
+    levels = np.random.default_rng(0).integers(0, 17, (4, 8, 8), "u1")
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    for name in ("with.onnx", "with.pt2"):
+        model = load(files / name)
+        assert model.preprocessing == DIGITS
+        data = load_data(tmp_path / "images", model)
+        assert np.allclose(data.feeds["pixel_values"][:, 0], levels / 8 - 1)
+        again = files / f"again-{name}"
+        save(replace(model, preprocessing=replace(DIGITS, resample="box")), again)
+        assert load(again).preprocessing == replace(DIGITS, resample="box")
+        assert load(files / name).preprocessing == DIGITS
+        assert load(files / name, trust=True).preprocessing == DIGITS
+    assert load(onnx_ir_of(files / "with.onnx")).preprocessing == DIGITS
+    for name in ("without.onnx", "without.pt2"):
+        model = load(files / name)
+        assert model.preprocessing is None
+        with pytest.raises(NormswapError, match=rf"images: .* none is known for {name}; give"):
+            load_data(tmp_path / "images", model)
+
+
+def onnx_ir_of(path: Path) -> Any:
+    import onnx_ir
+
+    return onnx_ir.load(path)
+
+
+def test_saving_keeps_the_other_metadata(files: Path) -> None:
+    proto = onnx.load(files / "without.onnx")
+    given = {p.key: p.value for p in proto.metadata_props} | {"author": "someone", KEY: "old"}
+    onnx.helper.set_model_props(proto, given)
+    onnx.save(proto, files / "x.onnx")
+    model = load(files / "x.onnx")
+    save(model, files / "y.onnx")
+    found = {p.key: p.value for p in onnx.load(files / "y.onnx").metadata_props}
+    assert found == given
+    save(replace(model, preprocessing=DIGITS), files / "y.onnx")
+    found = {p.key: p.value for p in onnx.load(files / "y.onnx").metadata_props}
+    assert found == given | {KEY: DIGITS.to_json()}
+    assert model.to_onnx_ir().metadata_props[KEY] == "old"
+
+
+def test_a_configuration_beside_the_file(files: Path) -> None:
+    for place in (files / "preprocessor_config.json", files / "processor_config.json"):
+        named = place.name.startswith("processor")
+        place.write_text(json.dumps({"image_processor": CONFIG} if named else CONFIG))
+        for name in ("without.onnx", "without.pt2"):
+            known = load(files / name).preprocessing
+            assert isinstance(known, Unsupported)
+            assert "std has 3 numbers for 1 channels" in known.reason
+        held = CONFIG | {"image_std": [0.5]}
+        place.write_text(json.dumps({"image_processor": held} if named else held))
+        for name in ("without.onnx", "without.pt2"):
+            known = load(files / name).preprocessing
+            assert isinstance(known, Preprocessing)
+            assert (known.mode, known.mean, known.size) == ("L", (0.25,), (8, 8))
+            assert load(files / name.replace("without", "with")).preprocessing == DIGITS
+        place.unlink()
+
+
+def test_a_configuration_beside_the_folder_onnx(files: Path) -> None:
+    config = json.dumps(CONFIG | {"image_std": [0.5]})
+    (files / "preprocessor_config.json").write_text(config)
+    for folder, expected in (("onnx", Preprocessing), ("other", type(None))):
+        (files / folder).mkdir()
+        shutil.copy(files / "without.onnx", files / folder)
+        assert isinstance(load(files / folder / "without.onnx").preprocessing, expected)
+
+
+def damaged_onnx(path: Path, text: str) -> None:
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, {KEY: text})
+    onnx.save(proto, path)
+
+
+def damaged_pt2(path: Path, text: str) -> None:
+    program = torch.export.load(path)
+    torch.export.save(program, path, extra_files={KEY: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [("with.onnx", damaged_onnx), ("with.pt2", damaged_pt2)]
+)
+def test_what_a_file_holds_is_checked(
+    name: str, damage: Callable[[Path, str], None], files: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    for text, message in (
+        ("{", "no JSON"),
+        ('{"version":1,"code":"import os"}', "other fields"),
+        (DIGITS.to_json().replace("[8,8]", "[8,100000]"), "size is .8, 100000., not two sizes"),
+        (DIGITS.to_json().replace("[0.5]", "[0.5,NaN]"), "mean is .*, not numbers"),
+    ):
+        damage(files / name, text)
+        model = load(files / name)  # it matters to those who need it only
+        pattern = rf"images: .*follow that of {name} \(what the file holds .* damaged; .*{message}"
+        with pytest.raises(NormswapError, match=pattern) as caught:
+            load_data(tmp_path / "images", model)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_configurations_do_not_keep_a_model_from_loading(files: Path) -> None:
+    for text in ("{", "[]", '{"size": {"depth": 3}}', "\xff", '{"do_pad": true}'):
+        (files / "preprocessor_config.json").write_text(text, encoding="latin-1")
+        assert isinstance(load(files / "without.onnx").preprocessing, Unsupported)
+
+
+def test_notes_of_a_pt2(files: Path) -> None:
+    path = files / "with.pt2"
+    assert read_pt2_note(path, KEY) == DIGITS.to_json()
+    assert read_pt2_note(path, "other") is None
+    program = torch.export.load(path)
+    torch.export.save(program, path, extra_files={KEY: "x" * 100_000})
+    assert read_pt2_note(path, KEY) is None
+    path.write_bytes(b"no archive")
+    assert read_pt2_note(path, KEY) is None
