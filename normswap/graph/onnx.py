@@ -14,6 +14,7 @@ from onnxscript.version_converter import convert_version
 from normswap.errors import NormswapError
 from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.onnx_fixed import settle_fixed_parameters
 from normswap.graph.onnx_names import module_scope, name_everything
 from normswap.graph.onnx_runner import double_runner, runtime_runner
 from normswap.graph.onnx_subgraphs import (
@@ -33,7 +34,7 @@ class OnnxGraph(Graph):
     """The view of an ``onnx_ir.Model``'s main graph.
 
     The model given is owned by the graph: edits change it. Its functions are inlined, its nodes
-    sorted topologically.
+    sorted topologically, and parameters that it computes although they are fixed made constants.
     ``types`` (value name to sizes and dtype) skips shape inference, for a copy.
     """
 
@@ -49,6 +50,8 @@ class OnnxGraph(Graph):
         except ValueError as error:
             raise NormswapError(f"the graph has a cycle: {error}") from error
         name_everything(model.graph)
+        if types is None:
+            settle_fixed_parameters(model)
         self._types = types if types is not None else infer_types(model)
         for value in model.graph.inputs:
             if value.name not in model.graph.initializers:
@@ -155,8 +158,8 @@ class OnnxGraph(Graph):
         raws, constants = self._slice_parts(inputs, outputs)
         raw_outputs = [cast(ir.Value, v.raw) for v in outputs]
         if dtype is None:
-            # A rank is fixed, other sizes may be any.
-            typed = [(v.name, v.dtype, v.shape if _is_rank(v) else None) for v in inputs]
+            # The sizes of a list of sizes and of a scalar are fixed, others may be any.
+            typed = [(v.name, v.dtype, v.shape if _is_sized(v) else None) for v in inputs]
             return runtime_runner(self.model, raws, constants, typed, [v.name for v in outputs])
         raw_inputs = [cast(ir.Value, v.raw) for v in inputs]
         fetch = {str(v.name): _fetch(v) for v in [*constants, *raw_outputs]}
@@ -349,7 +352,7 @@ class OnnxGraph(Graph):
                 del self._wanted_names[unique]
 
 
-_EMITTED = (*_OPSETS, "BatchNormalization", "Transpose", "Cast", "Add", "Mul", "Gemm")
+_EMITTED = (*_OPSETS, "BatchNormalization", "Transpose", "Cast", "Add", "Mul", "MatMul", "Gemm")
 
 
 def _inline_functions(model: ir.Model) -> None:
@@ -369,16 +372,16 @@ def _shape_after(
         return None
     if op == "Transpose":
         return tuple(shape[axis] for axis in attributes["perm"])
-    if op == "Gemm":
-        return (shape[0], cast(tuple[int, ...], inputs[1].shape)[1])
+    if op in ("Gemm", "MatMul"):
+        return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
     if op in ("Add", "Mul"):
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape
 
 
-def _is_rank(value: Value) -> bool:
-    return value.producer is not None and value.producer.op == "Shape"
+def _is_sized(value: Value) -> bool:
+    return value.shape == () or (value.producer is not None and value.producer.op == "Shape")
 
 
 def _attribute(attribute: ir.Attr) -> Any:
