@@ -325,6 +325,24 @@ def _index_select(a: Arguments) -> Reading:
     return Reading("Gather", _slots("self", "index"), {"axis": _axis(a["self"], a["dim"])})
 
 
+@_reads(aten.roll.default)
+def _roll(a: Arguments) -> Reading:
+    """Without axes it rolls the flattened value."""
+    attributes = {"axes": _axes(a["self"], a["dims"])} if a["dims"] else {}
+    return Reading("aten.roll.default", _slots("self"), attributes)
+
+
+@_reads(aten.pad.default, aten.constant_pad_nd.default)
+def _pad(a: Arguments) -> Reading:
+    rank, pads = _rank(a["self"]), [size for size in a["pad"] if isinstance(size, int)]
+    attributes: dict[str, Any] = {"mode": a.get("mode", "constant"), "value": a["value"] or 0}
+    if rank is not None and len(pads) == len(a["pad"]):  # torch has pairs, from the last axis on
+        pairs = [(0, 0)] * (rank - len(pads) // 2)
+        pairs += list(zip(pads[-2::-2], pads[::-2], strict=True))
+        attributes["pads"] = tuple(p[0] for p in pairs) + tuple(p[1] for p in pairs)
+    return Reading("Pad", _slots("self"), attributes)
+
+
 @_reads(aten.embedding.default)
 def _embedding(a: Arguments) -> Reading:
     return Reading("Gather", _slots("weight", "indices"), {"axis": 0})

@@ -1,8 +1,9 @@
 """``Linear``: a product with a constant matrix and an optional constant bias, in any spelling.
 
-Spellings: the operator ``Linear``; ``MatMul(x, W)`` with or without an ``Add`` of a bias behind it;
-``Gemm`` with alpha, beta and transB; a convolution with a kernel of size 1. ``W`` may be a weight
-behind Identity, Cast, Transpose and the like. The weight is read and written as ``[out, in]``.
+Spellings: the operator ``Linear``; ``MatMul(x, W)`` and ``MatMul(W, x)`` with or without an ``Add``
+of a bias behind it; ``Gemm`` with alpha, beta, transA and transB, its data on either side; a
+convolution with a kernel of size 1. ``W`` may be a weight behind Identity, Cast, Transpose and the
+like. The weight is read and written as ``[out, in]``.
 """
 
 from __future__ import annotations
@@ -10,41 +11,79 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 
 _GEMM_RANK = 2
+_BIAS = 2  # the input that holds the bias of a Linear, a Gemm or a Conv
 
 
-@dataclass
+@dataclass(eq=False)
 class Linear:
-    """One linear map ``y = W x + b`` along ``axis`` of its input and of its output.
+    """One linear map ``y = W x + b`` along ``axis`` of its input, to ``output_axis`` of its output.
 
-    ``weight``: [out, in] and ``bias``: [out] or None, both float64 copies.
+    ``data``: which input of ``product`` is x. ``transposed``: its weight is stored as [in, out].
+    ``alpha`` and ``beta``: the factors on what is stored. Both are loaded when asked for.
     """
+
+    groups = 1
+    pads_with_zeros = False
 
     graph: Graph
     product: Node
     adder: Node | None
+    data: int
     axis: int
-    weight: Array
-    bias: Array | None
+    output_axis: int
+    transposed: bool
+    alpha: float = 1.0
+    beta: float = 1.0
 
     @property
     def input(self) -> Value:
-        return self.product.data_input()
+        return self.product.data_input(self.data)
 
     @property
     def output(self) -> Value:
         return (self.adder or self.product).output
 
     @property
+    def stored_weight(self) -> Value:
+        """The constant that holds the weight, as the graph has it."""
+        return self.product.data_input(1 - self.data)
+
+    @property
     def name(self) -> str:
         """The name of its weight, or of its output where the weight has none of its own."""
-        value = self.product.data_input(1)
+        value = self.stored_weight
         return value.name if value.producer is None else self.output.name
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(out, in), without loading the weight."""
+        first, second = _shape(self.graph, self.stored_weight)[:2]
+        return (second, first) if self.transposed else (first, second)
+
+    @cached_property
+    def weight(self) -> Array:
+        """[out, in] in float64."""
+        array = self.graph.constant(self.stored_weight)
+        assert array is not None  # that is what makes it a Linear
+        matrix = array.reshape(array.shape[:2]).astype(np.float64) * self.alpha
+        return matrix.T if self.transposed else matrix
+
+    @cached_property
+    def bias(self) -> Array | None:
+        """[out] in float64, or None."""
+        value = self._stored_bias()
+        array = None if value is None else self.graph.constant(value)
+        if array is None:
+            return None
+        flat = array.astype(np.float64).reshape(-1) * self.beta
+        return np.broadcast_to(flat, self.sizes[:1]).copy()
 
     def write(self, weight: Array, bias: Array | None) -> None:
         """Replaces weight [out, in] and bias [out]; other users of either keep their own copy.
@@ -52,8 +91,54 @@ class Linear:
         A Linear without a bias gains one where ``bias`` is not None. Arrays are cast once to the
         dtype that the graph has.
         """
-        _WRITERS[self.product.op](self, weight, bias)
+        kernel = (1,) * (len(_shape(self.graph, self.stored_weight)) - 2)
+        stored = (weight.T if self.transposed else weight) / self.alpha
+        put_constant(self.graph, self.product, 1 - self.data, stored.reshape(stored.shape + kernel))
+        if bias is not None:
+            self._write_bias(bias)
         self.weight, self.bias = np.array(weight), None if bias is None else np.array(bias)
+
+    def _stored_bias(self) -> Value | None:
+        if self.adder is not None:
+            return self.adder.data_input(self._bias_index(self.adder))
+        return self.product.input(_BIAS) if self.product.op in _WITH_BIAS else None
+
+    def _bias_index(self, adder: Node) -> int:
+        return next(i for i, v in enumerate(adder.inputs) if v is not self.product.output)
+
+    def _write_bias(self, bias: Array) -> None:
+        trailing = 0
+        if self.product.op != "Conv":
+            trailing = (self.product.output.rank or 1) - 1 - self.output_axis
+        bias = bias.reshape(-1, *(1,) * trailing)
+        if self.adder is not None:
+            put_constant(self.graph, self.adder, self._bias_index(self.adder), bias)
+        elif self.product.op not in _WITH_BIAS:
+            self._insert_bias(bias)
+        elif self.product.input(_BIAS) is not None:
+            put_constant(self.graph, self.product, _BIAS, bias / self.beta)
+        else:
+            value = self._new_bias(bias / self.beta)
+            self.graph.set_input(self.product, _BIAS, value)
+
+    def _insert_bias(self, bias: Array) -> None:
+        """A bias behind a MatMul; of matrices both are one operator rather than two."""
+        node, product, value = self.product, self.product.output, self._new_bias(bias)
+        name = f"{product.name}_biased"
+        if product.rank == self.input.rank == _GEMM_RANK:
+            operands = [node.data_input(0), node.data_input(1), value]
+            attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+            total = self.graph.insert("Gemm", operands, attributes, name=name, like=node)
+            self.graph.replace_uses(product, total)
+            return
+        total = self.graph.insert("Add", [product, value], name=name, like=node)
+        self.adder = total.producer
+        self.graph.replace_uses(product, total, keep=[self.adder] if self.adder else [])
+
+    def _new_bias(self, bias: Array) -> Value:
+        owner, dot, last = self.name.rpartition(".")
+        name = f"{owner}{dot}bias" if last == "weight" else f"{self.name}_bias"
+        return self.graph.add_constant(_cast(bias, self.stored_weight), name)
 
 
 def linear_at(graph: Graph, product: Node) -> Linear | None:
@@ -64,7 +149,8 @@ def linear_at(graph: Graph, product: Node) -> Linear | None:
 
 def linear_reading(graph: Graph, node: Node, index: int) -> Linear | None:
     """The Linear that reads its data through input ``index`` of ``node``."""
-    return linear_at(graph, node) if index == 0 else None
+    found = linear_at(graph, node)
+    return found if found is not None and found.data == index else None
 
 
 def linear_writing(graph: Graph, value: Value) -> Linear | None:
@@ -72,166 +158,113 @@ def linear_writing(graph: Graph, value: Value) -> Linear | None:
     node = value.producer
     if node is None:
         return None
+    products = [node]
     if node.op == "Add":
-        for operand in node.dynamic_inputs():
-            product = operand.producer
-            found = linear_at(graph, product) if product is not None else None
-            if found is not None and found.adder is node:
-                return found
-        return None
-    found = linear_at(graph, node)
-    return found if found is not None and found.output is value else None
+        products = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
+    for product in products:
+        found = linear_at(graph, product)
+        if found is not None and found.output is value:
+            return found
+    return None
 
 
 def _read_linear(graph: Graph, node: Node) -> Linear | None:
-    return _read_product(graph, node, lambda weight: weight)
+    data, rank = _data(graph, node), node.data_input().rank
+    if data != 0 or not rank:
+        return None
+    size = _shape(graph, node.data_input(1))[0]
+    if not _is_own_bias(graph, node, (size,)):
+        return None
+    adder = None if node.input(_BIAS) is not None else _adder(graph, node, (size,))
+    return Linear(graph, node, adder, 0, rank - 1, rank - 1, transposed=False)
 
 
 def _read_matmul(graph: Graph, node: Node) -> Linear | None:
-    return _read_product(graph, node, np.transpose)
-
-
-def _read_product(graph: Graph, node: Node, orient: Callable[[Array], Array]) -> Linear | None:
-    weight = _matrix(graph, node)
-    rank = node.data_input().rank
-    if weight is None or rank is None or rank < 1:
+    data = _data(graph, node)
+    rank = None if data is None else node.data_input(data).rank
+    if data is None or not rank or rank <= data:
         return None
-    weight = orient(weight)
-    own = node.input(2)
-    if own is not None and node.op == "Linear":
-        bias = _bias(graph, own, len(weight))
-        return None if bias is None else Linear(graph, node, None, rank - 1, weight, bias)
-    adder, bias = _added_bias(graph, node, len(weight))
-    return Linear(graph, node, adder, rank - 1, weight, bias)
+    first, second = _shape(graph, node.data_input(1 - data))
+    adder = _adder(graph, node, (second,) if data == 0 else (first, 1))
+    axis = rank - 1 - data
+    return Linear(graph, node, adder, data, axis, axis, transposed=data == 0)
 
 
 def _read_gemm(graph: Graph, node: Node) -> Linear | None:
-    weight = _matrix(graph, node)
-    if weight is None or node.attributes["transA"]:
+    data = _data(graph, node)
+    alpha, beta = node.attributes["alpha"], node.attributes["beta"]
+    if data is None or alpha == 0 or beta == 0:  # with a zero, nothing can be absorbed
         return None
-    weight = weight * node.attributes["alpha"]
-    weight = weight if node.attributes["transB"] else weight.T
-    own = node.input(2)
-    if own is None:
-        return Linear(graph, node, None, 1, weight, None)
-    bias = _bias(graph, own, len(weight))
-    return (
-        None
-        if bias is None
-        else Linear(graph, node, None, 1, weight, bias * node.attributes["beta"])
-    )
+    flipped = [bool(node.attributes["transA"]), bool(node.attributes["transB"])]
+    axis = (0 if flipped[0] else 1) if data == 0 else (1 if flipped[1] else 0)
+    transposed = not flipped[1] if data == 0 else flipped[0]
+    shape = _shape(graph, node.data_input(1 - data))
+    size = shape[1] if transposed else shape[0]
+    if not _is_own_bias(graph, node, (size,) if data == 0 else (size, 1)):
+        return None
+    return Linear(graph, node, None, data, axis, 1 - data, transposed, alpha, beta)
 
 
 def _read_conv(graph: Graph, node: Node) -> Linear | None:
-    kernel = graph.constant(node.data_input(1)) if node.data_input(1).is_constant else None
+    kernel = node.data_input(1)
     strides = node.attributes.get("strides") or (1,)
-    if kernel is None or node.data_input().is_constant or node.attributes["group"] != 1:
+    if not kernel.is_constant or node.data_input().is_constant or node.attributes["group"] != 1:
         return None
-    if any(size != 1 for size in kernel.shape[2:]) or any(stride != 1 for stride in strides):
+    shape = _shape(graph, kernel)
+    if any(size != 1 for size in shape[2:]) or any(stride != 1 for stride in strides):
         return None
-    if any(node.attributes.get("pads") or ()):
+    if any(node.attributes.get("pads") or ()) or not _is_own_bias(graph, node, shape[:1]):
         return None
-    weight = kernel.reshape(kernel.shape[:2]).astype(np.float64)
-    own = node.input(2)
-    bias = None if own is None else _bias(graph, own, len(weight))
-    if own is not None and bias is None:
-        return None
-    return Linear(graph, node, None, 1, weight, bias)
+    return Linear(graph, node, None, 0, 1, 1, transposed=False)
 
 
-def _matrix(graph: Graph, node: Node) -> Array | None:
-    """The constant second operand in float64, where it is a matrix and the first is data."""
-    value = node.input(1)
-    if value is None or not value.is_constant or node.data_input().is_constant:
-        return None
-    array = graph.constant(value)
-    return array.astype(np.float64) if array is not None and array.ndim == 2 else None
+def _data(graph: Graph, node: Node) -> int | None:
+    """The operand that is data, where the other one is a constant matrix."""
+    for data in (0, 1):
+        weight, x = node.data_input(1 - data), node.data_input(data)
+        if weight.is_constant and not x.is_constant:
+            return data if len(_shape(graph, weight)) == 2 else None
+    return None
 
 
-def _bias(graph: Graph, value: Value, size: int) -> Array | None:
-    """A constant that adds along the last axis alone (a scalar counts), as [size] in float64."""
+def _shape(graph: Graph, constant: Value) -> tuple[int, ...]:
+    if constant.shape is not None:
+        return constant.shape
+    array = graph.constant(constant)
+    assert array is not None
+    return array.shape
+
+
+def _is_own_bias(graph: Graph, node: Node, wanted: tuple[int, ...]) -> bool:
+    bias = node.input(_BIAS)
+    return bias is None or _is_bias(graph, bias, wanted)
+
+
+def _is_bias(graph: Graph, value: Value, wanted: tuple[int, ...]) -> bool:
+    """Whether it is a constant that adds along the channels alone (a scalar counts); ``wanted``:
+    the shape of one."""
     if not value.is_constant:
-        return None
-    shape = value.shape if value.shape is not None else (-1,)
-    if any(s != 1 for s in shape[:-1]) or (shape and shape[-1] not in (1, size)):
-        return None
-    array = graph.constant(value)
-    if array is None:
-        return None
-    return np.broadcast_to(array.astype(np.float64).reshape(-1), (size,)).copy()
+        return False
+    shape = _shape(graph, value)
+    if math.prod(shape) == 1:
+        return True
+    while len(shape) > len(wanted) and shape[0] == 1:
+        shape = shape[1:]
+    return shape == wanted
 
 
-def _added_bias(graph: Graph, node: Node, size: int) -> tuple[Node | None, Array | None]:
+def _adder(graph: Graph, node: Node, wanted: tuple[int, ...]) -> Node | None:
     """The Add of a bias that is the product's only reader."""
     product = node.output
     if len(product.uses) != 1 or product in graph.outputs:
-        return None, None
+        return None
     adder, index = product.uses[0]
     if adder.op != "Add" or len(adder.inputs) != 2:
-        return None, None
+        return None
     other = adder.data_input(1 - index)
     if other.rank is None or product.rank is None or other.rank > product.rank:
-        return None, None
-    bias = _bias(graph, other, size)
-    return (None, None) if bias is None else (adder, bias)
-
-
-def _write_linear(linear: Linear, weight: Array, bias: Array | None) -> None:
-    node = linear.product
-    put_constant(linear.graph, node, 1, weight)
-    if bias is not None:
-        _put_bias(linear, node, 2, bias)
-
-
-def _write_matmul(linear: Linear, weight: Array, bias: Array | None) -> None:
-    node = linear.product
-    put_constant(linear.graph, node, 1, weight.T)
-    if bias is None:
-        return
-    if linear.adder is not None:
-        index = next(i for i, v in enumerate(linear.adder.inputs) if v is not node.output)
-        put_constant(linear.graph, linear.adder, index, bias)
-        return
-    product = node.output
-    value = linear.graph.add_constant(_cast(bias, node.data_input(1)), _bias_name(linear))
-    if product.rank == _GEMM_RANK:  # one operator rather than two
-        operands = [node.data_input(0), node.data_input(1), value]
-        attributes = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-        total = linear.graph.insert(
-            "Gemm", operands, attributes, name=f"{product.name}_biased", like=node
-        )
-        linear.graph.replace_uses(product, total)
-        return
-    total = linear.graph.insert("Add", [product, value], name=f"{product.name}_biased", like=node)
-    linear.adder = total.producer
-    linear.graph.replace_uses(product, total, keep=[linear.adder] if linear.adder else [])
-
-
-def _write_gemm(linear: Linear, weight: Array, bias: Array | None) -> None:
-    node = linear.product
-    alpha, beta = node.attributes["alpha"], node.attributes["beta"]
-    stored = weight if node.attributes["transB"] else weight.T
-    if bias is not None and linear.bias is not None and beta == 0:
-        raise ValueError(f"'{linear.name}': a Gemm with beta 0 cannot carry a bias")
-    put_constant(linear.graph, node, 1, stored / alpha)
-    if bias is not None:
-        _put_bias(linear, node, 2, bias / beta)
-
-
-def _write_conv(linear: Linear, weight: Array, bias: Array | None) -> None:
-    node = linear.product
-    spatial = node.data_input(1).rank or 2
-    put_constant(linear.graph, node, 1, weight.reshape(weight.shape + (1,) * (spatial - 2)))
-    if bias is not None:
-        _put_bias(linear, node, 2, bias)
-
-
-def _put_bias(linear: Linear, node: Node, index: int, bias: Array) -> None:
-    if node.input(index) is not None:
-        put_constant(linear.graph, node, index, bias)
-        return
-    array = _cast(bias, node.data_input(1))
-    linear.graph.set_input(node, index, linear.graph.add_constant(array, _bias_name(linear)))
+        return None
+    return adder if _is_bias(graph, other, wanted) else None
 
 
 def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
@@ -249,24 +282,14 @@ def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
         graph.set_input(node, index, graph.add_constant(array, old.name))
 
 
-def _bias_name(linear: Linear) -> str:
-    owner, dot, last = linear.name.rpartition(".")
-    return f"{owner}{dot}bias" if last == "weight" else f"{linear.name}_bias"
-
-
 def _cast(array: Array, like: Value) -> Array:
     return np.ascontiguousarray(array, dtype=like.dtype)
 
 
+_WITH_BIAS = ("Linear", "Gemm", "Conv")
 _READERS: dict[str, Callable[[Graph, Node], Linear | None]] = {
     "Linear": _read_linear,
     "MatMul": _read_matmul,
     "Gemm": _read_gemm,
     "Conv": _read_conv,
-}
-_WRITERS: dict[str, Callable[[Linear, Array, Array | None], None]] = {
-    "Linear": _write_linear,
-    "MatMul": _write_matmul,
-    "Gemm": _write_gemm,
-    "Conv": _write_conv,
 }

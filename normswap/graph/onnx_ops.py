@@ -25,7 +25,9 @@ _PARAMETERS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Clip": (1, ("min", "max")),
     "Dropout": (1, ("ratio", "training_mode")),
     "Tile": (1, ("repeats",)),
+    "Pad": (1, ("pads", "value", "axes")),
 }
+_SCALARS = ("min", "max", "ratio", "training_mode", "value")
 _AXIS_DEFAULTS = {
     "Softmax": -1,
     "LayerNormalization": -1,
@@ -64,9 +66,7 @@ def attributes(
             array = constant(data + offset)
             if array is not None:
                 flat = array.reshape(-1).tolist()
-                result[name] = (
-                    flat[0] if name in ("min", "max", "ratio", "training_mode") else tuple(flat)
-                )
+                result[name] = flat[0] if name in _SCALARS else tuple(flat)
     if op in _AXIS_DEFAULTS:
         axis = int(result.get("axis", _AXIS_DEFAULTS[op]))
         result["axis"] = axis + rank if axis < 0 and rank is not None else axis
@@ -97,4 +97,6 @@ def attributes(
         result = defaults | result
     if op == "Conv":
         result.setdefault("group", 1)
+    if op == "AveragePool":
+        result.setdefault("count_include_pad", 0)
     return result

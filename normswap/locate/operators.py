@@ -28,11 +28,13 @@ def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], 
     the others with the reason why they are left alone.
     """
     sites, rejected = [], []
+    taken: set[Node] = set()
     for node in graph.nodes:
         if node in covered:
             continue
         if node.op in _KINDS and not node.data_input().is_constant:
-            found = _batch_norm(graph, node) if node.op == _BATCH_NORM else _norm(graph, node)
+            is_batch_norm = node.op == _BATCH_NORM
+            found = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
         elif hidden := sorted(op for op in node.nested if op in _HIDDEN):
             inside = ", ".join(hidden)
             found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
@@ -74,9 +76,9 @@ def _norm(graph: Graph, node: Node) -> Site | str:
     )
 
 
-def _batch_norm(graph: Graph, node: Node) -> Site | str:
+def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
     """A BatchNorm with running statistics; transposes that bring its channels to axis 1 belong
-    to it."""
+    to it, unless they are ``taken`` by the one before."""
     parameters, known = _parameters(graph, node.inputs[1:5])
     weight, bias, mean, variance = (*parameters, None, None)[:4]
     x, y, axis = node.data_input(), node.output, 1
@@ -86,10 +88,12 @@ def _batch_norm(graph: Graph, node: Node) -> Site | str:
         return "it normalises by the batch's own statistics"
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
+    before = None if before in taken else before
     if before is not None and after is not None and before.op == after.op == "Transpose":
         there, back = before.attributes["perm"], after.attributes["perm"]
         if tuple(there[axis] for axis in back) == tuple(range(len(there))):
             x, y, axis = before.data_input(), after.output, there[1]
+            taken.add(after)
     return Site(
         name=site_name([node], node.inputs[1:3]),
         kind="batch_norm",

@@ -31,6 +31,9 @@ class Site:
     instance_norm, group_norm) one per channel; ``mean`` and ``variance``: a batch_norm's running
     statistics. ``groups``: of a group_norm's channels. ``input`` and ``output``: names of graph
     values. ``spelling``: 'op' or 'decomposed'. ``tower``: 'image', 'text', 'both' or ''.
+
+    Only ``fold`` tells of two more kinds, which are no norms: 'scale_shift', y = weight * x + bias
+    of constants per channel, and 'affine', a square linear layer (without its arrays).
     """
 
     name: str

@@ -1,37 +1,49 @@
-"""Evaluation-mode BatchNorms disappear into the neighbouring weights."""
+"""Affine maps per channel disappear into the neighbouring weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.graph.linear import linear_writing
 from normswap.locate import locate
+from normswap.locate.names import unique_names
 from normswap.locate.site import Site
+from normswap.locate.towers import towers
 from normswap.model import Model
+from normswap.passes.algebra.affine_regions import (
+    AffineRegion,
+    affine_regions,
+    ends_a_stream,
+    nodes_of,
+)
+from normswap.passes.algebra.change_of_variables import Start, spread
+from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
-from normswap.passes.channel_map import Action, ChannelMap
-from normswap.passes.pull_up import pull_up
-from normswap.passes.push_down import push_down
 from normswap.passes.select import select_sites
-from normswap.passes.weight_edits import WeightEdits
 
 _LARGE_MEAN = 25.0  # deviations; measured: at 10 the exact contract holds, at 30 it may fail
 
 
 @dataclass
 class Fold(Pass):
-    """y = s x + t with s = gamma / sqrt(var + eps) and t = beta - s mean moves into the linear
-    layers, convolutions and constants around it; the BatchNorm is gone.
+    """y = A x + t moves into the linear layers, convolutions and constants around it, and is gone.
 
-    Exact. Weights are computed in float64 and rounded once, however many norms they absorb. A
-    BatchNorm behind a linear layer or convolution goes up into it; any other goes down into its
-    readers, or up (CLIP's ln_pre: into the patch convolution, the class token and the positions).
-    Skips, with the reason, a BatchNorm in training mode, one whose value is an output or feeds
-    anything but linear maps, and one whose axis is not that of the neighbouring weights.
+    That is every BatchNorm in evaluation mode (A = diag(gamma / sqrt(var + eps)), t = beta - A
+    mean), every chain of products and sums with constants per channel, and every square linear
+    layer whose neighbours can take it (``algebra/affine_regions.py``). Exact: weights are computed
+    in float64 and rounded once, however many maps they absorb. The rules are those of
+    ``algebra/change_of_variables.py``. A map behind a linear layer or a convolution goes
+    up into it; any other goes down into its readers, or up; where neither is possible, the whole
+    stream that it lies in changes its variables. In front of a convolution that pads with zeros a
+    shift stays behind as one Add.
+    Skips, with the reason, what is in training mode, what is an output of the model or feeds
+    anything but linear maps on both sides, and what lies along another axis than the weights.
+    Square linear layers that stay are only reported if ``sites`` names them.
     """
 
     exact: ClassVar[bool] = True
@@ -39,84 +51,218 @@ class Fold(Pass):
     sites: str | None = None
 
     def __call__(self, model: Model) -> PassResult:
-        before = select_sites(locate(model.graph).sites, self.sites)
-        chosen = [s for s in before if s.kind == "batch_norm"]
         result = model.copy()
-        graph = result.graph
-        edits = WeightEdits(graph)
-        done: list[Site] = []
-        skipped: list[tuple[Site, str]] = []
+        located = locate(result.graph)
+        edits = WeightEdits(result.graph)
+        regions, chosen = _regions(result.graph, edits, located.sites, self.sites)
+        folding = _Folding(result.graph, edits, located.sites)
+        folding.run(regions)
+        if self.sites is None:
+            folding.run_on_what_is_new()
+        named = set((self.sites or "").replace(",", " ").split())
+        done, skipped = folding.done(regions), folding.skipped(regions, named)
         if self.sites is not None:
-            skipped = [(s, f"it is a {s.kind}") for s in before if s.kind != "batch_norm"]
-        for norm in [_norm(graph, site) for site in chosen]:  # before any name goes
-            try:
-                actions = _plan(graph, edits, norm)
-            except Refusal as refusal:
-                skipped.append((norm.site, str(refusal)))
-                continue
-            for act in actions:
-                act()
-            graph.replace_uses(norm.output, norm.first.data_input(norm.index))
-            graph.prune()  # dead readers would stand in the way of the next site
-            done.append(norm.site)
+            other = [s for s in chosen if s.kind not in ("batch_norm", "scale_shift", "affine")]
+            skipped = [(s, f"it is a {s.kind}") for s in other] + skipped
+        training = "the batch's own statistics"
+        notes = [f"'{r.where}' stays: {r.reason}" for r in located.rejected if training in r.reason]
         if not done:
-            return PassResult(model, False, [], skipped)
-        notes = [note for site in done if (note := _conditioning(site))]
+            return PassResult(model, False, [], skipped, notes)
+        notes = [*folding.notes(), *filter(None, map(_conditioning, done)), *notes]
         edits.write()
-        graph.prune()
+        result.graph.prune()
         return PassResult(result, True, done, skipped, notes)
 
 
-@dataclass(frozen=True)
-class _Norm:
-    """A site, whether it takes the batch's statistics, the node that reads its input as which of
-    its own (the operator, a transpose or the start of a spelling), its input and its output, and
-    an intermediate value that is read outside of it, if there is one."""
-
-    site: Site
-    is_training: bool
-    first: Node
-    index: int
-    input: Value
-    output: Value
-    read_inside: Value | None
-
-
-def _norm(graph: Graph, site: Site) -> _Norm:
-    x, y = graph.value(site.input), graph.value(site.output)
-    nodes = [n for n in graph.ancestors([y], stop=[x]) if n.dynamic_inputs()]
-    training = any(node.attributes.get("training_mode") for node in nodes)
-    first = next(node for node in nodes if x in node.inputs)
-    inner = [v for n in nodes for v in n.outputs if v is not y]
-    leaks = (v for v in inner if v in graph.outputs or not set(v.readers) <= set(nodes))
-    return _Norm(site, training, first, first.inputs.index(x), x, y, next(leaks, None))
+def _regions(
+    graph: Graph, edits: WeightEdits, located: Sequence[Site], pattern: str | None
+) -> tuple[list[AffineRegion], list[Site]]:
+    """What ``pattern`` asks for: the regions, and the sites."""
+    norms = [s for s in located if s.kind == "batch_norm"]
+    inside = {s: frozenset(nodes_of(graph, s)) for s in located}
+    others = frozenset().union(*(inside[s] for s in located if s.kind != "batch_norm"))
+    regions = _named(graph, affine_regions(graph, edits, norms, others), located)
+    sites = [*located, *(s for r in regions for s in r.sites if s.kind != "batch_norm")]
+    chosen = select_sites(sites, pattern)
+    if len(chosen) == len(sites):
+        return regions, chosen
+    wanted = {s.name for s in chosen}
+    taken = [s for s in norms if s.name in wanted]
+    others = frozenset().union(*(inside[s] for s in located if s not in taken))
+    regions = _named(graph, affine_regions(graph, edits, taken, others), located)
+    return [r for r in regions if any(s.name in wanted for s in r.sites)], chosen
 
 
-def _plan(graph: Graph, edits: WeightEdits, norm: _Norm) -> list[Action]:
-    if norm.is_training:
-        raise Refusal("it is in training mode: its statistics come from each batch")
-    change = _map(norm.site)
-    x = norm.input
-    produced = linear_writing(graph, x) is not None or (
-        x.producer is not None and x.producer.op == "Conv"
-    )
-    reasons = []
-    for upward in (produced, not produced):
+def _named(
+    graph: Graph, regions: Sequence[AffineRegion], located: Sequence[Site]
+) -> list[AffineRegion]:
+    """The regions' own sites with names of their own and with their tower."""
+    belongs = towers(graph)
+    own = [r.sites[0] for r in regions if r.sites[0].kind != "batch_norm"]
+    names = unique_names([*located, *own])[len(located) :]
+    sites = {
+        site: replace(site, name=name, tower=belongs.get(graph.value(site.input), ""))
+        for site, name in zip(own, names, strict=True)
+    }
+    return [replace(r, sites=tuple(sites.get(s, s) for s in r.sites)) for r in regions]
+
+
+class _Folding:
+    """Folds regions until no more goes: what needs no inverse first, then changes of variables,
+    then what can leave its shift behind."""
+
+    def __init__(self, graph: Graph, edits: WeightEdits, located: Sequence[Site]) -> None:
+        self.graph, self.edits = graph, edits
+        self.closed = frozenset(node for site in located for node in nodes_of(graph, site))
+        self.pending: list[AffineRegion] = []
+        self.reasons: dict[AffineRegion, str] = {}
+        self.moved: dict[Value, Value] = {}  # what took the place of a folded region's exit
+        self.shifts: dict[str, Node | None] = {}  # by the name of the site that left it behind
+
+    def run(self, regions: Sequence[AffineRegion]) -> None:
+        self.pending = list(regions)
+        for attempt in (self._absorb, self._change_variables, self._leave_the_shift):
+            tried = 0
+            while tried != len(self.pending):
+                tried = len(self.pending)
+                for region in list(self.pending):
+                    self._try(attempt, region)
+
+    def run_on_what_is_new(self) -> None:
+        """A sum with a number may have become one with a number per channel, and a shift that was
+        left behind may go where its scale did not."""
+        done = -1
+        while done != len(self.moved):
+            done = len(self.moved)
+            regions = affine_regions(self.graph, self.edits, [], self.closed)
+            self.run([r for r in regions if not r.is_square])
+
+    def done(self, regions: Sequence[AffineRegion]) -> list[Site]:
+        return [site for r in regions if r.exit in self.moved for site in r.sites]
+
+    def skipped(self, regions: Sequence[AffineRegion], named: set[str]) -> list[tuple[Site, str]]:
+        """What stays although it was asked for, with the reason."""
+        return [
+            (site, self.reasons[region])
+            for region in regions
+            for site in region.sites
+            if region.exit not in self.moved
+            and (
+                site.kind == "batch_norm"
+                or (site.kind == "scale_shift" and site.weight is not None)
+                or site.name in named
+            )
+        ]
+
+    def notes(self) -> list[str]:
+        return [
+            f"'{name}': its scale is folded; its shift stays, as one Add"
+            for name, node in self.shifts.items()
+            if node in self.graph.nodes
+        ]
+
+    def _try(self, attempt: Callable[[AffineRegion], None], region: AffineRegion) -> None:
         try:
-            if upward and norm.read_inside is not None:
-                raise Refusal(f"'{norm.read_inside.name}' in its spelling is read elsewhere too")
-            if upward:
-                return pull_up(graph, edits, norm.first, norm.index, change)
-            return push_down(graph, edits, norm.output, change)
+            if region.refusal:
+                raise Refusal(region.refusal)
+            attempt(region)
         except Refusal as refusal:
-            reasons.append(f"{'upward' if upward else 'downward'}: {refusal}")
-    raise Refusal("; ".join(reasons))
+            self.reasons[region] = str(refusal)
+        else:
+            self.pending.remove(region)
+
+    def _absorb(self, region: AffineRegion) -> None:
+        if region.is_square:  # cheap to find out before the matrix is loaded
+            self._plan(region, _probe(region))
+        self._remove(region, self._plan(region, region.compute()))
+
+    def _change_variables(self, region: AffineRegion) -> None:
+        try:
+            self._absorb(region)
+        except Refusal:
+            if region.is_square and not ends_a_stream(self._entry(region)):
+                raise
+            self._remove(region, self._plan(region, region.compute().invertible()))
+
+    def _leave_the_shift(self, region: AffineRegion) -> None:
+        """y = A (x + A^-1 t): the sum stays, A goes down."""
+        change = region.compute()
+        if change.axis is not None or change.without_shift().is_neutral() or not change.shifts:
+            raise Refusal(self.reasons[region])
+        try:
+            ahead = -change.invertible().inverted().shift
+            start = self._start(region, change.without_shift(), upward=False)
+            act = spread(self.graph, self.edits, start)
+        except Refusal:
+            raise Refusal(self.reasons[region]) from None
+        x, name = self._entry(region), region.sites[0].name
+        value = self.graph.add_constant(ahead.astype(x.dtype), f"{name}.shift")
+        total = self.graph.insert("Add", [x, value], name=f"{name}.shifted", like=x.producer)
+        act()
+        self._replace(region, total)
+        self.shifts[name] = total.producer
+
+    def _plan(self, region: AffineRegion, change: ChannelMap) -> Callable[[], None]:
+        """The edits that let the region go, upward or downward. Raises Refusal for neither."""
+        producer = self._entry(region).producer
+        behind_weight = producer is not None and self.edits.weight_of(producer) is not None
+        reasons = {}
+        for upward in (behind_weight, not behind_weight):
+            try:
+                start = self._start(region, change, upward)
+                return self._spread(start)
+            except Refusal as refusal:
+                reasons[upward] = f"{'upward' if upward else 'downward'}: {refusal}"
+        raise Refusal("; ".join(reasons.values()))
+
+    def _spread(self, start: Start) -> Callable[[], None]:
+        try:
+            return spread(self.graph, self.edits, start)
+        except Refusal as whole:
+            try:
+                return spread(self.graph, self.edits, replace(start, part=True))
+            except Refusal:
+                raise whole from None
+
+    def _start(self, region: AffineRegion, change: ChannelMap, upward: bool) -> Start:
+        entry, nodes = self._entry(region), region.nodes
+        outputs = self.graph.outputs
+        if region.exit in outputs and (entry in outputs or entry.producer is None):
+            raise Refusal(f"'{entry.name}' cannot be the output '{region.exit.name}' as well")
+        if not upward:
+            return Start(region.exit, change, True, nodes, entry, self.closed - nodes)
+        for value in (v for n in nodes for v in n.outputs if v is not region.exit):
+            if value in outputs or not set(value.readers) <= nodes:
+                raise Refusal(f"'{value.name}' in its spelling is read elsewhere too")
+        return Start(entry, change, False, nodes, region.exit, self.closed - nodes)
+
+    def _entry(self, region: AffineRegion) -> Value:
+        entry = region.entry
+        while entry in self.moved:
+            entry = self.moved[entry]
+        return entry
+
+    def _remove(self, region: AffineRegion, act: Callable[[], None]) -> None:
+        act()
+        self._replace(region, self._entry(region))
+
+    def _replace(self, region: AffineRegion, value: Value) -> None:
+        self.moved[region.exit] = value
+        self.graph.replace_uses(region.exit, value)
+        self.graph.prune()  # dead readers would stand in the way of the next region
+
+
+def _probe(region: AffineRegion) -> ChannelMap:
+    """A map that goes wherever a matrix on the same channels would."""
+    site, rank = region.sites[0], region.exit.rank or 1
+    size = site.normalized_shape[0]
+    return ChannelMap.along(np.arange(2.0, 2 + size), np.zeros(size), site.axes[0], rank)
 
 
 def _conditioning(site: Site) -> str:
     """A warning where the fold is exact on paper but cancels large numbers in the model's dtype."""
-    assert site.mean is not None
-    assert site.variance is not None
+    if site.mean is None or site.variance is None:
+        return ""
     ratio = float(np.max(np.abs(site.mean) / np.sqrt(site.variance + site.epsilon)))
     if ratio < _LARGE_MEAN:
         return ""
@@ -124,13 +270,3 @@ def _conditioning(site: Site) -> str:
         f"'{site.name}': a channel's mean is {ratio:.0f} times its deviation, which the folded "
         f"weights cancel in the model's own precision; validate the result"
     )
-
-
-def _map(site: Site) -> ChannelMap:
-    assert site.mean is not None  # a batch_norm site has statistics
-    assert site.variance is not None
-    scale = 1 / np.sqrt(site.variance + site.epsilon)
-    scale = scale if site.weight is None else scale * site.weight
-    shift = -scale * site.mean
-    shift = shift if site.bias is None else shift + site.bias
-    return ChannelMap(scale, shift, site.axes[0])

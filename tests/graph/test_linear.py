@@ -24,7 +24,7 @@ X4 = RANDOM.standard_normal((2, IN, 4, 4)).astype(np.float32)
 _ROWS = "(float[B,4,3] x) => (float[B,4,5] y)"
 _MATRIX = "(float[B,3] x) => (float[B,5] y)"
 # name: (text, initializers, input, whether there is a bias)
-SPELLINGS = {
+SPELLINGS: dict[str, tuple[str, dict[str, np.ndarray], np.ndarray, bool]] = {
     "matmul": (f"{_ROWS} {{ y = MatMul(x, w) }}", {"w": WEIGHT.T}, X3, False),
     "matmul_add": (
         f"{_ROWS} {{ p = MatMul(x, w) y = Add(p, b) }}",
@@ -40,8 +40,32 @@ SPELLINGS = {
     ),
     "scalar_bias": (
         f"{_ROWS} {{ p = MatMul(x, w) y = Add(p, b) }}",
-        {"w": WEIGHT.T, "b": np.float32(0.5)},
+        {"w": WEIGHT.T, "b": np.array(0.5, np.float32)},
         X3,
+        True,
+    ),
+    "matmul_on_the_left": (
+        "(float[B,3,4] x) => (float[B,5,4] y) { p = MatMul(w, x) y = Add(p, b) }",
+        {"w": WEIGHT, "b": BIAS.reshape(OUT, 1)},
+        X3.transpose(0, 2, 1),
+        True,
+    ),
+    "matmul_on_the_left_without_bias": (
+        "(float[B,3,4] x) => (float[B,5,4] y) { y = MatMul(w, x) }",
+        {"w": WEIGHT},
+        X3.transpose(0, 2, 1),
+        False,
+    ),
+    "gemm_of_transposed_data": (
+        "(float[3,B] x) => (float[B,5] y) { y = Gemm<transA = 1, alpha = 2.0>(x, w, b) }",
+        {"w": WEIGHT.T, "b": BIAS},
+        X2.T,
+        True,
+    ),
+    "gemm_on_the_left": (
+        "(float[B,3] x) => (float[5,B] y) { y = Gemm<transB = 1, beta = 2.0>(w, x, b) }",
+        {"w": WEIGHT, "b": BIAS.reshape(OUT, 1)},
+        X2,
         True,
     ),
     "matmul_of_transpose": (
@@ -121,7 +145,7 @@ def _found(graph: Graph) -> Linear:
 def _apply(linear: Linear, x: np.ndarray) -> np.ndarray:
     moved = np.moveaxis(x.astype(np.float64), linear.axis, -1) @ linear.weight.T
     moved = moved if linear.bias is None else moved + linear.bias
-    return np.moveaxis(moved, -1, linear.axis)
+    return np.moveaxis(moved, -1, linear.output_axis)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -181,7 +205,7 @@ def test_a_product_of_matrices_gains_its_bias_in_one_operator(kind: str) -> None
         assert [v.name for v in graph.outputs] == outputs
     y = graph.evaluate(graph.outputs, {graph.inputs[0]: X2})[0]
     np.testing.assert_allclose(y, X2 @ (2 * WEIGHT.T) + BIAS, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(_found(graph.copy()).bias, BIAS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(_found(graph.copy()).bias, BIAS)
 
 
 def test_a_shared_weight_is_changed_for_one_user_only() -> None:
@@ -215,7 +239,8 @@ def test_an_add_over_other_axes_is_no_bias(text: str, constants: dict[str, np.nd
     "text",
     [
         "(float[B,4,3] x, float[3,5] w) => (float[B,4,5] y) { y = MatMul(x, w) }",
-        "(float[3,B] x) => (float[B,5] y) { y = Gemm<transA = 1>(x, w) }",
+        "(float[B,3] x, float[5] c) => (float[B,5] y) { y = Gemm(x, w, c) }",
+        "(float[B,3] x) => (float[B,5] y) { y = Gemm<beta = 0.0>(x, w) }",
     ],
 )
 def test_other_products_are_no_linear(text: str) -> None:

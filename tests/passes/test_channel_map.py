@@ -1,16 +1,19 @@
-"""Where a channel axis goes through operators that move values: checked against the values."""
+"""Where a map goes through operators that move values: checked against the values."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normswap.graph.onnx import OnnxGraph
 from normswap.io.onnx_model import model_from_onnx
 from normswap.passes import Fold
+from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.map_axes import embedded
+from normswap.passes.algebra.moves import backward, forward
 from normswap.passes.base import Refusal
-from normswap.passes.channel_map import axis_after, axis_before
 from tests.graph.onnx_text import onnx_graph
 
 SIZES = (2, 3, 4, 4)  # two axes of equal size: N == C
@@ -39,31 +42,64 @@ def moves(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
     return "y = Unsqueeze(x, a)", {"a": np.array([draw(st.integers(0, 4))])}
 
 
-@settings(max_examples=300)
-@given(move=moves(), axis=st.integers(0, 3))
-def test_the_axis_is_where_the_map_shows(
-    move: tuple[str, dict[str, np.ndarray]], axis: int
+def _map(data: st.DataObject, axis: int) -> ChannelMap:
+    """A diagonal or a full map along ``axis``, different at each place of another one or not."""
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    size = SIZES[axis]
+    full = data.draw(st.booleans())
+    linear = random.standard_normal((size, size) if full else size)
+    change = ChannelMap.along(linear, random.standard_normal(size), axis, len(SIZES))
+    other = data.draw(st.integers(0, 3))
+    if other != axis and data.draw(st.booleans()):
+        change = embedded(change, other, np.array([0]), SIZES[other])
+    return change
+
+
+@settings(max_examples=400)
+@given(data=st.data(), move=moves(), axis=st.integers(0, 3))
+def test_a_map_goes_where_the_values_go(
+    data: st.DataObject, move: tuple[str, dict[str, np.ndarray]], axis: int
 ) -> None:
     body, constants = move
     graph = onnx_graph(f"(float[2,3,4,4] x) => (float y) {{ {body} }}", constants)
     (node,) = graph.nodes
+    change = _map(data, axis)
     x = np.random.default_rng(0).standard_normal(SIZES)
-    scale = np.arange(1, SIZES[axis] + 1, dtype=np.float64)
 
     def run(array: np.ndarray) -> np.ndarray:
         return graph.evaluate(graph.outputs, {graph.inputs[0]: array}, np.float64)[0]
 
-    shape = [1] * 4
-    shape[axis] = -1
-    before, after = run(x), run(x * scale.reshape(shape))
+    before, after = run(x), run(change.apply(x))
     try:
-        moved = axis_after(node, axis)
+        moved = forward(graph, node, change, 0)
     except Refusal:
         return  # it may refuse; what it answers has to be right
-    expected = np.ones(before.ndim, int)
-    expected[moved] = -1
-    np.testing.assert_allclose(after, before * scale.reshape(expected), rtol=1e-12)
-    assert axis_before(node, moved) == axis or node.data_input().shape[axis] == 1  # type: ignore[index]
+    np.testing.assert_allclose(moved.apply(before), after, atol=1e-12)
+    for part in (False, True):
+        try:
+            back = backward(graph, node, moved, 0, part)
+        except Refusal:
+            continue
+        np.testing.assert_allclose(run(back.apply(x)), after, atol=1e-12)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_map_and_its_inverse(full: bool) -> None:
+    random = np.random.default_rng(0)
+    linear = random.standard_normal((4, 4) if full else 4)
+    change = ChannelMap.along(linear, random.standard_normal(4), 1, 3)
+    x = random.standard_normal((2, 4, 3))
+    back = change.invertible().inverted()
+    np.testing.assert_allclose(back.apply(change.apply(x)), x, atol=1e-12)
+    np.testing.assert_allclose(back.inverted().apply(x), change.apply(x), atol=1e-12)
+    with pytest.raises(Refusal, match="inverse"):
+        change.inverted()
+
+
+@pytest.mark.parametrize("linear", [np.array([1.0, 0]), np.ones((2, 2))])
+def test_a_map_that_loses_something_has_no_inverse(linear: np.ndarray) -> None:
+    with pytest.raises(Refusal, match="nothing can undo"):
+        ChannelMap.along(linear, np.zeros(2), 0, 1).invertible()
 
 
 @st.composite
