@@ -186,13 +186,12 @@ def _adds(before: Norm, behind: Norm) -> bool:
 
 
 def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
-    """The end without what only copies it."""
-    while (
-        end.producer is not None
-        and end.producer.op in PASS_THROUGH
-        and end.producer.data_input() in proven
-    ):
-        end = end.producer.data_input()
+    """The end without what only copies it, in steps perhaps: a single window, padded by nothing."""
+    value = end
+    while value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad"):
+        value = value.producer.data_input()
+        if value in proven:
+            end = value
     return end
 
 
