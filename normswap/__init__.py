@@ -2,7 +2,7 @@
 
 model  = normswap.load("clip.onnx")          # or load(module, example_inputs=(x,))
 sites  = normswap.locate(model)              # list[Site]
-result = normswap.swap(model, to="batchnorm", data=images)
+result = normswap.swap(model, to="affine", data=images, refit_writers=True)
 folded = normswap.fold(result.model)
 report = normswap.validate(model, folded.model, data=images, contract="approximate")
 normswap.save(folded.model, "clip-bn.onnx")
@@ -10,6 +10,7 @@ normswap.save(folded.model, "clip-bn.onnx")
 
 from normswap.api import fold, load, load_data, locate, save, swap, validate
 from normswap.errors import NormswapError
+from normswap.io.preprocessing import Preprocessing
 from normswap.locate.site import Site
 from normswap.model import InputSpec, Model
 from normswap.passes.base import PassResult
@@ -20,6 +21,7 @@ __all__ = [
     "Model",
     "NormswapError",
     "PassResult",
+    "Preprocessing",
     "Site",
     "fold",
     "load",

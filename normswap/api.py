@@ -37,10 +37,10 @@ def swap(
 ) -> PassResult:
     """The model with the norms at ``sites`` swapped for others.
 
-    ``to``: 'fused' (exact) or 'batchnorm' (from calibration data). ``sites``: globs on names and
-    ``role=``, ``tower=`` terms. ``data``: what ``normswap.io.data.load_data`` takes; ``samples``:
-    use that many of it. ``progress(done, total, what)`` is called by passes that take long.
-    Further options are the fields of the pass (see ``normswap.passes``).
+    ``to``: 'fused' (exact), or 'batchnorm' or 'affine' (from calibration data). ``sites``: globs
+    on names and ``role=``, ``tower=`` terms. ``data``: what ``normswap.io.data.load_data`` takes;
+    ``samples``: use that many of it. ``progress(done, total, what)`` is called by passes that take
+    long. Further options are the fields of the pass (see ``normswap.passes``).
     Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
     """
     known = swaps()
@@ -54,7 +54,8 @@ def swap(
     if kind.needs_data:
         if data is None:
             raise NormswapError(f"swap: '{to}' needs calibration data")
-        options["data"] = data if isinstance(data, Data) else load_data(data, model, samples)
+        given = isinstance(data, Data)
+        options["data"] = data if given else load_data(data, model, samples, progress=progress)
     elif data is not None:
         raise NormswapError(f"swap: '{to}' takes no data")
     if "progress" in fields:
@@ -63,5 +64,6 @@ def swap(
 
 
 def fold(model: Model, *, sites: str | None = None) -> PassResult:
-    """The model with its evaluation-mode BatchNorms folded into the neighbouring weights."""
+    """The model with its evaluation-mode BatchNorms and other affine maps folded into the
+    neighbouring weights."""
     return Fold(sites=sites)(model)

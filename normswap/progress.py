@@ -1,4 +1,4 @@
-"""How long work tells of itself: the callback that passes, validation and the demo take."""
+"""How long work tells of itself: the callback that passes, data, validation and the demo take."""
 
 from collections.abc import Callable
 

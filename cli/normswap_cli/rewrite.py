@@ -31,8 +31,9 @@ def tell(report: Rewriting, output: Path, nothing: str, as_json: bool) -> int:
         show(rewriting_view(report))
     if report.passed:
         return 0
-    complain(
-        f"{report.source.name}: {nothing if not report.found else 'a site was skipped'}; "
-        f"{output} was not written"
-    )
+    if not report.found:
+        why = nothing
+    else:
+        why = "a site was skipped" if report.unmet else "no norm can go for what --ensure asks"
+    complain(f"{report.source.name}: {why}; {output} was not written")
     return 1

@@ -31,23 +31,54 @@ if TYPE_CHECKING:
     required=True,
     type=Target(),
     help="fused: exact, a norm that is spelled out becomes one operator. "
-    "batchnorm: fitted to --data, folds into the weights.",
+    "batchnorm: a scale and shift per channel; affine: a full matrix; both are fitted to --data "
+    "and fold into the weights.",
 )
 @sites_option
 @click.option(
     "--data",
     metavar="DATA",
-    help="batchnorm: calibration inputs, a .npy, .npz or .safetensors file.",
+    help="batchnorm, affine: calibration inputs without labels: a folder of images, prepared as "
+    "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
 )
-@click.option("--samples", type=click.IntRange(min=1), help="batchnorm: use that many of DATA.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="batchnorm, affine: use at most that many of DATA, drawn at random (always the same).",
+)
+@click.option(
+    "--tokens",
+    type=click.Choice(["all", "class", "position"]),
+    help="batchnorm, affine: fit all tokens together (the default), class and register tokens "
+    "apart, or each position; the last two leave a scale and shift per token.",
+)
+@click.option(
+    "--ensure",
+    metavar="METRIC>=NUMBER",
+    help="batchnorm, affine: keep the fewest norms for which the result agrees with MODEL on a "
+    "fifth of DATA: top1 (0 to 1), cosine, or sqnr (dB).",
+)
 @click.option(
     "--fit",
-    type=click.Choice(["copy", "moments"]),
-    help="batchnorm: keep gamma and beta, or match the mean and variance of the original's "
-    "outputs (the default).",
+    type=click.Choice(["copy", "moments", "least-squares"]),
+    help="batchnorm: keep gamma and beta, match the mean and variance of the original's outputs "
+    "(the default), or come nearest to these outputs.",
 )
 @click.option("--ffn-batchnorm", is_flag=True, help="batchnorm: also put one into each FFN.")
-@click.option("--fold", "then_fold", is_flag=True, help="batchnorm: fold the new norms away.")
+@click.option(
+    "--ffn-position",
+    type=click.Choice(["before", "after"]),
+    help="batchnorm: before (the default) or after the FFN's activation.",
+)
+@click.option(
+    "--refit-writers",
+    is_flag=True,
+    help="affine: also fit what writes to the residual stream (attention out-projection, second "
+    "linear layer of the FFN) to the original's stream.",
+)
+@click.option(
+    "--fold", "then_fold", is_flag=True, help="batchnorm, affine: fold what was swapped in."
+)
 @json_option
 @trust_option
 def swap(
@@ -57,18 +88,32 @@ def swap(
     sites: str | None,
     data: str | None,
     samples: int | None,
+    tokens: str | None,
+    ensure: str | None,
     fit: str | None,
     ffn_batchnorm: bool,
+    ffn_position: str | None,
+    refit_writers: bool,
     then_fold: bool,
     as_json: bool,
     trust: bool,
 ) -> int:
     """Put other norms in place of those of MODEL.
 
-    Without --sites all norms are taken; in a CLIP, --to batchnorm takes the image tower's. Exit
-    status 1, and nothing written, if MODEL has no norm or one that --sites asks for is skipped.
+    Without --sites all norms are taken; in a CLIP, --to batchnorm and affine take the image
+    tower's. Exit status 1, and nothing written, if MODEL has no norm, one that --sites asks for is
+    skipped, or --ensure leaves none to swap.
     """
-    given = {"data": data, "samples": samples, "fit": fit, "ffn_batchnorm": ffn_batchnorm}
+    given = {
+        "data": data,
+        "samples": samples,
+        "tokens": tokens,
+        "ensure": ensure,
+        "fit": fit,
+        "ffn_batchnorm": ffn_batchnorm,
+        "ffn_position": ffn_position,
+        "refit_writers": refit_writers,
+    }
     options = check_options(target, {**given, "fold": then_fold})
     options.pop("fold", None)
     with working() as progress:

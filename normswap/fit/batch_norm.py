@@ -1,4 +1,4 @@
-"""The constants of a BatchNorm that stands in for a LayerNorm."""
+"""The constants of a BatchNorm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.fit.moments import ChannelMoments
 from normswap.graph.graph import Array
 
 _RELATIVE_EPSILON = 1e-6  # of the mean variance, so that a dead channel is not blown up
@@ -23,39 +22,19 @@ class BatchNormConstants:
     epsilon: float
 
 
-def copied(
-    weight: Array | None, bias: Array | None, x: ChannelMoments, epsilon: float
+def with_statistics(
+    scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
 ) -> BatchNormConstants:
-    """The LayerNorm's gamma and beta with the statistics of its input ``x``."""
-    size = x.mean.shape
-    gamma = np.ones(size) if weight is None else weight
-    beta = np.zeros(size) if bias is None else bias
-    return BatchNormConstants(gamma, beta, x.mean, x.variance, _floor(epsilon, x))
+    """The BatchNorm that computes ``scale * x + shift`` with the statistics of its input."""
+    weight = scale * np.sqrt(variance + epsilon)
+    return BatchNormConstants(weight, scale * mean + shift, mean, variance, epsilon)
 
 
-def matched_moments(
-    weight: Array | None, x: ChannelMoments, y: ChannelMoments, epsilon: float
-) -> BatchNormConstants:
-    """Mean and variance of the output per channel equal the original LayerNorm's, ``y``.
-
-    The sign is that of the LayerNorm's gamma, which moments cannot tell.
-    """
-    floor = _floor(epsilon, x)
-    sign = np.ones(x.mean.shape) if weight is None else np.where(weight < 0, -1.0, 1.0)
-    deviation = np.sqrt(y.variance)
-    spread = np.sqrt(x.variance)
-    alive = x.variance > 0
-    ratio = np.sqrt(x.variance + floor) / np.where(alive, spread, 1.0)
-    gamma = np.where(alive, sign * deviation * ratio, 0.0)
-    return BatchNormConstants(gamma, y.mean, x.mean, x.variance, floor)
-
-
-def identity(x: ChannelMoments, epsilon: float) -> BatchNormConstants:
+def identity(mean: Array, variance: Array, epsilon: float) -> BatchNormConstants:
     """The BatchNorm that changes nothing at evaluation: it undoes its own statistics."""
-    gamma = np.sqrt(x.variance + epsilon)
-    return BatchNormConstants(gamma, x.mean, x.mean, x.variance, epsilon)
+    return with_statistics(np.ones_like(mean), np.zeros_like(mean), mean, variance, epsilon)
 
 
-def _floor(epsilon: float, x: ChannelMoments) -> float:
-    floor = max(epsilon, _RELATIVE_EPSILON * float(x.variance.mean()))
-    return float(f"{floor:.6g}")
+def safe_epsilon(epsilon: float, variance: Array) -> float:
+    """``epsilon``, or one that a channel without variance can stand; six digits, as files have."""
+    return float(f"{max(epsilon, _RELATIVE_EPSILON * float(variance.mean())):.6g}")

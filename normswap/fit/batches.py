@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from normswap.errors import NormswapError
@@ -35,7 +36,7 @@ def calibration_batches(model: Model, sites: Sequence[Site], data: Data) -> list
             f"{model.name}: cannot be calibrated, its inputs have several fixed batches: "
             f"{', '.join(map(str, sorted(fixed)))}"
         )
-    elements = sum(data.feeds[spec.name][0].size for spec in needed)
+    elements = sum(math.prod(data.feeds[spec.name].shape[1:]) for spec in needed)
     size = next(iter(fixed), min(max(_ELEMENTS // max(elements, 1), _SMALLEST), _LARGEST))
     count = data.count - data.count % size if fixed else data.count
     if not count:

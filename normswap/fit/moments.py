@@ -6,6 +6,13 @@ import numpy as np
 
 from normswap.graph.graph import Array
 
+_ROUNDING = 2.0**-23  # what float32 leaves of a constant, relative to it
+
+
+def varies(variance: Array, mean: Array) -> Array:
+    """Whether a variance is more than rounding around ``mean``; booleans."""
+    return variance > np.square(_ROUNDING * mean)
+
 
 class ChannelMoments:
     """Count, mean [C] and sum of squared deviations [C] in float64 over everything added.

@@ -1,86 +1,121 @@
 """One sweep of the calibration data through a graph that is edited on the way.
 
-The activations of all batches are held at a frontier that moves forward from one measured value to
-the next, so each operator runs once per batch, whatever the number of sites.
+The original graph runs beside the edited one, so that each edit can be fitted to what the original
+computes there from the same data. In both a frontier of activations moves forward from one stop to
+the next: every operator runs once per batch, whatever the number of stops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import abc
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from normswap.fit.moments import ChannelMoments
+import numpy as np
+
+from normswap.fit.activations import MEMORY, Activations, Kept
+from normswap.fit.frontier import Batches, Frontier
 from normswap.graph.graph import Array, Graph, Value
 
-Batches = Sequence[Mapping[str, Array]]
+HELD_OUT = 5
+"""Every fifth sample is held out where a strength is chosen."""
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A value to measure per channel of ``axis``, and the edit of the graph that follows from it.
+class Example:
+    """A value's ``shape`` (None: unknown) at the model's example inputs of ``count`` samples."""
 
-    ``edit`` gets the value that stands there by then and its moments. It replaces one value by
-    another and returns both; what lies before the measured value must stay.
+    shape: tuple[int, ...] | None
+    count: int
+
+
+class Readings:
+    """What the data gives at a stop: per batch one array for each of the stop's ``reads`` in the
+    edited graph and then for each of its ``targets`` in the original one. May be read repeatedly.
+
+    ``samples``: of each batch the numbers of its samples within all the data. ``examples``: of
+    each array.
     """
 
-    value: Value
-    axis: int
-    edit: Callable[[Value, ChannelMoments], tuple[Value, Value]]
+    def __init__(
+        self,
+        kept: Sequence[Sequence[Kept]],
+        samples: Sequence[Array],
+        examples: Sequence[Example],
+    ) -> None:
+        self._kept = kept
+        self.samples = samples
+        self.examples = examples
+
+    def __iter__(self) -> Iterator[list[Array]]:
+        return ([k.array() for k in batch] for batch in self._kept)
 
 
-def sweep(graph: Graph, batches: Batches, stops: Sequence[Stop]) -> Iterator[Stop]:
-    """Measures and edits at each of ``stops`` (in topological order), yielding it when done."""
-    known = [{graph.value(n): a for n, a in batch.items()} for batch in batches]
-    replaced: dict[Value, Value] = {}
-    for index, stop in enumerate(stops):
-        ahead = [replaced.get(s.value, s.value) for s in stops[index:]]
-        moments = ChannelMoments()
-        known = _advance(graph, known, ahead, moments, stop.axis)
-        old, new = stop.edit(ahead[0], moments)
-        replaced[old] = new
-        yield stop
+class Stop(abc.ABC):
+    """An edit that follows from what the data gives at some values.
+
+    ``reads``: values of the graph that is edited, as they were called before any edit; ``targets``:
+    values of the original.
+    """
+
+    reads: tuple[Value, ...]
+    targets: tuple[Value, ...] = ()
+
+    @abc.abstractmethod
+    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
+        """Edits the graph behind ``reads`` (the values that stand there by now).
+
+        What ``reads`` depend on must stay. Returns what replaces what, for the stops to come.
+        """
 
 
-def _advance(
+def sweep(
+    original: Graph,
     graph: Graph,
-    known: list[dict[Value, Array]],
-    ahead: Sequence[Value],
-    moments: ChannelMoments,
-    axis: int,
-) -> list[dict[Value, Array]]:
-    """Moves the frontier to ``ahead[0]``, measures it, and drops what nothing later reads."""
-    target, held = ahead[0], set(known[0])
-    now = set(graph.ancestors([target], stop=held))
-    later = [n for n in graph.ancestors(ahead, stop=held) if n not in now]
-    wanted = {v for node in later for v in node.dynamic_inputs()} | set(ahead)
-    produced = [v for node in now for v in node.outputs if v in wanted]
-    reads = {v for node in now for v in node.dynamic_inputs()}
-    inputs = [v for v in known[0] if v in reads]
-    run = graph.slice(inputs, produced) if produced else None
-    moved = []
-    while known:
-        values = known.pop(0)
-        kept = {v: a for v, a in values.items() if v in wanted}
-        if run is not None:
-            results = run([values[v] for v in inputs])
-            kept.update(zip(produced, results, strict=True))
-        moments.add(kept[target], axis)
-        moved.append(kept)
-    return moved
+    batches: Batches,
+    stops: Sequence[Stop],
+    memory: int = MEMORY,
+) -> Iterator[Stop]:
+    """Stops at each of ``stops`` in the order of the graph, yielding it when it has edited.
+
+    ``graph``: a copy of ``original``, to be edited. ``memory``: the bytes of activations that are
+    held in memory at most, beside those of the batch that is running; the rest waits in a file.
+    """
+    stops = _ordered(graph, stops)
+    samples = _numbered(batches)
+    count = next(s[0] for name in batches[0] if (s := graph.value(name).shape))
+    replaced: dict[Value, Value] = {}
+    with Activations(memory) as store:
+        edited = Frontier(graph, batches, store)
+        reference = Frontier(original, batches, store)
+        for index, stop in enumerate(stops):
+            reads = [_current(v, replaced) for v in stop.reads]
+            ahead = [_current(v, replaced) for s in stops[index + 1 :] for v in s.reads]
+            edited.advance(reads, ahead)
+            kept = edited.kept(reads)
+            if any(s.targets for s in stops[index:]):
+                reference.advance(stop.targets, [v for s in stops[index + 1 :] for v in s.targets])
+                kept = [a + b for a, b in zip(kept, reference.kept(stop.targets), strict=True)]
+            examples = [Example(v.shape, count) for v in (*reads, *stop.targets)]
+            replaced |= stop.edit(reads, Readings(kept, samples, examples))
+            yield stop
 
 
-def measure(
-    graph: Graph, batches: Batches, values: Sequence[tuple[Value, int]]
-) -> list[ChannelMoments]:
-    """The moments of several values of an unedited graph: (value, channel axis) each."""
-    moments = [ChannelMoments() for _ in values]
-    inputs = [graph.value(name) for name in batches[0]]
-    outputs = [value for value, _ in values]
-    needed = {v for node in graph.ancestors(outputs) for v in node.dynamic_inputs()}
-    inputs = [v for v in inputs if v in needed]
-    run = graph.slice(inputs, outputs)
+def _current(value: Value, replaced: Mapping[Value, Value]) -> Value:
+    while value in replaced:
+        value = replaced[value]
+    return value
+
+
+def _ordered(graph: Graph, stops: Sequence[Stop]) -> list[Stop]:
+    position = {output: i for i, node in enumerate(graph.nodes) for output in node.outputs}
+    return sorted(stops, key=lambda s: max(position.get(v, -1) for v in s.reads))
+
+
+def _numbered(batches: Batches) -> list[Array]:
+    numbers, start = [], 0
     for batch in batches:
-        arrays = run([batch[v.name] for v in inputs])
-        for moment, array, (_, axis) in zip(moments, arrays, values, strict=True):
-            moment.add(array, axis)
-    return moments
+        count = len(next(iter(batch.values())))
+        numbers.append(np.arange(start, start + count))
+        start += count
+    return numbers

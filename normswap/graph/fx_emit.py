@@ -21,6 +21,7 @@ CALL_SLOTS: dict[str, tuple[str, ...]] = {
     "Transpose": ("self",),
     "Add": ("self", "other"),
     "Mul": ("self", "other"),
+    "MatMul": ("self", "other"),
     "Gemm": ("mat1", "mat2", "self"),
 }
 
@@ -45,5 +46,11 @@ def call_for(
         return _ops.permute.default, (nodes[0], list(attributes["perm"]))
     if op == "Gemm":
         return _ops.addmm.default, (nodes[2], nodes[0], nodes[1])
-    target = _ops.add.Tensor if op == "Add" else _ops.mul.Tensor
-    return target, (nodes[0], nodes[1])
+    return _BINARY[op], (nodes[0], nodes[1])
+
+
+_BINARY = {
+    "Add": _ops.add.Tensor,
+    "Mul": _ops.mul.Tensor,
+    "MatMul": _ops.matmul.default,
+}

@@ -1,9 +1,19 @@
 """The transformations, one per file. ``base.py`` says what a pass is."""
 
+from normswap.passes.affine import Affine
 from normswap.passes.base import Pass, PassResult, swaps
 from normswap.passes.batch_norm import BatchNorm
 from normswap.passes.ffn_batch_norm import InsertFfnBatchNorm
 from normswap.passes.fold import Fold
 from normswap.passes.fused import Fused
 
-__all__ = ["BatchNorm", "Fold", "Fused", "InsertFfnBatchNorm", "Pass", "PassResult", "swaps"]
+__all__ = [
+    "Affine",
+    "BatchNorm",
+    "Fold",
+    "Fused",
+    "InsertFfnBatchNorm",
+    "Pass",
+    "PassResult",
+    "swaps",
+]

@@ -18,7 +18,9 @@ class PassResult:
 
     ``model``: the new model (the input itself where nothing was modified). ``done`` and
     ``skipped``: what was asked for, as the sites stood before the pass; a skipped one carries the
-    reason. ``notes``: decisions that a user should know of, such as towers left alone by default.
+    reason. ``kept``: sites that a swap left as they are for the sake of a requirement on the result
+    (``--ensure``), with the reason. ``notes``: decisions that a user should know of, such as towers
+    left alone by default.
     """
 
     model: Model
@@ -26,6 +28,7 @@ class PassResult:
     done: list[Site] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    kept: list[tuple[Site, str]] = field(default_factory=list)
 
 
 class Refusal(Exception):

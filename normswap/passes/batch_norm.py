@@ -2,116 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.errors import NormswapError
-from normswap.fit.batch_norm import copied, matched_moments
-from normswap.fit.batches import calibration_batches
-from normswap.fit.moments import ChannelMoments
-from normswap.fit.sweep import Stop, measure, sweep
-from normswap.graph.graph import Array, Graph, Value
-from normswap.io.data import Data
-from normswap.locate import locate
-from normswap.locate.site import Site
-from normswap.model import Model
-from normswap.passes.base import Pass, PassResult
-from normswap.passes.ffn_batch_norm import ffn_stops
+from normswap.fit.batch_norm import safe_epsilon, with_statistics
+from normswap.fit.channelwise import FITS, Fitting
+from normswap.fit.sweep import Readings, Stop
+from normswap.graph.graph import Value
+from normswap.passes.calibrated import Calibrated, Fitted, Plan
+from normswap.passes.ffn_batch_norm import POSITIONS, ffn_stops
 from normswap.passes.insert import insert_batch_norm
-from normswap.passes.select import select_sites
-from normswap.progress import Progress
-
-FITS = ("copy", "moments")
+from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
 
 
 @dataclass
-class BatchNorm(Pass):
+class BatchNorm(Calibrated):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with constants per channel.
 
     Approximate: a LayerNorm's statistics depend on the token, a BatchNorm's do not. Each site is
-    fitted on the upstream that is already swapped. ``fit``: 'copy' keeps gamma and beta, 'moments'
-    gives the output the per-channel mean and variance of the original LayerNorm's output.
-    ``ffn_batchnorm`` also inserts one behind the first linear layer of each FFN, which changes
-    nothing at evaluation. Without ``sites`` a model with an image tower has that tower swapped and
-    the other left alone. Skips norms of other kinds and over several axes.
+    fitted on the upstream that is already swapped. ``fit``: 'copy' keeps gamma and beta; 'moments'
+    gives the output the per-channel mean and variance of the original norm's output;
+    'least-squares' comes as near to that output as a scale and shift per channel can. With groups
+    of ``tokens`` there is a scale and shift for each, which stay in the graph as Mul and Add.
+    ``ffn_batchnorm`` also inserts one behind the first linear layer of each FFN (``ffn_position``:
+    'before' or 'after' its activation), which changes nothing at evaluation.
+    Skips norms of other kinds and over several axes.
     """
 
     target: ClassVar[str] = "batchnorm"
-    exact: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = True
 
-    data: Data
-    sites: str | None = None
     fit: str = "moments"
     ffn_batchnorm: bool = False
-    progress: Progress | None = None
+    ffn_position: str = "before"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ffn_position not in POSITIONS:
+            raise NormswapError(
+                f"--ffn-position: '{self.ffn_position}' is none of {', '.join(POSITIONS)}"
+            )
         if self.fit not in FITS:
             raise NormswapError(f"--fit: '{self.fit}' is none of {', '.join(FITS)}")
 
-    def __call__(self, model: Model) -> PassResult:
-        chosen, notes = _default_tower(locate(model.graph).sites, self.sites)
-        todo = [s for s in chosen if s.kind == "layer_norm" and len(s.axes) == 1]
-        skipped = [(s, _reason(s)) for s in chosen if s not in todo]
-        if not todo:
-            return PassResult(model, False, [], skipped, notes)
-        result = model.copy()
-        batches = calibration_batches(model, todo, self.data)
-        stops = self._stops(model.graph, result.graph, todo, batches)
+    def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
+        plan.stops += [_Swap(plan, fitted, FITS[self.fit], self.tokens) for fitted in sites]
         if self.ffn_batchnorm:
-            more, unfit = ffn_stops(result.graph, todo)
-            stops, skipped = stops + more, skipped + unfit
-        position = {node.output: i for i, node in enumerate(result.graph.nodes)}
-        stops.sort(key=lambda s: position[s.value.producer.output] if s.value.producer else -1)
-        for done, _ in enumerate(sweep(result.graph, batches, stops), 1):
-            if self.progress:
-                self.progress(done, len(stops), "fitting")
-        result.graph.prune()
-        return PassResult(result, True, todo, skipped, notes)
-
-    def _stops(
-        self, original: Graph, graph: Graph, sites: Sequence[Site], batches: list[dict[str, Array]]
-    ) -> list[Stop]:
-        targets: list[ChannelMoments | None] = [None] * len(sites)
-        if self.fit == "moments":
-            outputs = [(original.value(s.output), s.axes[0]) for s in sites]
-            targets = list(measure(original, batches, outputs))
-        return [_stop(graph, s, y) for s, y in zip(sites, targets, strict=True)]
+            stops, unfit = ffn_stops(plan.graph, sites, self.ffn_position)
+            plan.stops += stops
+            plan.notes += [f"no BatchNorm in the FFN of '{s.name}': {why}" for s, why in unfit]
 
 
-def _stop(graph: Graph, site: Site, y: ChannelMoments | None) -> Stop:
-    axis = site.axes[0]
+class _Swap(Stop):
+    """A BatchNorm, or a scale and shift per token, in place of one norm."""
 
-    def edit(x: Value, moments: ChannelMoments) -> tuple[Value, Value]:
-        constants = (
-            copied(site.weight, site.bias, moments, site.epsilon)
-            if y is None
-            else matched_moments(site.weight, moments, y, site.epsilon)
-        )
+    def __init__(self, plan: Plan, fitted: Fitted, fit: Fitting, tokens: str) -> None:
+        self.reads = (plan.graph.value(fitted.site.input),)
+        self.targets = (plan.original.value(fitted.site.output),)
+        self._plan, self._fitted, self._fit, self._tokens = plan, fitted, fit, tokens
+
+    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
+        graph, site, x = self._plan.graph, self._fitted.site, reads[0]
+        table = group_table(self._tokens, self._fitted, readings)
+        train, held_out = group_moments(self._fitted, readings, table)
+        fit = self._fit(site, train, held_out)
         old = graph.value(site.output)
-        new, _ = insert_batch_norm(graph, x, axis, constants, site.name, old.producer)
+        like = old.producer
+        if len(fit.scale) > 1:
+            new = insert_token_scale(graph, x, self._fitted, fit, table, readings, like)
+            self._plan.stays[site.name] = len(table)
+        else:
+            moments = train.merged(held_out)
+            constants = with_statistics(
+                fit.scale[0],
+                fit.shift[0],
+                moments.x_mean[0],
+                moments.x_variance[0],
+                safe_epsilon(site.epsilon, moments.x_variance[0]),
+            )
+            new, _ = insert_batch_norm(graph, x, self._fitted.axis, constants, site.name, like)
         graph.replace_uses(old, new)
-        return old, new
-
-    return Stop(graph.value(site.input), axis, edit)
-
-
-def _default_tower(sites: Sequence[Site], pattern: str | None) -> tuple[list[Site], list[str]]:
-    chosen = select_sites(sites, pattern)
-    towers = {site.tower for site in chosen}
-    if pattern is not None or not {"image", "text"} <= towers:
-        return chosen, []
-    kept = [site for site in chosen if site.tower == "text"]
-    note = (
-        f"the image tower was swapped; {len(kept)} sites of the text tower were left as they are "
-        f"(ask for them with --sites tower=text)"
-    )
-    return [site for site in chosen if site.tower != "text"], [note]
-
-
-def _reason(site: Site) -> str:
-    if site.kind != "layer_norm":
-        return f"it is a {site.kind}"
-    return f"it normalises over {len(site.axes)} axes, a BatchNorm has one"
+        return {old: new}

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from normswap.errors import NormswapError
 from normswap.fit.batch_norm import identity
 from normswap.fit.batches import calibration_batches
 from normswap.fit.moments import ChannelMoments
-from normswap.fit.sweep import Stop, sweep
+from normswap.fit.rows import Masks, rows
+from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.graph.graph import Graph, Value
-from normswap.graph.linear import Linear, linear_reading
+from normswap.graph.linear import Linear
 from normswap.io.data import Data
 from normswap.locate import locate
-from normswap.locate.passthrough import PASS_THROUGH
+from normswap.locate.ffn import ffn_of
+from normswap.locate.residuals import residuals
 from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
+from normswap.passes.calibrated import Fitted, fitted_sites
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import select_sites
 
+POSITIONS = ("before", "after")
 _EPSILON = 1e-5  # torch's default
 
 
 @dataclass
 class InsertFfnBatchNorm(Pass):
-    """h = BN(W1 x + b1) before the activation, in every plain FFN behind a norm.
+    """h = act(BN(W1 x + b1)) or BN(act(W1 x + b1)), in every FFN of two stages of linear layers.
 
     Exact at evaluation: gamma = sqrt(var + eps) and beta = mean undo the statistics of the BN's own
     input, which come from calibration data. Yao et al. (ICCVW 2021) report that it keeps training
-    with BatchNorm from crashing. Skips FFNs whose norm is read by several linear layers.
+    with BatchNorm from crashing. ``position``: 'before' the activation (behind each first linear
+    layer: two in a SwiGLU, one over both halves where they are packed) or 'after' it (in front of
+    the second). Skips norms whose FFN has not that shape.
     """
 
     exact: ClassVar[bool] = True
@@ -38,58 +45,81 @@ class InsertFfnBatchNorm(Pass):
 
     data: Data
     sites: str | None = "role=*_mlp"
+    position: str = "before"
+
+    def __post_init__(self) -> None:
+        if self.position not in POSITIONS:
+            raise NormswapError(f"position: '{self.position}' is none of {', '.join(POSITIONS)}")
 
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()
-        chosen = select_sites(locate(model.graph).sites, self.sites)
-        stops, skipped = ffn_stops(result.graph, chosen)
-        unfit = {site.name for site, _ in skipped}
-        done = [s for s in chosen if s.role.endswith("_mlp") and s.name not in unfit]
+        located = locate(model.graph).sites
+        chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
+        if not chosen:
+            return PassResult(model, False)
+        batches = calibration_batches(model, chosen, self.data)
+        fitted = fitted_sites(model.graph, located, chosen, batches)
+        stops, skipped = ffn_stops(result.graph, fitted, self.position)
+        unfit = {id(site) for site, _ in skipped}
+        done = [s for s in chosen if id(s) not in unfit]
         if not stops:
             return PassResult(model, False, [], skipped)
-        batches = calibration_batches(model, done, self.data)
-        for _ in sweep(result.graph, batches, stops):
+        for _ in sweep(model.graph, result.graph, batches, stops):
             pass
         return PassResult(result, True, done, skipped)
 
 
-def ffn_stops(graph: Graph, sites: Sequence[Site]) -> tuple[list[Stop], list[tuple[Site, str]]]:
-    """Where the FFNs behind the ``*_mlp`` sites get their BatchNorm; skipped ones with the reason.
+def ffn_stops(
+    graph: Graph, sites: Sequence[Fitted], position: str
+) -> tuple[list[Stop], list[tuple[Site, str]]]:
+    """Where the FFNs of the ``*_mlp`` sites get their BatchNorm; skipped ones with the reason.
 
-    A BatchNorm is named after its linear layer: ``fc1`` gets ``fc1_bn``.
+    A BatchNorm is named after its linear layer: ``fc1`` gets ``fc1_bn``, and behind the activation
+    ``fc1_act_bn``.
     """
-    stops, skipped = [], []
-    for site in sites:
-        if not site.role.endswith("_mlp"):
+    stops: list[Stop] = []
+    skipped = []
+    branches = residuals(graph)
+    for fitted in sites:
+        if not fitted.site.role.endswith("_mlp"):
             continue
-        first = _linear_readers(graph, graph.value(site.output))
-        if len(first) != 1:
-            skipped.append((site, f"its FFN has {len(first)} first linear layers, not one"))
-            continue
-        stops.append(_stop(graph, first[0]))
+        ffn = ffn_of(graph, branches, fitted.site)
+        if ffn is None:
+            skipped.append((fitted.site, "its FFN is not two stages of linear layers"))
+        elif position == "before":
+            names = [f"{_owner(linear)}_bn" for linear in ffn.first]
+            pairs = zip(ffn.first, names, strict=True)
+            stops += [_Insert(graph, f.output, f.output_axis, n, fitted.masks) for f, n in pairs]
+        else:
+            name = f"{_owner(ffn.first[0])}_act_bn"
+            second = ffn.second
+            stops.append(_Insert(graph, second.input, second.axis, name, fitted.masks))
     return stops, skipped
 
 
-def _stop(graph: Graph, linear: Linear) -> Stop:
+def _owner(linear: Linear) -> str:
     owner, _, last = linear.name.rpartition(".")
-    name = f"{owner if last == 'weight' else linear.product.scope or linear.name}_bn"
+    return owner if last == "weight" else linear.product.scope or linear.name
 
-    def edit(value: Value, moments: ChannelMoments) -> tuple[Value, Value]:
-        new, reads = insert_batch_norm(
-            graph, value, linear.axis, identity(moments, _EPSILON), name, linear.product
+
+class _Insert(Stop):
+    """A BatchNorm behind ``value`` that changes nothing."""
+
+    def __init__(
+        self, graph: Graph, value: Value, axis: int, name: str, masks: Masks | None
+    ) -> None:
+        self.reads = (value,)
+        self._graph, self._axis, self._name, self._masks = graph, axis, name, masks
+
+    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
+        value = reads[0]
+        moments = ChannelMoments()
+        for part in rows(readings, [self._axis], self._masks):
+            moments.add(part.arrays[0], -1)
+        constants = identity(moments.mean, moments.variance, _EPSILON)
+        like = value.producer
+        new, reading = insert_batch_norm(
+            self._graph, value, self._axis, constants, self._name, like
         )
-        graph.replace_uses(value, new, keep=reads)
-        return value, new
-
-    return Stop(linear.output, linear.axis, edit)
-
-
-def _linear_readers(graph: Graph, value: Value) -> list[Linear]:
-    found = []
-    for node, index in value.uses:
-        linear = linear_reading(graph, node, index)
-        if linear is not None:
-            found.append(linear)
-        elif node.op in PASS_THROUGH:
-            found += _linear_readers(graph, node.output)
-    return found
+        self._graph.replace_uses(value, new, keep=reading)
+        return {value: new}

@@ -1,4 +1,4 @@
-"""Writing nodes: a BatchNorm over any axis of a value, transposes and casts where needed."""
+"""Writing nodes: affine maps of a value in several shapes, transposes and casts where needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normswap.fit.batch_norm import BatchNormConstants
-from normswap.graph.graph import Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value
 
 
 def insert_batch_norm(
@@ -38,6 +38,34 @@ def insert_batch_norm(
     result = insert_transpose(graph, normed, back, f"{name}.channels_last", like)
     first = normed.producer if inner is x else inner.producer
     return result, [n for n in [first] if n is not None]
+
+
+def insert_scale_shift(
+    graph: Graph, x: Value, scale: Array, shift: Array, name: str, like: Node | None
+) -> Value:
+    """``x * scale + shift``; both constants broadcast to the shape of ``x``."""
+    factor = graph.add_constant(scale.astype(x.dtype), f"{name}.scale")
+    scaled = graph.insert("Mul", [x, factor], name=f"{name}.scaled", like=like)
+    term = graph.add_constant(shift.astype(x.dtype), f"{name}.shift")
+    return graph.insert("Add", [scaled, term], name=f"{name}.shifted", like=like)
+
+
+def insert_linear(
+    graph: Graph, x: Value, axis: int, weight: Array, bias: Array, name: str, like: Node | None
+) -> Value:
+    """``weight @ x + bias`` along ``axis``, with transposes where it is not the last one.
+
+    ``weight``: [out, in]; ``bias``: [out].
+    """
+    last = len(x.shape or ()) - 1
+    perm = [i for i in range(last + 1) if i != axis] + [axis]
+    inner = insert_transpose(graph, x, perm, f"{name}.channels_last", like)
+    matrix = graph.add_constant(weight.T.astype(x.dtype), f"{name}.weight")
+    product = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
+    term = graph.add_constant(bias.astype(x.dtype), f"{name}.bias")
+    total = graph.insert("Add", [product, term], name=name, like=like)
+    back = [perm.index(i) for i in range(last + 1)]
+    return insert_transpose(graph, total, back, f"{name}.channels_back", like)
 
 
 def insert_transpose(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import PassResult
 
@@ -34,7 +35,7 @@ class Rewriting:
     def found(self) -> bool:
         """Whether the first pass met any norm of the kinds that it is about."""
         first = self.steps[0][1]
-        return bool(first.done or first.skipped)
+        return bool(first.done or first.skipped or first.kept)
 
     @property
     def unmet(self) -> list[tuple[str, str]]:
@@ -49,8 +50,10 @@ class Rewriting:
 
     @property
     def passed(self) -> bool:
-        """Whether there was something to rewrite, and no site that was asked for was skipped."""
-        return self.found and not self.unmet
+        """Whether there was something to rewrite, and no site that was asked for was skipped, and
+        not all of them had to stay as they are."""
+        first = self.steps[0][1]
+        return self.found and not self.unmet and bool(first.done or not first.kept)
 
     def saved_as(self, output: Path) -> Rewriting:
         return replace(self, output=output)
@@ -58,7 +61,7 @@ class Rewriting:
     def to_json(self) -> dict[str, Any]:
         """Keys: ``schema``, ``model``, ``kind``, ``passed``, ``output`` (null if nothing was
         saved) and ``passes``: ``pass``, ``modified``, ``done`` (sites as they stood before),
-        ``skipped`` ({site, reason}) and ``notes`` of each.
+        ``skipped`` and ``kept`` ({site, reason}) and ``notes`` of each.
         """
         return {
             "schema": SCHEMA,
@@ -71,12 +74,14 @@ class Rewriting:
                     "pass": name,
                     "modified": result.modified,
                     "done": [site.to_json() for site in result.done],
-                    "skipped": [
-                        {"site": site.to_json(), "reason": reason}
-                        for site, reason in result.skipped
-                    ],
+                    "skipped": _reasons(result.skipped),
+                    "kept": _reasons(result.kept),
                     "notes": result.notes,
                 }
                 for name, result in self.steps
             ],
         }
+
+
+def _reasons(sites: Sequence[tuple[Site, str]]) -> list[dict[str, Any]]:
+    return [{"site": site.to_json(), "reason": reason} for site, reason in sites]

@@ -130,12 +130,14 @@ def _outcomes_table(result: PassResult) -> Table:
     made.columns[-1].no_wrap = False
     outcomes: list[tuple[Site, Text]] = [(site, Text("done", _GOOD)) for site in result.done]
     outcomes += [(site, Text(f"skipped: {why}", "yellow")) for site, why in result.skipped]
+    outcomes += [(site, Text(why, "yellow")) for site, why in result.kept]
     for site, outcome in outcomes:
         made.add_row(Text(site.name), site.role, site.tower, outcome)
     return made
 
 
 def _count(result: PassResult) -> str:
-    if not result.done and not result.skipped:
+    if not result.done and not result.skipped and not result.kept:
         return "nothing to do"
-    return f"{len(result.done)} done, {len(result.skipped)} skipped"
+    kept = f", {len(result.kept)} kept" if result.kept else ""
+    return f"{len(result.done)} done, {len(result.skipped)} skipped{kept}"

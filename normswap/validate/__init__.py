@@ -43,7 +43,9 @@ def validate(
     unknown contract.
     """
     shared = replace(reference, inputs=shared_inputs(reference, candidate))
-    given = data if data is None or isinstance(data, Data) else load_data(data, reference)
+    given = data
+    if data is not None and not isinstance(data, Data):
+        given = load_data(data, reference, progress=progress)
     if contract == "exact":
         if labels is not None:
             raise NormswapError("labels are for the approximate contract")

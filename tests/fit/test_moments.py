@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normswap.fit.batch_norm import copied, identity, matched_moments
+from normswap.fit.batch_norm import BatchNormConstants, identity, safe_epsilon, with_statistics
 from normswap.fit.moments import ChannelMoments
 
 
@@ -46,32 +47,35 @@ def test_channels_may_lie_on_any_axis() -> None:
     np.testing.assert_allclose(moments.variance, rows.var(0), rtol=1e-12)
 
 
-def _apply(constants: object, x: np.ndarray) -> np.ndarray:
-    c: object = constants
-    inverse = 1 / np.sqrt(c.variance + c.epsilon)  # type: ignore[attr-defined]
-    return c.weight * (x - c.mean) * inverse + c.bias  # type: ignore[attr-defined]
+def _apply(constants: BatchNormConstants, x: np.ndarray) -> np.ndarray:
+    inverse = 1 / np.sqrt(constants.variance + constants.epsilon)
+    return constants.weight * (x - constants.mean) * inverse + constants.bias
 
 
-def test_matched_moments_match_with_a_negative_gamma_and_a_dead_channel() -> None:
-    random = np.random.default_rng(0)
-    x = random.standard_normal((100, 3)) * [1, 5, 0] + [0, 100, 2]
-    y = random.standard_normal((100, 3)) * [2, 0.1, 1] + [1, -1, 3]
-    constants = matched_moments(np.array([1.0, -2.0, 1.0]), _moments(x), _moments(y), 1e-5)
-    got = _apply(constants, x)
-    np.testing.assert_allclose(got.mean(0), y.mean(0), atol=1e-9)
-    np.testing.assert_allclose(got.std(0)[:2], y.std(0)[:2], rtol=1e-9)
-    assert got.std(0)[2] < 1e-12
-    assert np.corrcoef(got[:, 1], x[:, 1])[0, 1] < -0.999
-
-
-def test_copied_keeps_gamma_and_beta() -> None:
-    x = np.random.default_rng(0).standard_normal((50, 2)) * [1, 3] + [0, 7]
-    constants = copied(np.array([2.0, 3.0]), None, _moments(x), 0.0)
-    got = _apply(constants, x)
-    np.testing.assert_allclose(got.mean(0), 0, atol=1e-12)
-    np.testing.assert_allclose(got.std(0), [2, 3], rtol=1e-5)
-
-
-def test_identity_is_one() -> None:
+def test_identity_changes_nothing_whatever_the_epsilon() -> None:
     x = np.random.default_rng(0).standard_normal((50, 2)) * [1, 0] + [0, 7]
-    np.testing.assert_allclose(_apply(identity(_moments(x), 1e-5), x), x, atol=1e-12)
+    moments = _moments(x)
+    constants = identity(moments.mean, moments.variance, 1e-2)
+    np.testing.assert_allclose(_apply(constants, x), x, atol=1e-12)
+
+
+def test_with_statistics_is_the_scale_and_shift_and_keeps_the_statistics() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3)) * [1, 5, 0] + [0, 100, 2]
+    scale, shift = np.array([2.0, -3.0, 0.5]), np.array([1.0, -1.0, 4.0])
+    moments = _moments(x)
+    constants = with_statistics(scale, shift, moments.mean, moments.variance, 1e-3)
+    np.testing.assert_allclose(_apply(constants, x), scale * x + shift, atol=1e-10)
+    np.testing.assert_array_equal(constants.mean, moments.mean)
+    np.testing.assert_array_equal(constants.variance, moments.variance)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "variance", "expected"),
+    [
+        (1e-5, [1.0, 1.0], 1e-5),  # the norm's own where it is enough
+        (1e-12, [0.0, 2.0], 1e-6),  # a channel without variance is divided by a sixth digit
+        (1e-12, [0.0, 2.4691357802469136], 1.23457e-6),  # with the digits that a file keeps
+    ],
+)
+def test_safe_epsilon(epsilon: float, variance: list[float], expected: float) -> None:
+    assert safe_epsilon(epsilon, np.array(variance)) == expected

@@ -1,0 +1,133 @@
+"""Where activations wait: in memory up to a bound, the rest in a file."""
+
+from __future__ import annotations
+
+import tempfile
+from io import FileIO
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+
+MEMORY = 1 << 30
+"""Bytes of activations that are kept in memory unless told otherwise."""
+_PAGE = 4096
+
+
+class Activations:
+    """A context manager that keeps arrays for later: at most ``memory`` bytes of them in memory,
+    the others in a temporary file. That has no name, so it goes however the process ends."""
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self.held = 0
+        self._file: FileIO | None = None
+        self._end = 0
+        self._free: dict[int, list[int]] = {}  # offsets of what was dropped, by size
+
+    def keep(self, array: Array) -> Kept:
+        """A handle to the array, which the caller must not change from here on.
+
+        Raises NormswapError if the temporary folder has no room for it.
+        """
+        if not array.flags.owndata:
+            array = array.copy()  # a part of a larger one would keep all of it
+        if self.held + array.nbytes <= self.memory or not array.size:
+            self.held += array.nbytes
+            return _InMemory(self, array, array.nbytes)
+        return _InFile(self, array)
+
+    def borrow(self, array: Array) -> Kept:
+        """A handle to an array that its owner keeps anyway: it does not count."""
+        return _InMemory(self, array, 0)
+
+    @property
+    def spilled(self) -> int:
+        """The size of the file, in bytes."""
+        return self._end
+
+    def write(self, array: Array) -> int:
+        """Writes an array to the file; its offset."""
+        size = -(-array.nbytes // _PAGE) * _PAGE
+        free = self._free.get(size)
+        offset = free.pop() if free else self._end
+        self._end = max(self._end, offset + size)
+        rest = _bytes(np.ascontiguousarray(array))
+        try:
+            if self._file is None:  # unbuffered: what did not fit must not be tried again at close
+                self._file = tempfile.TemporaryFile("w+b", 0, prefix="normswap-")  # noqa: SIM115
+            self._file.seek(offset)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            folder = tempfile.tempdir or "the temporary folder"
+            raise NormswapError(
+                f"{folder}: has no room for the activations of the calibration data "
+                f"({error.strerror or error}); take fewer samples, or set TMPDIR to another folder"
+            ) from error
+        return offset
+
+    def read(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """What was written at ``offset``. An array of its own: a view that an operator makes of it
+        may outlive the space in the file."""
+        assert self._file is not None
+        array = np.empty(shape, dtype)
+        rest = _bytes(array)
+        self._file.seek(offset)
+        while rest:
+            count = self._file.readinto(rest)
+            if not count:
+                raise NormswapError("the temporary file of the activations was cut short")
+            rest = rest[count:]
+        return array
+
+    def release(self, offset: int, size: int) -> None:
+        """Lets what was written at ``offset``, ``size`` bytes, be overwritten."""
+        self._free.setdefault(-(-size // _PAGE) * _PAGE, []).append(offset)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _bytes(array: Array) -> memoryview:
+    """The memory of a contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+class _InMemory:
+    def __init__(self, owner: Activations, array: Array, counted: int) -> None:
+        self._owner, self._array, self._counted = owner, array, counted
+
+    def array(self) -> Array:
+        return self._array
+
+    def drop(self) -> None:
+        self._owner.held -= self._counted
+
+
+class _InFile:
+    def __init__(self, owner: Activations, array: Array) -> None:
+        self._owner, self._offset = owner, owner.write(array)
+        self._shape, self._dtype, self._size = array.shape, array.dtype, array.nbytes
+
+    def array(self) -> Array:
+        return self._owner.read(self._offset, self._shape, self._dtype)
+
+    def drop(self) -> None:
+        self._owner.release(self._offset, self._size)
+
+
+Kept = _InMemory | _InFile
+"""One array that waits: ``array()`` gives it, ``drop()`` frees it, once."""

@@ -1,0 +1,128 @@
+"""LayerNorms become full affine maps, fitted by ridge regression, which their readers absorb."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.fit.channelwise import ChannelFit, least_squares
+from normswap.fit.covariance import JointMoments
+from normswap.fit.group_moments import GroupMoments
+from normswap.fit.ridge import fit_ridge
+from normswap.fit.sweep import HELD_OUT, Readings, Stop
+from normswap.graph.graph import Array, Value
+from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_finite
+from normswap.passes.insert import insert_linear
+from normswap.passes.refit_writers import writer_stops
+from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
+
+
+@dataclass
+class Affine(Calibrated):
+    """y = A x + b with a full matrix A [C, C], in place of each norm.
+
+    Approximate. A and b are the ridge regression of the original norm's output on the input that
+    the swapped model has there, which shrinks towards the scale and shift per channel of least
+    squares; its strength is that with the least error on held-out samples, every fifth. The norm's
+    readers absorb A and b (``Fold``). With groups of ``tokens`` the scale and shift are each
+    group's own and stay in the graph, A and b are common to all and fold: y = A (s_g x + t_g) + b,
+    and s_g (A x + b) + t_g for a norm of the embedding, where A moves up.
+    ``refit_writers`` also refits what writes to the residual stream behind the first swapped norm
+    (attention out-projection, second linear layer of the FFN) towards the original's stream,
+    shrinking towards the old weights.
+    Raises NormswapError for too few samples to hold one out. Skips norms of other kinds and over
+    several axes.
+    """
+
+    target: ClassVar[str] = "affine"
+
+    refit_writers: bool = False
+
+    def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
+        count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
+        if count < HELD_OUT:
+            raise NormswapError(
+                f"--to affine: {count} samples are too few, every fifth is held out to choose how "
+                f"far to trust the others; give it hundreds"
+            )
+        plan.stops += [_Swap(plan, fitted, self.tokens) for fitted in sites]
+        if self.refit_writers:
+            stops, notes = writer_stops(plan, sites)
+            plan.stops += stops
+            plan.notes += notes
+
+
+class _Swap(Stop):
+    """An affine map in place of one norm."""
+
+    def __init__(self, plan: Plan, fitted: Fitted, tokens: str) -> None:
+        self.reads = (plan.graph.value(fitted.site.input),)
+        self.targets = (plan.original.value(fitted.site.output),)
+        self._plan, self._fitted, self._tokens = plan, fitted, tokens
+
+    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
+        graph, site, x = self._plan.graph, self._fitted.site, reads[0]
+        table = group_table(self._tokens, self._fitted, readings)
+        old = graph.value(site.output)
+        like = old.producer
+
+        def scaled(value: Value, fit: ChannelFit) -> Value:
+            self._plan.stays[site.name] = len(table)
+            return insert_token_scale(graph, value, self._fitted, fit, table, readings, like)
+
+        def mapped(value: Value, weight: Array, bias: Array) -> Value:
+            return insert_linear(graph, value, self._fitted.axis, weight, bias, site.name, like)
+
+        if not table.any():
+            new = mapped(x, *self._fit_together(readings))
+        elif site.role == "embedding":  # the stream reads it: only what computes it can absorb A
+            weight, bias = self._fit_together(readings)
+            behind = group_moments(self._fitted, readings, table, lambda x: x @ weight.T + bias)
+            new = scaled(mapped(x, weight, bias), least_squares(site, *behind))
+        else:
+            start, weight, bias = self._fit_groups(readings, table)
+            new = mapped(scaled(x, start), weight, bias)
+        graph.replace_uses(old, new)
+        return {old: new}
+
+    def _fit_together(self, readings: Readings) -> tuple[Array, Array]:
+        """The map [C, C], [C] from the input to the original's output."""
+        axis, channels = self._fitted.axis, math.prod(self._fitted.site.normalized_shape)
+        sums = JointMoments(channels, channels), JointMoments(channels, channels)
+        for part in self._fitted.rows(readings, (axis, axis)):
+            for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
+                moments.add(*part.where(chosen))
+        for moments in sums:
+            check_finite(self._fitted.site, moments.x_mean, moments.y_mean, moments.xx)
+        start = least_squares(self._fitted.site, *map(GroupMoments.of_one_group, sums))
+        scale, shift = start.scale[0], start.shift[0]
+        fit = fit_ridge(*(_unexplained(moments, scale, shift) for moments in sums))
+        weight = np.eye(channels) + fit.weight.T
+        return weight * scale, fit.bias + weight @ shift
+
+    def _fit_groups(self, readings: Readings, table: Array) -> tuple[ChannelFit, Array, Array]:
+        """Scale and shift by group, and the map [C, C], [C] from what they give to the original's
+        output."""
+        axis, channels = self._fitted.axis, math.prod(self._fitted.site.normalized_shape)
+        start = least_squares(self._fitted.site, *group_moments(self._fitted, readings, table))
+        scale, shift = start.scale[table], start.shift[table]
+        sums = JointMoments(channels, channels), JointMoments(channels, channels)
+        for part in self._fitted.rows(readings, (axis, axis)):
+            x, y = part.arrays
+            z = x.astype(np.float64) * scale[part.position] + shift[part.position]
+            rest = y - z
+            for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
+                moments.add(z[chosen], rest[chosen])
+        fit = fit_ridge(*sums)
+        return start, np.eye(channels) + fit.weight.T, fit.bias
+
+
+def _unexplained(moments: JointMoments, scale: Array, shift: Array) -> JointMoments:
+    """Of z = scale * x + shift and of y - z, from those of x and y."""
+    scaled = moments.scaled(scale, shift)
+    return scaled.residual(np.eye(len(scale)), np.zeros(len(scale)))

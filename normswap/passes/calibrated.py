@@ -1,0 +1,203 @@
+"""What the swaps that are fitted to calibration data share: sites, rows, the sweep."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.fit.activations import MEMORY
+from normswap.fit.batches import calibration_batches
+from normswap.fit.frontier import Batches
+from normswap.fit.rows import Masks, Rows, rows
+from normswap.fit.sweep import Readings, Stop, sweep
+from normswap.fit.text_masks import text_masks
+from normswap.fit.tokens import TOKENS, special_positions
+from normswap.graph.graph import Array, Graph
+from normswap.io.data import Data
+from normswap.locate import locate
+from normswap.locate.site import Site
+from normswap.model import Model
+from normswap.passes.base import Pass, PassResult
+from normswap.passes.ensure import swap_ensuring
+from normswap.passes.select import select_sites
+from normswap.progress import Progress
+from normswap.validate.requirement import Judge, Requirement
+
+_JUDGED = 5  # every fifth sample
+KINDS = ("layer_norm", "rms_norm")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A site with what its fit has to know: the ``masks`` of the tokens that count (None: all do)
+    and which positions are ``special`` (class, register and [BOS] tokens; None: none is)."""
+
+    site: Site
+    masks: Masks | None
+    special: Array | None
+
+    @property
+    def axis(self) -> int:
+        return self.site.axes[0]
+
+    def rows(self, readings: Readings, axes: Sequence[int]) -> Iterator[Rows]:
+        return rows(readings, axes, self.masks)
+
+
+@dataclass
+class Plan:
+    """What a calibrated swap is about to do: ``stops`` of the sweep, which edit ``graph``, and what
+    the user is to know. ``stays``: sites that keep a scale and shift for each of so many tokens."""
+
+    original: Graph
+    graph: Graph
+    batches: Batches
+    stops: list[Stop] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stays: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Calibrated(Pass):
+    """A swap of LayerNorms and RMSNorms over one axis that is fitted to calibration data.
+
+    ``data``: unlabelled inputs. ``sites``: see ``select_sites``; without it a model with an image
+    tower has that tower swapped and the other left alone. ``tokens``: 'all' fits all tokens
+    together, 'class' sets class and register tokens apart, 'position' fits each position; groups
+    leave a scale and shift per token in the graph. ``ensure``: a requirement such as
+    'top1>=0.99' (``Requirement``), held on every fifth sample, which no fit sees then: the norms
+    that cost too much stay, and are told as ``kept``. ``memory``: bytes of activations to hold in
+    memory; what is beyond it waits in a temporary file.
+    """
+
+    exact: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+
+    data: Data
+    sites: str | None = None
+    tokens: str = "all"
+    ensure: str | None = None
+    memory: int = MEMORY
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKENS:
+            raise NormswapError(f"--tokens: '{self.tokens}' is none of {', '.join(TOKENS)}")
+        if self.ensure is not None:
+            Requirement.parse(self.ensure)
+
+    def __call__(self, model: Model) -> PassResult:
+        located = locate(model.graph).sites
+        chosen, notes = _default_tower(located, self.sites)
+        todo = [s for s in chosen if s.kind in KINDS and len(s.axes) == 1]
+        skipped = [(s, _reason(s)) for s in chosen if s not in todo]
+        if not todo:
+            return PassResult(model, False, [], skipped, notes)
+        if self.tokens != "all":
+            _check_fixed_tokens(model, todo, self.tokens)
+        if self.ensure is None:
+            result = self._swap(model, located, todo, self.data)
+        else:
+            fitting, judging = self.data.split(_JUDGED)
+            if not judging.count:
+                raise NormswapError(
+                    f"--ensure: {self.data.count} samples are too few, every fifth is kept back to "
+                    f"judge by; give it hundreds"
+                )
+            requirement = Requirement.parse(self.ensure)
+            judge = Judge(model, calibration_batches(model, todo, judging), requirement)
+            swap = partial(self._swap, model, located, data=fitting)
+            result = swap_ensuring(model, todo, swap, judge, self.progress)
+        return replace(result, skipped=[*skipped, *result.skipped], notes=[*notes, *result.notes])
+
+    def _swap(
+        self, model: Model, located: Sequence[Site], todo: Sequence[Site], data: Data
+    ) -> PassResult:
+        """All of ``todo`` swapped, fitted to ``data``."""
+        result = model.copy()
+        batches = calibration_batches(model, todo, data)
+        plan = Plan(model.graph, result.graph, batches)
+        self.plan(plan, fitted_sites(model.graph, located, todo, batches))
+        steps = sweep(model.graph, result.graph, batches, plan.stops, self.memory)
+        for done, _ in enumerate(steps, 1):
+            if self.progress:
+                self.progress(done, len(plan.stops), "fitting")
+        result.graph.prune()
+        notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
+        return PassResult(result, True, list(todo), [], notes)
+
+    @abc.abstractmethod
+    def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
+        """Adds the stops that swap ``sites``, and notes."""
+
+
+def fitted_sites(
+    graph: Graph, located: Sequence[Site], todo: Sequence[Site], batches: Batches
+) -> list[Fitted]:
+    """The sites ``todo`` of a model, ``located`` all of its sites, as its data shows them."""
+    fitted = []
+    special: dict[str, Array | None] = {}
+    masks: dict[tuple[str, bool], Masks | None] = {}
+    for site in todo:
+        tower = [s for s in located if s.tower == site.tower]
+        final = next((s for s in reversed(tower) if s.role == "final"), None)
+        if site.tower not in special:
+            special[site.tower] = special_positions(graph, tower, batches)
+        key = site.tower, final is not None and site.output == final.output
+        if key not in masks:
+            is_text = site.tower == "text"
+            masks[key] = text_masks(graph, site, final, batches) if is_text else None
+        fitted.append(Fitted(site, masks[key], special[site.tower]))
+    return fitted
+
+
+def check_finite(site: Site, *arrays: Array) -> None:
+    """Raises NormswapError unless the statistics ``arrays`` at a site are finite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NormswapError(
+            f"'{site.name}': its activations on the calibration data are not finite, or overflow; "
+            f"calibrate the model in float32"
+        )
+
+
+def _check_fixed_tokens(model: Model, sites: Sequence[Site], tokens: str) -> None:
+    graph = model.graph
+    nodes = graph.ancestors([graph.value(site.output) for site in sites])
+    read = {value.name for node in nodes for value in node.dynamic_inputs()}
+    for spec in model.inputs:
+        if spec.name in read and any(isinstance(size, str) for size in spec.shape[1:]):
+            raise NormswapError(
+                f"{model.name}: --tokens {tokens} leaves constants for each token, but the sizes "
+                f"of '{spec.name}' are not fixed; export it with fixed sizes or fit all tokens "
+                f"together"
+            )
+
+
+def _default_tower(sites: Sequence[Site], pattern: str | None) -> tuple[list[Site], list[str]]:
+    chosen = select_sites(sites, pattern)
+    towers = {site.tower for site in chosen}
+    if pattern is not None or not {"image", "text"} <= towers:
+        return chosen, []
+    kept = [site for site in chosen if site.tower == "text"]
+    note = (
+        f"the image tower was swapped; {len(kept)} sites of the text tower were left as they are "
+        f"(ask for them with --sites tower=text)"
+    )
+    return [site for site in chosen if site.tower != "text"], [note]
+
+
+def _stays(stays: dict[str, int]) -> str:
+    tokens = ", ".join(map(str, sorted(set(stays.values()))))
+    return f"a scale and shift for each of {tokens} tokens stay at {len(stays)} sites, unfolded"
+
+
+def _reason(site: Site) -> str:
+    if site.kind not in KINDS:
+        return f"it is a {site.kind}"
+    return f"it normalises over {len(site.axes)} axes, a BatchNorm has one"

@@ -1,0 +1,63 @@
+"""A scale and shift for each token, where groups of tokens are fitted apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from normswap.fit.channelwise import ChannelFit
+from normswap.fit.group_moments import GroupMoments
+from normswap.fit.rows import Layout
+from normswap.fit.sweep import Readings
+from normswap.fit.tokens import groups
+from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.passes.calibrated import Fitted, check_finite
+from normswap.passes.insert import insert_scale_shift
+
+
+def group_table(tokens: str, fitted: Fitted, readings: Readings) -> Array:
+    """The group of each position of a site's input; [positions] integers."""
+    array, layout = _first(fitted, readings)
+    return groups(tokens, fitted.special, layout.rows(array).shape[1])
+
+
+def group_moments(
+    fitted: Fitted,
+    readings: Readings,
+    table: Array,
+    mapped: Callable[[Array], Array] = lambda x: x,
+) -> tuple[GroupMoments, GroupMoments]:
+    """The moments of a site's input, ``mapped`` by rows [N, C], and of the original's output by
+    group of token: those of the samples to fit, and of those held out."""
+    sums: tuple[GroupMoments, GroupMoments] | None = None
+    for part in fitted.rows(readings, (fitted.axis, fitted.axis)):
+        x, y = mapped(part.arrays[0]), part.arrays[1]
+        if sums is None:
+            size = (int(table.max()) + 1, x.shape[1])
+            sums = GroupMoments(*size), GroupMoments(*size)
+        for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
+            moments.add(x[chosen], y[chosen], table[part.position[chosen]])
+    assert sums is not None  # there is at least one batch
+    for moments in sums:
+        check_finite(fitted.site, moments.x_mean, moments.y_mean, moments.x_variance)
+    return sums
+
+
+def insert_token_scale(
+    graph: Graph,
+    x: Value,
+    fitted: Fitted,
+    fit: ChannelFit,
+    table: Array,
+    readings: Readings,
+    like: Node | None,
+) -> Value:
+    """``x * scale + shift`` with the constants of each token's group."""
+    array, layout = _first(fitted, readings)
+    scale, shift = (layout.constant(a[table], array.shape) for a in (fit.scale, fit.shift))
+    return insert_scale_shift(graph, x, scale, shift, fitted.site.name, like)
+
+
+def _first(fitted: Fitted, readings: Readings) -> tuple[Array, Layout]:
+    array = next(iter(readings))[0]
+    count = len(readings.samples[0])
+    return array, Layout.of(array.shape, fitted.axis, count, readings.examples[0])
