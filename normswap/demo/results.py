@@ -30,14 +30,15 @@ class Parity:
 class Accuracies:
     """Shares of the test images that are classified rightly.
 
-    ``copied`` and ``moments``: every norm of the tower a BatchNorm, fitted that way and folded,
-    without training.
+    ``copied`` and ``moments``: every norm of the tower a BatchNorm, fitted that way; ``affine``: an
+    affine map, and the stream's writers refitted. All folded, without training.
     """
 
     original: float
     fused: float
     copied: float
     moments: float
+    affine: float
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,9 @@ class VariantResults:
     """One model in one kind of graph.
 
     ``norms``: how many it has; ``fused``: in the model whose norms are spelled out, how many became
-    one operator. ``swapped``: norms that became BatchNorms, in ``tower`` ('' for a model of one);
-    ``inserted``: BatchNorms put into FFNs; ``folded``: both, as far as they were folded; ``left``:
-    norms of that tower after that, which should be 0. ``statistics``: computed for one image (and
-    one caption) before and after.
+    one operator. ``swapped``: norms that became affine maps, in ``tower`` ('' for a model of one);
+    ``folded``: of these, as far as they were folded; ``left``: norms of that tower after that,
+    which should be 0. ``statistics``: computed for one image (and one caption) before and after.
     ``timing``: per batch, against ``original``.
     """
 
@@ -58,7 +58,6 @@ class VariantResults:
     fused: int
     fused_parity: Parity
     swapped: int
-    inserted: int
     folded: int
     tower: str
     left: int
@@ -72,7 +71,8 @@ class VariantResults:
     def passed(self) -> bool:
         """Whether everything that is exact is, and no norm is left where they were folded."""
         exact = self.fused_parity.passed and self.folded_parity.passed
-        return exact and self.left == 0 and self.fused == self.norms
+        gone = self.left == 0 and self.folded == self.swapped
+        return exact and gone and self.fused == self.norms
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from normswap.model import Model
 from normswap.report.inspection import InspectedSite, inspection
 from normswap.validate import validate
 
-_TOWER = "image"  # what batchnorm swaps where there is also a text tower
+_TOWER = "image"  # what is swapped where there is also a text tower
 
 
 class Study:
@@ -49,25 +49,27 @@ class Study:
         self._say("swapping")
         data = self.task.calibration_for(self.original)
         copied = api.swap(self.original, to="batchnorm", data=data, fit="copy")
-        swapped = api.swap(self.original, to="batchnorm", data=data, ffn_batchnorm=True)
-        self.keep(swapped.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
+        moments = api.swap(self.original, to="batchnorm", data=data, ffn_batchnorm=True)
+        self.keep(moments.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
+        swapped = api.swap(self.original, to="affine", data=data, refit_writers=True)
+        self.keep(swapped.model, "affine", "original after swap --to affine --refit-writers")
 
         self._say("folding")
         folded = api.fold(swapped.model)
-        self.keep(folded.model, "folded", "batchnorm after fold")
-        folded_parity = self.prove(swapped.model, folded.model, "folded", "batchnorm and folded")
+        self.keep(folded.model, "folded", "affine after fold")
+        folded_parity = self.prove(swapped.model, folded.model, "folded", "affine and folded")
         after = self.inspect(folded.model, "folded")
         self.compare_outputs(folded.model)
         accuracy = Accuracies(
             original=self.task.accuracy(self.original),
             fused=self.task.accuracy(fused.model),
             copied=self.task.accuracy(api.fold(copied.model).model),
-            moments=self.task.accuracy(folded.model),
+            moments=self.task.accuracy(api.fold(moments.model).model),
+            affine=self.task.accuracy(folded.model),
         )
 
         self._say("timing")
         timing = self.time(fused.model, folded.model)
-        inserted = _batch_norms(swapped.model) - len(swapped.done)
         towers = {site.tower for site in locate(self.original.graph).sites}
         left = [s for s in locate(folded.model.graph).sites if s.tower == _TOWER]
         return VariantResults(
@@ -77,7 +79,6 @@ class Study:
             fused=len(fused.done),
             fused_parity=fused_parity,
             swapped=len(swapped.done),
-            inserted=inserted,
             folded=len(folded.done),
             tower=_TOWER if len(towers) > 1 else "",
             left=len(left),
@@ -143,7 +144,3 @@ def _per_sample(found: InspectedSite) -> int:
     assert found.statistics is not None
     assert found.input_shape is not None
     return found.statistics // found.input_shape[0]
-
-
-def _batch_norms(model: Model) -> int:
-    return sum(site.kind == "batch_norm" for site in locate(model.graph).sites)

@@ -28,17 +28,18 @@ def tables(results: DemoResults) -> list[Rows]:
             ("model", "graph", "norms", "fused", "swapped", "folded", "left", "statistics"),
             [_norms(variant) for variant in variants],
             "fused: spelled-out LayerNorms that became one operator. swapped: LayerNorms of the "
-            "ViT, or of CLIP's image tower, that became BatchNorms, and BatchNorms put into its "
-            "FFNs. folded: those that became part of the weights; left: norms that tower still "
-            "has. exact: `normswap validate` holds, on random probes and test images. "
-            "statistics: means and variances computed per image (and caption), before and after.",
+            "ViT, or of CLIP's image tower, that became affine maps. folded: those that became "
+            "part of the weights; left: norms that tower still has. exact: `normswap validate` "
+            "holds, on random probes and test images. statistics: means and variances computed "
+            "per image (and caption), before and after.",
         ),
         Rows(
             "Accuracy on the 540 test images",
-            ("model", "graph", "original", "fused", "batchnorm, copy", "batchnorm, moments"),
+            ("model", "graph", "original", "fused", "batchnorm, copy", "moments", "affine"),
             [_accuracies(variant) for variant in variants],
-            "digits-clip is scored zero-shot. The BatchNorms are fitted to the training images "
-            "without their labels, and folded; nothing was trained after the swap.",
+            "digits-clip is scored zero-shot. The BatchNorms and the affine maps (with the writers "
+            "of the residual stream) are fitted to the training images without their labels, and "
+            "folded; nothing was trained after the swap.",
         ),
         Rows(
             "Time per batch",
@@ -57,7 +58,7 @@ def _norms(v: VariantResults) -> list[str]:
         v.kind,
         str(v.norms),
         f"{v.fused}, {_parity(v.fused_parity)}",
-        f"{v.swapped} + {v.inserted}",
+        str(v.swapped),
         f"{v.folded}, {_parity(v.folded_parity)}",
         str(v.left),
         f"{v.statistics_before} -> {v.statistics_after}",

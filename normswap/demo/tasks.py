@@ -11,7 +11,6 @@ import numpy as np
 from normswap.assets import digits
 from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.validate.metrics import accuracy
 
 IMAGES, TEXTS, MASK = "pixel_values", "input_ids", "attention_mask"
 _PROOF_SIZE = 128
@@ -39,14 +38,22 @@ class Task:
 
     def accuracy(self, model: Model) -> float:
         """The share of test images that ``model`` classifies rightly, a CLIP zero-shot."""
-        answers = self._data.test_labels
+        return self.share_right(self.answers(model))
+
+    def share_right(self, answers: Array) -> float:
+        """The share of the test images' labels that ``answers`` [540] are."""
+        return float((answers == self._data.test_labels).mean())
+
+    def answers(self, model: Model) -> Array:
+        """The class of each test image by ``model``, integers [540]; a CLIP's zero-shot."""
         if TEXTS not in self.test:
-            return accuracy(model.run({IMAGES: self._data.test_images})["logits"], answers)
+            logits = model.run({IMAGES: self._data.test_images})["logits"]
+            return np.asarray(logits.argmax(-1))
         captions = digits.class_caption_ids()
         flat = captions.reshape(-1, captions.shape[-1])
         outputs = model.run(_known(model, _clip_feeds(self._data.test_images, flat)))
         texts = outputs["text_embeds"].reshape(*captions.shape[:2], -1)
-        return float((digits.zero_shot_labels(outputs["image_embeds"], texts) == answers).mean())
+        return np.asarray(digits.zero_shot_labels(outputs["image_embeds"], texts))
 
     def timed_batch(self, model: Model) -> dict[str, Array]:
         """What one run of ``model`` gets when it is timed."""
