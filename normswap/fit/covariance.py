@@ -66,14 +66,14 @@ class JointMoments:
             return
         total = self.count + count
         dx, dy = x_mean - self.x_mean, y_mean - self.y_mean
-        between = self.count * count / total
-        squares = np.outer(between * dx, dx)
-        squares += xx
-        squares += self.xx
-        self.xx = squares  # a new array: a residual shares the old one
-        self.xy += xy
-        self.xy += between * np.outer(dx, dy)
-        self.yy += yy + between * np.square(dy)
+        if self.count:  # new arrays: others may share the old ones
+            between = self.count * count / total
+            xx = xx + np.outer(between * dx, dx)
+            xx += self.xx
+            xy = xy + np.outer(between * dx, dy)
+            xy += self.xy
+            yy = yy + self.yy + between * np.square(dy)
+        self.xx, self.xy, self.yy = xx, xy, yy
         self.x_mean = self.x_mean + dx * (count / total)
         self.y_mean = self.y_mean + dy * (count / total)
         self.count = total

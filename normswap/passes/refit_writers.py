@@ -52,6 +52,7 @@ class _Writer:
 
     linear: Linear
     path: Runner
+    is_moved: bool
     inputs: tuple[Value, ...]
     skip: Value
     total: Value
@@ -75,7 +76,7 @@ def _writer(graph: Graph, residual: Residual) -> _Writer | None:
     reads = {v for node in nodes for v in node.dynamic_inputs()}
     inputs = tuple(v for v in graph.inputs if v in reads)
     path = graph.slice([linear.output, *inputs], [residual.branch], np.float64)
-    return _Writer(linear, path, inputs, skip, residual.add.output)
+    return _Writer(linear, path, bool(nodes), inputs, skip, residual.add.output)
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,14 @@ def _arrival(writer: _Writer, hidden: Array, inputs: Sequence[Array]) -> _Arriva
     """For a batch of what the layer reads; None where channels do not stay channels."""
     channels, axis = len(writer.linear.weight), writer.linear.output_axis
     sizes = [size for a, size in enumerate(hidden.shape) if a != writer.linear.axis]
+    rows = np.expand_dims(np.arange(np.prod(sizes), dtype=np.intp).reshape(sizes), axis)
+    if not writer.is_moved:
+        return _Arrival(axis, rows, np.ones(channels))
     shape = (*sizes[:axis], channels, *sizes[axis:])
-    rows = np.expand_dims(np.arange(np.prod(sizes), dtype=np.float64).reshape(sizes), axis)
     numbers = np.arange(channels, dtype=np.float64).reshape(-1, *[1] * (len(shape) - axis - 1))
     # What is only moved and scaled shows by its numbers where it came from.
     factor, row, channel = (
-        writer.path([np.ascontiguousarray(np.broadcast_to(a, shape)), *inputs])[0]
+        writer.path([np.array(np.broadcast_to(a, shape), np.float64), *inputs])[0]
         for a in (np.ones(()), rows + 1, numbers + 1)
     )
     whole = np.where(factor == 0, 1, factor)
