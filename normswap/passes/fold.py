@@ -116,6 +116,7 @@ class _Folding:
         self.closed = frozenset(node for site in located for node in nodes_of(graph, site))
         self.pending: list[AffineRegion] = []
         self.reasons: dict[AffineRegion, str] = {}
+        self.folded: set[AffineRegion] = set()
         self.moved: dict[Value, Value] = {}  # what took the place of a folded region's exit
         self.shifts: dict[str, Node | None] = {}  # by the name of the site that left it behind
 
@@ -138,7 +139,7 @@ class _Folding:
             self.run([r for r in regions if not r.is_square])
 
     def done(self, regions: Sequence[AffineRegion]) -> list[Site]:
-        return [site for r in regions if r.exit in self.moved for site in r.sites]
+        return [site for r in regions if r in self.folded for site in r.sites]
 
     def skipped(self, regions: Sequence[AffineRegion], named: set[str]) -> list[tuple[Site, str]]:
         """What stays although it was asked for, with the reason."""
@@ -146,7 +147,7 @@ class _Folding:
             (site, self.reasons[region])
             for region in regions
             for site in region.sites
-            if region.exit not in self.moved
+            if region not in self.folded
             and (
                 site.kind == "batch_norm"
                 or (site.kind == "scale_shift" and site.weight is not None)
@@ -248,6 +249,7 @@ class _Folding:
 
     def _replace(self, region: AffineRegion, value: Value) -> None:
         self.moved[region.exit] = value
+        self.folded.add(region)
         self.graph.replace_uses(region.exit, value)
         self.graph.prune()  # dead readers would stand in the way of the next region
 

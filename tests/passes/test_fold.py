@@ -8,6 +8,7 @@ import pytest
 
 from normswap.graph.onnx import OnnxGraph
 from normswap.io.onnx_model import model_from_onnx
+from normswap.locate import locate
 from normswap.model import Model
 from normswap.passes import Fold
 from tests.graph.onnx_text import onnx_graph
@@ -485,3 +486,20 @@ def test_refuses_with_the_reason_and_changes_nothing(name: str) -> None:
     assert result.model is model
     ((_, why),) = result.skipped
     assert reason in why
+
+
+def test_a_norm_stays_told_of_when_what_stands_behind_it_folds_alone() -> None:
+    """A scale of zero cannot be undone in the sum; the quotient behind the norm can."""
+    text = (
+        f"(double[4,4] x) => (double y) {{ a = Relu(x) b = {BN}(a, zeros, beta, mean, var) "
+        f"d = Div(b, c4) t = Transpose<perm = [1, 0]>(d) g = Gemm<transA = 1>(t, sq) "
+        f"s = Softmax<axis = 1>(g) m = MatMul(s, sr) e = Add(d, m) "
+        f"n = {BN}(e, gamma, beta, mean, var) y = MatMul(n, w) }}"
+    )
+    zeros = np.array([1.0, 0, 1, 1])
+    constants = {"zeros": zeros, "c4": _normal(C), "sq": _normal(C, C), "sr": _normal(C, C)}
+    result = Fold()(_model(text, constants))
+    assert len(result.done) == 1
+    ((site, why),) = result.skipped
+    assert "a channel's scale is 0" in why
+    assert site.name in {s.name for s in locate(result.model.graph).sites}
