@@ -73,3 +73,22 @@ def test_batch_norms_convert_to_synchronised_ones() -> None:
     module.eval()
     converted.eval()
     torch.testing.assert_close(converted(x), module(x))
+
+
+def test_statistics_may_be_cumulative() -> None:
+    """momentum=None: the average over all batches, in the norm that reads the tokens first."""
+    module = _swapped().to_torch()
+    for norm in _batch_norms(module).values():
+        norm.momentum = None
+        norm.reset_running_stats()
+    first = _batch_norms(module)["blocks.0.norm1"]
+    seen: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    module.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(8, 3, 32, 32))
+    assert first.num_batches_tracked == 3
+    means = torch.stack([x.mean((0, 2)) for x in seen])  # channels lie on axis 1 there
+    torch.testing.assert_close(first.running_mean, means.mean(0))
