@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 @click.option(
     "--ensure",
     metavar="METRIC>=NUMBER",
-    help="batchnorm, affine: keep the fewest norms for which the result agrees with MODEL on a "
-    "fifth of DATA: top1 (0 to 1), cosine, or sqnr (dB).",
+    help="batchnorm, affine: keep as few norms as it takes for the result to agree with MODEL on "
+    "a fifth of DATA: top1 (0 to 1), cosine, or sqnr (dB).",
 )
 @click.option(
     "--fit",

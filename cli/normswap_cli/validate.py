@@ -13,7 +13,12 @@ from normswap_cli.options import json_option, trust_option
 @click.command()
 @click.argument("reference")
 @click.argument("candidate")
-@click.option("--data", metavar="DATA", help="Inputs to compare on besides the built-in probes.")
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Inputs to compare on besides the built-in probes: a folder of images, or a .npy, .npz or "
+    ".safetensors file.",
+)
 @click.option(
     "--contract",
     type=click.Choice(["exact", "approximate"]),
