@@ -21,6 +21,8 @@ from normswap.passes.insert import insert_linear
 from normswap.passes.refit_writers import writer_stops
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
 
+_FEW = "rows of calibration data are fewer than its"
+
 
 @dataclass
 class Affine(Calibrated):
@@ -99,6 +101,12 @@ class _Swap(Stop):
                 moments.add(*part.where(chosen))
         for moments in sums:
             check_finite(self._fitted.site, moments.x_mean, moments.y_mean, moments.xx)
+        rows = sum(moments.count for moments in sums)
+        if rows < channels and not any(_FEW in note for note in self._plan.notes):
+            told = f"'{self._fitted.site.name}': {rows} {_FEW} {channels} channels"
+            self._plan.notes.append(
+                f"{told}: the fit leans on scales per channel; give it more data"
+            )
         start = least_squares(self._fitted.site, *map(GroupMoments.of_one_group, sums))
         scale, shift = start.scale[0], start.shift[0]
         fit = fit_ridge(*(_unexplained(moments, scale, shift) for moments in sums))

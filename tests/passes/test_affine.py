@@ -211,3 +211,14 @@ def test_half_precision() -> None:
     assert {v.dtype for v in constants if v.dtype.kind == "f"} == {np.dtype(np.float16)}
     feeds = {"x": _feeds("timm_rms_norm")["x"].astype(np.float16)}
     assert _error(model, swapped, feeds) < 0.02
+
+
+def test_fewer_rows_than_channels_are_told_of_once() -> None:
+    """The final norm of a CLIP reads one row for each image."""
+    zoo = zoo_model("hf_clip")
+    shape = (20, *zoo.inputs[zoo.image].shape[1:])
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    result = ns.swap(model_as("hf_clip", FX), to="affine", data={zoo.image: images})
+    told = [note for note in result.notes if "fewer than its" in note]
+    assert len(told) == 1
+    assert "20 rows" in told[0]
