@@ -54,9 +54,10 @@ ONNX_FORMS = (
     "dynamo-18-half",
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
-# These spell few norms in a way of their own and take half of the time, so they are for a few
+# These spell few norms in a way of their own and take most of the time, so they are for a few
 # models only: one with each kind of norm, and one with norms on queries and keys.
 RARE = (
+    "fx-decomposed",
     "fx-traced",
     "fx-half",
     "torchscript-13",
