@@ -21,9 +21,8 @@ def calibration_batches(model: Model, sites: Sequence[Site], data: Data) -> list
     Raises NormswapError if the data lacks an input that they depend on, or fills no batch.
     """
     graph = model.graph
-    nodes = graph.ancestors([graph.value(site.output) for site in sites])
-    read = {value for node in nodes for value in node.dynamic_inputs()}
-    needed = [spec for spec in model.inputs if graph.value(spec.name) in read]
+    read = {v.name for v in graph.sources(graph.value(site.output) for site in sites)}
+    needed = [spec for spec in model.inputs if spec.name in read]
     for spec in needed:
         if spec.name not in data.feeds:
             raise NormswapError(

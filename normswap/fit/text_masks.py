@@ -55,8 +55,7 @@ def _chosen(graph: Graph, final: Site, batches: Batches) -> tuple[list[Array], i
     shape = data.shape
     if shape is None or len(shape) != 3 or data.dtype is None:
         return None
-    behind = {v for n in graph.ancestors([node.output], [data]) for v in n.dynamic_inputs()}
-    inputs = [v for v in map(graph.value, batches[0]) if v in behind]
+    inputs = [v for v in graph.sources([node.output], stop=[data]) if v.name in batches[0]]
     if not inputs or any(v.rank != 2 for v in inputs):
         return None
     try:

@@ -199,6 +199,20 @@ class Graph(abc.ABC):
             stack += [v.producer for v in reads if v.producer and v.producer not in opened]
         return list(order)
 
+    def sources(self, values: Iterable[Value], stop: Iterable[Value] = ()) -> list[Value]:
+        """The graph's inputs that ``values`` depend on, in order, not looking behind ``stop``."""
+        values = list(values)
+        reads = {v for node in self.ancestors(values, stop) for v in node.inputs} | set(values)
+        return [value for value in self.inputs if value in reads]
+
+    def descendants(self, values: Iterable[Value]) -> set[Value]:
+        """``values`` and all that depends on more than their sizes."""
+        found = set(values)
+        for node in self.nodes:
+            if node.op != "Shape" and any(v in found for v in node.dynamic_inputs()):
+                found.update(node.outputs)
+        return found
+
     # -- editing ---------------------------------------------------------------------------------
 
     def add_constant(self, array: Array, name: str) -> Value:

@@ -34,8 +34,8 @@ class _Structure:
         self.by_sum = {r.add.output: r for r in self.residuals}
         self.streams = {r.skip for r in self.residuals}
         self.norms = {root(graph.value(s.output)): root(graph.value(s.input)) for s in sites}
-        self.behind_norms = _downstream(graph, {graph.value(s.output) for s in sites})
-        self.behind_sums = _downstream(graph, set(self.by_sum))
+        self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
+        self.behind_sums = graph.descendants(self.by_sum)
         self.around: dict[Value, list[Residual]] = {}
         outputs = {graph.value(site.output) for site in sites}
         for residual in self.residuals:
@@ -113,15 +113,6 @@ class _Structure:
             if node is not None and (node.op in _POOLING or node.op in _SELECTING or _shifts(node)):
                 pending.extend(node.dynamic_inputs())
         return not self.residuals and not _comes_from_product(x)
-
-
-def _downstream(graph: Graph, values: set[Value]) -> set[Value]:
-    """Everything that depends on one of ``values``."""
-    found = set(values)
-    for node in graph.nodes:
-        if node.op != "Shape" and any(v in found for v in node.dynamic_inputs()):
-            found.update(node.outputs)
-    return found
 
 
 def _shifts(node: Node) -> bool:

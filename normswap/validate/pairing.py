@@ -159,9 +159,7 @@ class Pair:
 
     def depends_on(self, output: Any) -> set[str]:
         """The names of the reference's inputs that one of its output values depends on."""
-        graph = self.reference.graph
-        reads = {v for node in graph.ancestors([output]) for v in node.inputs} | {output}
-        return {value.name for value in graph.inputs if value in reads}
+        return {value.name for value in self.reference.graph.sources([output])}
 
 
 def runner(model: Model, dtype: Any = None) -> Run:

@@ -126,6 +126,4 @@ def _scores(outputs: Sequence[tuple[str, Value]], likely: list[str]) -> list[tup
 
 def _sources(model: Model, value: Value) -> set[str]:
     """The names of the inputs that a value depends on."""
-    graph = model.graph
-    reads = {v for node in graph.ancestors([value]) for v in node.dynamic_inputs()} | {value}
-    return {v.name for v in graph.inputs if v in reads}
+    return {source.name for source in model.graph.sources([value])}
