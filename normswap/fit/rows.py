@@ -56,8 +56,10 @@ class Rows:
     position: Array
     held_out: Array
 
-    def where(self, chosen: Array) -> list[Array]:
-        return [array[chosen] for array in self.arrays]
+    def parts(self, *arrays: Array) -> tuple[list[Array], list[Array]]:
+        """``arrays`` (of each row [N, ...]) of the samples to fit, and of those held out."""
+        fit, held = ~self.held_out, self.held_out
+        return [array[fit] for array in arrays], [array[held] for array in arrays]
 
 
 def rows(readings: Readings, axes: Sequence[int], masks: Masks | None = None) -> Iterator[Rows]:

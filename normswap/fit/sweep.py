@@ -93,9 +93,8 @@ def sweep(
             ahead = [_current(v, replaced) for s in stops[index + 1 :] for v in s.reads]
             edited.advance(reads, ahead)
             kept = edited.kept(reads)
-            if any(s.targets for s in stops[index:]):
-                reference.advance(stop.targets, [v for s in stops[index + 1 :] for v in s.targets])
-                kept = [a + b for a, b in zip(kept, reference.kept(stop.targets), strict=True)]
+            reference.advance(stop.targets, [v for s in stops[index + 1 :] for v in s.targets])
+            kept = [a + b for a, b in zip(kept, reference.kept(stop.targets), strict=True)]
             examples = [Example(v.shape, count) for v in (*reads, *stop.targets)]
             replaced |= stop.edit(reads, Readings(kept, samples, examples))
             yield stop

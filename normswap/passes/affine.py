@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -94,11 +93,11 @@ class _Swap(Stop):
 
     def _fit_together(self, readings: Readings) -> tuple[Array, Array]:
         """The map [C, C], [C] from the input to the original's output."""
-        axis, channels = self._fitted.axis, math.prod(self._fitted.site.normalized_shape)
+        axis, channels = self._fitted.axis, self._fitted.channels
         sums = JointMoments(channels, channels), JointMoments(channels, channels)
         for part in self._fitted.rows(readings, (axis, axis)):
-            for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
-                moments.add(*part.where(chosen))
+            for moments, arrays in zip(sums, part.parts(*part.arrays), strict=True):
+                moments.add(*arrays)
         for moments in sums:
             check_finite(self._fitted.site, moments.x_mean, moments.y_mean, moments.xx)
         rows = sum(moments.count for moments in sums)
@@ -116,16 +115,15 @@ class _Swap(Stop):
     def _fit_groups(self, readings: Readings, table: Array) -> tuple[ChannelFit, Array, Array]:
         """Scale and shift by group, and the map [C, C], [C] from what they give to the original's
         output."""
-        axis, channels = self._fitted.axis, math.prod(self._fitted.site.normalized_shape)
+        axis, channels = self._fitted.axis, self._fitted.channels
         start = least_squares(self._fitted.site, *group_moments(self._fitted, readings, table))
         scale, shift = start.scale[table], start.shift[table]
         sums = JointMoments(channels, channels), JointMoments(channels, channels)
         for part in self._fitted.rows(readings, (axis, axis)):
             x, y = part.arrays
             z = x.astype(np.float64) * scale[part.position] + shift[part.position]
-            rest = y - z
-            for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
-                moments.add(z[chosen], rest[chosen])
+            for moments, arrays in zip(sums, part.parts(z, y - z), strict=True):
+                moments.add(*arrays)
         fit = fit_ridge(*sums)
         return start, np.eye(channels) + fit.weight.T, fit.bias
 

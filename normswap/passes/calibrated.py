@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from normswap.locate import locate
 from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
-from normswap.passes.ensure import swap_ensuring
+from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.select import select_sites
 from normswap.progress import Progress
 from normswap.validate.requirement import Judge, Requirement
@@ -36,15 +35,21 @@ KINDS = ("layer_norm", "rms_norm")
 @dataclass(frozen=True)
 class Fitted:
     """A site with what its fit has to know: the ``masks`` of the tokens that count (None: all do)
-    and which positions are ``special`` (class, register and [BOS] tokens; None: none is)."""
+    and which positions are ``special`` (class, register and [BOS] tokens; None: none that are
+    fitted apart)."""
 
     site: Site
     masks: Masks | None
-    special: Array | None
+    special: Array | None = None
 
     @property
     def axis(self) -> int:
         return self.site.axes[0]
+
+    @property
+    def channels(self) -> int:
+        (size,) = self.site.normalized_shape
+        return size
 
     def rows(self, readings: Readings, axes: Sequence[int]) -> Iterator[Rows]:
         return rows(readings, axes, self.masks)
@@ -102,7 +107,7 @@ class Calibrated(Pass):
         if self.tokens != "all":
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
-            result = self._swap(model, located, todo, self.data)
+            result = self._swapping(model, located, todo, self.data)(todo)
         else:
             fitting, judging = self.data.split(_JUDGED)
             if not judging.count:
@@ -112,25 +117,36 @@ class Calibrated(Pass):
                 )
             requirement = Requirement.parse(self.ensure)
             judge = Judge(model, calibration_batches(model, todo, judging), requirement)
-            swap = partial(self._swap, model, located, data=fitting)
+            swap = self._swapping(model, located, todo, fitting)
             result = swap_ensuring(model, todo, swap, judge, self.progress)
         return replace(result, skipped=[*skipped, *result.skipped], notes=[*notes, *result.notes])
 
-    def _swap(
+    def _swapping(
         self, model: Model, located: Sequence[Site], todo: Sequence[Site], data: Data
-    ) -> PassResult:
-        """All of ``todo`` swapped, fitted to ``data``."""
-        result = model.copy()
+    ) -> Swapping:
+        """A swap of some of ``todo``, fitted to ``data``."""
         batches = calibration_batches(model, todo, data)
+        fitted = fitted_sites(model.graph, located, todo, batches)
+        if self.tokens == "class":
+            fitted = _with_special(model.graph, located, fitted, batches)
+
+        def swap(sites: Sequence[Site]) -> PassResult:
+            return self._swap(model, batches, [f for f in fitted if f.site in sites])
+
+        return swap
+
+    def _swap(self, model: Model, batches: Batches, sites: Sequence[Fitted]) -> PassResult:
+        """All of ``sites`` swapped, fitted to ``batches``."""
+        result = model.copy()
         plan = Plan(model.graph, result.graph, batches)
-        self.plan(plan, fitted_sites(model.graph, located, todo, batches))
+        self.plan(plan, sites)
         steps = sweep(model.graph, result.graph, batches, plan.stops, self.memory)
         for done, _ in enumerate(steps, 1):
             if self.progress:
                 self.progress(done, len(plan.stops), "fitting")
         result.graph.prune()
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
-        return PassResult(result, True, list(todo), [], notes)
+        return PassResult(result, True, [f.site for f in sites], [], notes)
 
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
@@ -142,19 +158,27 @@ def fitted_sites(
 ) -> list[Fitted]:
     """The sites ``todo`` of a model, ``located`` all of its sites, as its data shows them."""
     fitted = []
-    special: dict[str, Array | None] = {}
     masks: dict[tuple[str, bool], Masks | None] = {}
     for site in todo:
-        tower = [s for s in located if s.tower == site.tower]
-        final = next((s for s in reversed(tower) if s.role == "final"), None)
-        if site.tower not in special:
-            special[site.tower] = special_positions(graph, tower, batches)
+        final = next((s for s in reversed(_tower(located, site)) if s.role == "final"), None)
         key = site.tower, final is not None and site.output == final.output
         if key not in masks:
             is_text = site.tower == "text"
             masks[key] = text_masks(graph, site, final, batches) if is_text else None
-        fitted.append(Fitted(site, masks[key], special[site.tower]))
+        fitted.append(Fitted(site, masks[key]))
     return fitted
+
+
+def _with_special(
+    graph: Graph, located: Sequence[Site], fitted: Sequence[Fitted], batches: Batches
+) -> list[Fitted]:
+    towers = {f.site.tower: _tower(located, f.site) for f in fitted}
+    special = {name: special_positions(graph, sites, batches) for name, sites in towers.items()}
+    return [replace(f, special=special[f.site.tower]) for f in fitted]
+
+
+def _tower(located: Sequence[Site], site: Site) -> list[Site]:
+    return [other for other in located if other.tower == site.tower]
 
 
 def check_finite(site: Site, *arrays: Array) -> None:
@@ -168,8 +192,7 @@ def check_finite(site: Site, *arrays: Array) -> None:
 
 def _check_fixed_tokens(model: Model, sites: Sequence[Site], tokens: str) -> None:
     graph = model.graph
-    nodes = graph.ancestors([graph.value(site.output) for site in sites])
-    read = {value.name for node in nodes for value in node.dynamic_inputs()}
+    read = {v.name for v in graph.sources(graph.value(site.output) for site in sites)}
     for spec in model.inputs:
         if spec.name in read and any(isinstance(size, str) for size in spec.shape[1:]):
             raise NormswapError(

@@ -27,7 +27,7 @@ def writer_stops(plan: Plan, sites: Sequence[Fitted]) -> tuple[list[Stop], list[
     notes on those that cannot be refitted."""
     graph = plan.graph
     tower = towers(graph)
-    changed = _downstream(graph, {graph.value(f.site.output) for f in sites})
+    changed = graph.descendants(graph.value(f.site.output) for f in sites)
     masks = {f.site.tower: f.masks for f in reversed(sites)}  # the first's: not [EOS] alone
     stops: list[Stop] = []
     moved = []
@@ -73,8 +73,7 @@ def _writer(graph: Graph, residual: Residual) -> _Writer | None:
     nodes = graph.ancestors([residual.branch], stop=[linear.output])
     if len(nodes) > _PATH or any(is_product(node) or is_attention(node) for node in nodes):
         return None  # where things move to depends on what is not computed again for that
-    reads = {v for node in nodes for v in node.dynamic_inputs()}
-    inputs = tuple(v for v in graph.inputs if v in reads)
+    inputs = tuple(graph.sources([residual.branch], stop=[linear.output]))
     path = graph.slice([linear.output, *inputs], [residual.branch], np.float64)
     return _Writer(linear, path, bool(nodes), inputs, skip, residual.add.output)
 
@@ -118,14 +117,6 @@ def _arrival(writer: _Writer, hidden: Array, inputs: Sequence[Array]) -> _Arriva
     return None
 
 
-def _downstream(graph: Graph, values: set[Value]) -> set[Value]:
-    found = set(values)
-    for node in graph.nodes:
-        if any(v in found for v in node.dynamic_inputs()):
-            found.update(node.outputs)
-    return found
-
-
 class _Refit(Stop):
     """W and b such that the stream comes as near to the original's as they can make it.
 
@@ -155,8 +146,8 @@ class _Refit(Stop):
             skips, totals, source = part.arrays
             inputs = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])[source[:, 0]]
             wanted = totals.astype(np.float64) - skips
-            for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
-                moments.add(inputs[chosen], wanted[chosen])
+            for moments, arrays in zip(sums, part.parts(inputs, wanted), strict=True):
+                moments.add(*arrays)
         old = (scale[:, None] * linear.weight).T
         fit = fit_ridge(*(moments.residual(old, scale * old_bias) for moments in sums))
         alive = scale != 0

@@ -28,15 +28,12 @@ def group_moments(
 ) -> tuple[GroupMoments, GroupMoments]:
     """The moments of a site's input, ``mapped`` by rows [N, C], and of the original's output by
     group of token: those of the samples to fit, and of those held out."""
-    sums: tuple[GroupMoments, GroupMoments] | None = None
+    size = int(table.max()) + 1, fitted.channels
+    sums = GroupMoments(*size), GroupMoments(*size)
     for part in fitted.rows(readings, (fitted.axis, fitted.axis)):
         x, y = mapped(part.arrays[0]), part.arrays[1]
-        if sums is None:
-            size = (int(table.max()) + 1, x.shape[1])
-            sums = GroupMoments(*size), GroupMoments(*size)
-        for moments, chosen in zip(sums, (~part.held_out, part.held_out), strict=True):
-            moments.add(x[chosen], y[chosen], table[part.position[chosen]])
-    assert sums is not None  # there is at least one batch
+        for moments, arrays in zip(sums, part.parts(x, y, table[part.position]), strict=True):
+            moments.add(*arrays)
     for moments in sums:
         check_finite(fitted.site, moments.x_mean, moments.y_mean, moments.x_variance)
     return sums

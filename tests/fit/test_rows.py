@@ -92,7 +92,7 @@ def test_several_arrays_are_read_side_by_side() -> None:
     second = np.moveaxis(first, -1, 1)  # the same values, channels first
     part = _one(list(rows(_Readings([[first, second]], [_SAMPLES]), [3, 1])))
     np.testing.assert_array_equal(*part.arrays)
-    chosen = part.where(part.held_out)
+    _, chosen = part.parts(*part.arrays)
     np.testing.assert_array_equal(chosen[0], chosen[1])
     assert len(chosen[0]) == part.held_out.sum()
 
