@@ -14,6 +14,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
+from normswap.graph.onnx_sizes import forget_shapes
+
 _OPERATORS = ("Slice", "Pad", "Split")
 _SHORT = 64
 _ROUNDS = 12  # at most: sizes that are known now may make others known, stage by stage
@@ -53,9 +55,7 @@ def _folded(model: ir.Model, wanted: set[str]) -> dict[str, ir.TensorProtocol]:
     computed = {str(v.name): v for node in sized.graph for v in node.outputs}
     sized.graph.outputs[:] = [computed[name] for name in sorted(wanted)]
     RemoveUnusedNodesPass()(sized)  # the rest does not matter here
-    for node in sized.graph:
-        for value in node.outputs:
-            value.shape = None
+    forget_shapes(sized)
     found: dict[str, ir.TensorProtocol] = {}
     try:
         for _ in range(_ROUNDS):

@@ -106,13 +106,19 @@ def _fits(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> bool:
     for value in sized.graph.inputs:
         if value.name in shapes:
             value.shape = ir.Shape(shapes[str(value.name)])
-    results = [v for node in sized.graph for v in node.outputs]
-    for value in results:
-        value.shape = None
+    results = forget_shapes(sized)
     with _silence():  # it logs what is wrong, and leaves the model as it is
         ShapeInferencePass(check_type=False, strict_mode=True, data_prop=True)(sized)
     known = [value.shape for value in results if value.shape is not None]
     return bool(known) and not any(isinstance(d, int) and d <= 0 for s in known for d in s)
+
+
+def forget_shapes(model: ir.Model) -> list[ir.Value]:
+    """Leaves shapes to be inferred anew, for other sizes of the inputs; the values without one."""
+    results = [value for node in model.graph for value in node.outputs]
+    for value in results:
+        value.shape = None
+    return results
 
 
 @contextlib.contextmanager

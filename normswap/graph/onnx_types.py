@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 from onnxscript.optimizer import fold_constants
 
-from normswap.graph.onnx_sizes import example_shapes
+from normswap.graph.onnx_sizes import example_shapes, forget_shapes
 
 ValueType = tuple[tuple[int, ...] | None, np.dtype[Any] | None]
 _log = logging.getLogger(__name__)
@@ -23,9 +23,7 @@ def infer_types(model: ir.Model) -> dict[str, ValueType]:
     for value in sized.graph.inputs:
         if value.name in shapes:
             value.shape = ir.Shape(shapes[str(value.name)])
-    for node in sized.graph:
-        for value in node.outputs:
-            value.shape = None
+    forget_shapes(sized)
     try:
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(sized)
     except Exception as error:  # inference is best effort: what it cannot give stays unknown

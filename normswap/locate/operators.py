@@ -10,6 +10,8 @@ from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.locate.names import site_name
 from normswap.locate.site import Rejection, Site
 
+TRAINING = "it normalises by the batch's own statistics"
+"""The reason for which a BatchNorm in training mode is rejected."""
 _BATCH_NORM = "BatchNormalization"
 _KINDS = {
     "LayerNormalization": "layer_norm",
@@ -85,7 +87,7 @@ def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
     if not known or x.shape is None:
         return "its parameters or the shape of its input are not constant"
     if mean is None or variance is None:
-        return "it normalises by the batch's own statistics"
+        return TRAINING
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
     before = None if before in taken else before

@@ -11,6 +11,7 @@ import numpy as np
 from normswap.graph.graph import Graph, Node, Value
 from normswap.locate import locate
 from normswap.locate.names import unique_names
+from normswap.locate.operators import TRAINING
 from normswap.locate.site import Site
 from normswap.locate.towers import towers
 from normswap.model import Model
@@ -24,7 +25,7 @@ from normswap.passes.algebra.change_of_variables import Start, spread
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
-from normswap.passes.select import select_sites
+from normswap.passes.select import select_sites, terms
 
 _LARGE_MEAN = 25.0  # deviations; measured: at 10 the exact contract holds, at 30 it may fail
 
@@ -59,13 +60,12 @@ class Fold(Pass):
         folding.run(regions)
         if self.sites is None:
             folding.run_on_what_is_new()
-        named = set((self.sites or "").replace(",", " ").split())
+        named = set(terms(self.sites or ""))
         done, skipped = folding.done(regions), folding.skipped(regions, named)
         if self.sites is not None:
             other = [s for s in chosen if s.kind not in ("batch_norm", "scale_shift", "affine")]
             skipped = [(s, f"it is a {s.kind}") for s in other] + skipped
-        training = "the batch's own statistics"
-        notes = [f"'{r.where}' stays: {r.reason}" for r in located.rejected if training in r.reason]
+        notes = [f"'{r.where}' stays: {r.reason}" for r in located.rejected if r.reason == TRAINING]
         if not done:
             return PassResult(model, False, [], skipped, notes)
         notes = [*folding.notes(), *filter(None, map(_conditioning, done)), *notes]

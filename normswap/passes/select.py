@@ -22,7 +22,7 @@ def select_sites(sites: Sequence[Site], pattern: str | None) -> list[Site]:
         return list(sites)
     chosen = list(sites)
     globs = []
-    for term in pattern.replace(",", " ").split():
+    for term in terms(pattern):
         key, equals, value = term.partition("=")
         if not equals:
             globs.append(term)
@@ -39,6 +39,11 @@ def select_sites(sites: Sequence[Site], pattern: str | None) -> list[Site]:
     if not chosen:
         raise NormswapError(f"--sites: no site matches '{pattern}'; `normswap inspect` lists them")
     return chosen
+
+
+def terms(pattern: str) -> list[str]:
+    """The terms of a pattern, which commas or spaces separate."""
+    return pattern.replace(",", " ").split()
 
 
 def _known(term: str, value: str, names: Sequence[str]) -> None:
