@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from normswap.graph.graph import Array
 
@@ -27,17 +28,21 @@ class JointMoments:
         """Adds rows: ``x`` [N, F] and ``y`` [N, C] of any float dtype."""
         if len(x) == 0:
             return
-        x, y = x.astype(np.float64), y.astype(np.float64)
-        x_mean, y_mean = x.mean(0), y.mean(0)
-        x -= x_mean
-        y -= y_mean
-        self._merge(len(x), x_mean, y_mean, x.T @ x, x.T @ y, np.square(y).sum(0))
+        # What the merge adds for the distance of the means is one more row's products.
+        rows_x, x_mean = _centred(x, self.count, self.x_mean)
+        rows_y, y_mean = _centred(y, self.count, self.y_mean)
+        xx, xy = rows_x.T @ rows_x, rows_x.T @ rows_y
+        xx += self.xx
+        xy += self.xy
+        self.xx, self.xy = xx, xy  # new arrays: others may share the old ones
+        self.yy = self.yy + np.square(rows_y).sum(0)
+        self._shift(len(x), x_mean, y_mean)
 
     def merged(self, other: JointMoments) -> JointMoments:
         """Those of the rows of both."""
         total = JointMoments(*self.xy.shape)
         for part in (self, other):
-            total._merge(part.count, part.x_mean, part.y_mean, part.xx, part.xy, part.yy)
+            total._merge(part)
         return total
 
     def scaled(self, scale: Array, shift: Array) -> JointMoments:
@@ -59,21 +64,32 @@ class JointMoments:
         left.yy = self.yy + np.sum(weight * (explained - 2 * self.xy), axis=0)
         return left
 
-    def _merge(
-        self, count: int, x_mean: Array, y_mean: Array, xx: Array, xy: Array, yy: Array
-    ) -> None:
-        if count == 0:
+    def _merge(self, other: JointMoments) -> None:
+        if other.count == 0:
             return
-        total = self.count + count
-        dx, dy = x_mean - self.x_mean, y_mean - self.y_mean
-        if self.count:  # new arrays: others may share the old ones
-            between = self.count * count / total
-            xx = xx + np.outer(between * dx, dx)
-            xx += self.xx
-            xy = xy + np.outer(between * dx, dy)
-            xy += self.xy
-            yy = yy + self.yy + between * np.square(dy)
-        self.xx, self.xy, self.yy = xx, xy, yy
-        self.x_mean = self.x_mean + dx * (count / total)
-        self.y_mean = self.y_mean + dy * (count / total)
-        self.count = total
+        total = self.count + other.count
+        dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
+        between = self.count * other.count / total * dx
+        self.xx, self.xy = self.xx + other.xx, self.xy + other.xy
+        for sums, d in ((self.xx, dx), (self.xy, dy)):
+            torch.from_numpy(sums).addr_(torch.from_numpy(between), torch.from_numpy(d))
+        self.yy = self.yy + other.yy + self.count * other.count / total * np.square(dy)
+        self._shift(other.count, other.x_mean, other.y_mean)
+
+    def _shift(self, count: int, x_mean: Array, y_mean: Array) -> None:
+        """Moves the means towards those of ``count`` more rows."""
+        self.count += count
+        self.x_mean = self.x_mean + (x_mean - self.x_mean) * (count / self.count)
+        self.y_mean = self.y_mean + (y_mean - self.y_mean) * (count / self.count)
+
+
+def _centred(new: Array, count: int, mean: Array) -> tuple[Array, Array]:
+    """The rows of ``new`` about their mean, and one for its distance from the ``mean`` of ``count``
+    rows before; the mean too. In float64."""
+    rows = torch.empty(len(new) + 1, new.shape[1], dtype=torch.float64)
+    rows[:-1] = torch.from_numpy(new)
+    new_mean = rows[:-1].mean(0)
+    rows[:-1] -= new_mean
+    share = count * len(new) / (count + len(new))
+    rows[-1] = (new_mean - torch.from_numpy(mean)) * share**0.5
+    return rows.numpy(), new_mean.numpy()

@@ -19,6 +19,7 @@ from normswap.locate.towers import towers
 from normswap.passes.calibrated import Fitted, Plan
 
 _MOVING = PASS_THROUGH | {"Mul", "Pad", "aten.roll.default"}
+_COPYING = {"Identity", "Dropout", "Cast"}
 _PATH = 64  # operators, at most, between a writer and the sum
 
 
@@ -75,7 +76,8 @@ def _writer(graph: Graph, residual: Residual) -> _Writer | None:
         return None  # where things move to depends on what is not computed again for that
     inputs = tuple(graph.sources([residual.branch], stop=[linear.output]))
     path = graph.slice([linear.output, *inputs], [residual.branch], np.float64)
-    return _Writer(linear, path, bool(nodes), inputs, skip, residual.add.output)
+    is_moved = any(node.op not in _COPYING for node in nodes)
+    return _Writer(linear, path, is_moved, inputs, skip, residual.add.output)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,9 @@ class _Refit(Stop):
             scale = arrival.scale
             part = self._rows(readings, number, [skip, total, arrival.source], arrival.axis)
             skips, totals, source = part.arrays
-            inputs = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])[source[:, 0]]
+            inputs = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])
+            if self._writer.is_moved or len(source) != len(inputs):
+                inputs = inputs[source[:, 0]]
             wanted = totals.astype(np.float64) - skips
             for moments, arrays in zip(sums, part.parts(inputs, wanted), strict=True):
                 moments.add(*arrays)
