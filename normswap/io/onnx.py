@@ -17,6 +17,7 @@ from normswap.io.atomic import PathLike, atomic_path, check_writable
 from normswap.io.messages import first_line
 from normswap.io.onnx_data import DATA_FILE, DataFiles, superseded_files
 from normswap.io.onnx_external import data_file, map_data_files
+from normswap.io.onnx_inline import Starts, blanks, filled, parse, put_into, write_pieces
 from normswap.io.onnx_tensors import Slot, slots
 
 _LARGEST_PROTO = (1 << 31) - 1
@@ -24,13 +25,14 @@ _EXPORT_AGAIN = "copy or export it again"
 
 
 def read_onnx(path: PathLike) -> ir.Model:
-    """The model in an ``.onnx`` file; its external data stays mapped until it is used.
+    """The model in an ``.onnx`` file; its weights stay mapped until they are used, so its files
+    may be replaced or removed meanwhile, but not be written over in place.
 
     Raises NormswapError for a file that is missing, damaged or not ONNX, for data files that are
     missing, short or outside its folder, and for what onnx_ir would drop without a word.
     """
     path = Path(path)
-    proto = _parse(path)
+    proto, starts, mapping = _parse(path)
     _check_content(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
@@ -38,6 +40,7 @@ def read_onnx(path: PathLike) -> ir.Model:
         raise NormswapError(
             f"{path}: is damaged ({first_line(_root(error))}); {_EXPORT_AGAIN}"
         ) from error
+    put_into(model, proto, starts, mapping)
     map_data_files(model, path)
     _check_inline(path, model)
     _remember_data_file(model)
@@ -61,20 +64,23 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
     files = DataFiles(model, path)
     superseded = superseded_files(path, _data_files_of(path))
     with files.written() as placed:
-        with _placed(placed, model):
+        blank = blanks(model, besides={slot for slot, _ in placed})
+        with _placed([*placed, *blank], model):
             proto = ir.serde.serialize_model(model)
         if metadata:
             onnx.helper.set_model_props(proto, {**model.metadata_props, **metadata})
-        if proto.ByteSize() > _LARGEST_PROTO:
+        pieces = filled(proto.SerializeToString(), blank)
+        if sum(len(piece) for piece in pieces) > _LARGEST_PROTO:
             raise NormswapError(f"{path}: is larger than 2 GB without its weights")
         with atomic_path(path) as temporary:
-            temporary.write_bytes(proto.SerializeToString())
+            with open(temporary, "wb") as file:
+                write_pieces(pieces, file)
             files.belong_to(temporary)
     files.remove(superseded)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
+def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, mmap.mmap]:
+    """The message without its large weights, where these are, and the file that holds them."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "there is no such file"
         raise NormswapError(f"{path}: {problem}; name an .onnx file")
@@ -82,17 +88,12 @@ def _parse(path: Path) -> onnx.ModelProto:
         with open(path, "rb") as file:
             if not file.read(1):
                 raise NormswapError(f"{path}: is empty; {_EXPORT_AGAIN}")
-            # Parsed from the mapping: a model of 2 GB need not be in memory twice.
-            with (
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
-                memoryview(mapping) as view,
-            ):
-                proto.ParseFromString(view)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return *parse(mapping), mapping
     except google.protobuf.message.DecodeError as error:
         raise NormswapError(f"{path}: is not ONNX, or is truncated; {_EXPORT_AGAIN}") from error
     except OSError as error:
         raise NormswapError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return proto
 
 
 def _check_content(path: Path, proto: onnx.ModelProto) -> None:
@@ -141,7 +142,7 @@ def _data_files_of(path: Path) -> set[Path]:
     if path.exists():
         # It is about to be replaced: whatever is wrong with it is no longer of interest.
         with contextlib.suppress(Exception):
-            for slot in slots(ir.serde.deserialize_model(_parse(path))):
+            for slot in slots(ir.serde.deserialize_model(_parse(path)[0])):
                 if isinstance(slot.tensor, ir.ExternalTensor):
                     with contextlib.suppress(NormswapError):
                         files.add(data_file(path, str(slot.tensor.location), slot.name))

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from normswap.errors import NormswapError
 from normswap.io.atomic import DISK_ERRORS, sync_folder
 from normswap.io.messages import first_line
+from normswap.io.onnx_inline import InlineTensor
 from normswap.io.onnx_tensors import MappedTensor, Slot, slots, stream
 
 _LOG = logging.getLogger("normswap")
@@ -157,7 +158,8 @@ class DataFiles:
         offset = out.tell()
         try:
             if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
-                stream(tensor, out)  # its file may be gone by now
+                start = tensor.offset or 0
+                stream(tensor.raw, start, start + tensor.nbytes, out)  # its file may be gone by now
             else:
                 tensor.tofile(out) if hasattr(tensor, "tofile") else out.write(tensor.tobytes())
         except (OSError, ValueError) as error:
@@ -216,8 +218,8 @@ def _location(tensor: ir.TensorProtocol, otherwise: str) -> str | None:
 
 
 def _is_new(tensor: ir.TensorProtocol) -> bool:
-    """Whether a pass made it: what was inline in a file is a TensorProtoTensor."""
-    return not isinstance(tensor, ir.serde.TensorProtoTensor)
+    """Whether a pass made it."""
+    return not isinstance(tensor, ir.serde.TensorProtoTensor | InlineTensor)
 
 
 def _may_move(slot: Slot) -> bool:

@@ -129,7 +129,8 @@ class MappedTensor(ir.ExternalTensor):
         return b"" if self.raw is None else self.raw[start:end]
 
     def tofile(self, file: Any) -> None:
-        stream(self, file)
+        if self.raw is not None:
+            stream(self.raw, *self.span, file)
 
     def release(self) -> None:
         """Nothing: the mapping is shared, and ends with the last tensor that uses it."""
@@ -138,17 +139,13 @@ class MappedTensor(ir.ExternalTensor):
         return self
 
 
-def stream(tensor: ir.ExternalTensor, file: IO[bytes]) -> None:
-    """Writes the bytes of a mapped tensor to ``file`` without holding them in memory."""
-    if tensor.raw is None:
-        return
-    start = tensor.offset or 0
-    end = start + tensor.nbytes
-    with memoryview(tensor.raw) as view:
+def stream(mapping: mmap.mmap, start: int, end: int, file: IO[bytes]) -> None:
+    """Writes bytes of a mapped file to ``file`` without holding them in memory."""
+    with memoryview(mapping) as view:
         for at in range(start, end, _CHUNK):
             stop = min(at + _CHUNK, end)
             file.write(view[at:stop])
-            _forget(tensor.raw, at, stop)
+            _forget(mapping, at, stop)
 
 
 def _forget(mapping: mmap.mmap, start: int, stop: int) -> None:
