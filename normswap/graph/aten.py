@@ -158,14 +158,17 @@ def _addmm(a: Arguments) -> Reading:
     return Reading("Gemm", _slots("mat1", "mat2", "self"), attributes)
 
 
-@_reads(aten.conv2d.default, aten.conv1d.default, aten.conv3d.default, aten.convolution.default)
+@_reads(
+    *(aten.conv2d.default, aten.conv1d.default, aten.conv3d.default, aten.convolution.default),
+    *(aten.conv2d.padding, aten.conv1d.padding, aten.conv3d.padding),
+)
 def _conv(a: Arguments) -> Reading:
     if a.get("transposed"):
         return Reading("ConvTranspose", _slots("input", "weight", "bias"))
     padding = a["padding"]
     attributes = {
         "strides": tuple(a["stride"]),
-        "pads": tuple(padding) * 2 if not isinstance(padding, str) else (1,),
+        "pads": ((int(padding != "valid"),) if isinstance(padding, str) else tuple(padding) * 2),
         "dilations": tuple(a["dilation"]),
         "group": a["groups"],
     }

@@ -20,9 +20,11 @@ CALL_SLOTS: dict[str, tuple[str, ...]] = {
     "Cast": ("self",),
     "Transpose": ("self",),
     "Add": ("self", "other"),
+    "Sub": ("self", "other"),
     "Mul": ("self", "other"),
     "MatMul": ("self", "other"),
     "Gemm": ("mat1", "mat2", "self"),
+    "ReduceMean": ("self",),
 }
 
 
@@ -44,6 +46,9 @@ def call_for(
         return _ops.to.dtype, (nodes[0], to_torch(np.empty(0, attributes["to"])).dtype)
     if op == "Transpose":
         return _ops.permute.default, (nodes[0], list(attributes["perm"]))
+    if op == "ReduceMean":
+        keep = bool(attributes["keepdims"])
+        return _ops.mean.dim, (nodes[0], list(attributes["axes"]), keep)
     if op == "Gemm":
         return _ops.addmm.default, (nodes[2], nodes[0], nodes[1])
     return _BINARY[op], (nodes[0], nodes[1])
@@ -51,6 +56,7 @@ def call_for(
 
 _BINARY = {
     "Add": _ops.add.Tensor,
+    "Sub": _ops.sub.Tensor,
     "Mul": _ops.mul.Tensor,
     "MatMul": _ops.matmul.default,
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 from onnxscript.version_converter import convert_version
@@ -15,8 +16,8 @@ from normswap.errors import NormswapError
 from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx_fixed import settle_fixed_parameters
-from normswap.graph.onnx_names import module_scope, name_everything
-from normswap.graph.onnx_runner import double_runner, runtime_runner
+from normswap.graph.onnx_names import module_scope, name_everything, scoped_name
+from normswap.graph.onnx_runner import double_runner, runtime_runner, slice_proto
 from normswap.graph.onnx_subgraphs import (
     captured_values,
     nested_operators,
@@ -26,6 +27,10 @@ from normswap.graph.onnx_types import ValueType, infer_types
 
 _DOMAINS = ("", "ai.onnx")
 _OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # that brought an operator
+# ONNX Runtime's own: (normalised, mean, deviation, sum) of two values.
+_RUNTIME_DOMAIN = "com.microsoft"
+_WITH_SUM = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+_AXES_AS_INPUT = 18  # the opset from which on ReduceMean's axes are one
 _LOST_METADATA = ("pkg.torch.onnx.stack_trace",)  # of a node that a new one takes after
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class OnnxGraph(Graph):
         super().__init__()
         self.model = model
         self._wanted_names: dict[str, str] = {}  # by the unique name given in its place
+        self._unit_scales: dict[Any, str] = {}  # the names of vectors of ones
         _inline_functions(model)
         try:
             model.graph.sort()
@@ -165,6 +171,15 @@ class OnnxGraph(Graph):
         fetch = {str(v.name): _fetch(v) for v in [*constants, *raw_outputs]}
         return double_runner(self.model, raws, fetch, raw_inputs, raw_outputs, dtype)
 
+    def extract(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> onnx.ModelProto:
+        """A slice as a model of its own, whose outputs stand in the order of ``outputs``.
+
+        Raises ValueError if the slice needs an input that is not among ``inputs``.
+        """
+        raws, constants = self._slice_parts(inputs, outputs)
+        typed = [(v.name, v.dtype, v.shape) for v in inputs]
+        return slice_proto(self.model, raws, constants, typed, [v.name for v in outputs])[0]
+
     def _slice_parts(
         self, inputs: Sequence[Value], outputs: Sequence[Value]
     ) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -222,7 +237,14 @@ class OnnxGraph(Graph):
                 f"{op} needs opset {wanted}, and opset {before} could not be raised to it; export "
                 f"the model again with a newer opset"
             )
-        self.__init__(self.model)  # type: ignore[misc]  # the converter made all nodes anew
+        # The converter made all nodes anew; values of the same names have the same types.
+        known = {v.name: (v.shape, v.dtype) for v in self._values.values() if v.shape is not None}
+        made = {str(v.name) for node in self.model.graph for v in node.outputs if v.name}
+        self.__init__(self.model, known if made <= known.keys() else None)  # type: ignore[misc]
+        lost = {v.name for v in self._values.values() if v.shape is None} & known.keys()
+        if lost:  # what came from elsewhere than this inference
+            types = self._types | {name: known[name] for name in lost}
+            self.__init__(self.model, types)  # type: ignore[misc]
 
     def replace_constant(self, value: Value, array: Array) -> None:
         raw = cast(ir.Value, value.raw)
@@ -252,6 +274,20 @@ class OnnxGraph(Graph):
         self.model.graph.register_initializer(raw)
         return raw, name
 
+    def insert(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        name: str,
+        like: Node | None = None,
+    ) -> Value:
+        if op in _OPSETS and len(inputs) > 1 and inputs[1] is None:
+            x = cast(Value, inputs[0])
+            inputs = [x, self._unit_scale(x, attributes or {}, name), *inputs[2:]]
+        return super().insert(op, inputs, attributes, name=name, like=like)
+
     def _emit(
         self,
         op: str,
@@ -262,27 +298,35 @@ class OnnxGraph(Graph):
     ) -> tuple[Any, list[Value]]:
         if op not in _EMITTED:
             raise ValueError(f"cannot write the operator {op} into an ONNX graph")
+        if op in _WITH_SUM:
+            self.model.opset_imports.setdefault(_RUNTIME_DOMAIN, 1)
         if self.opset < _OPSETS.get(op, 1):
             raise ValueError(f"{op} needs opset {_OPSETS[op]}")
-        if op in _OPSETS and len(inputs) > 1 and inputs[1] is None:
-            inputs = [
-                inputs[0],
-                self._unit_scale(cast(Value, inputs[0]), attributes, name),
-                *inputs[2:],
-            ]
         written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
         if op == "Cast":
             written["to"] = int(ir.DataType.from_numpy(attributes["to"]))
         raw_inputs = [cast(ir.Value, v.raw) if v is not None else None for v in inputs]
-        raw = ir.node(op, raw_inputs, written, name=f"{name}/{op}")
+        if op == "ReduceMean" and self.opset >= _AXES_AS_INPUT:
+            axes = np.array(written.pop("axes"), np.int64)
+            raw_inputs.append(cast(ir.Value, self.add_constant(axes, f"{name}.axes").raw))
+        raw = ir.node(
+            op,
+            raw_inputs,
+            written,
+            domain="" if op not in _WITH_SUM else _RUNTIME_DOMAIN,
+            num_outputs=1 if op not in _WITH_SUM else 4,
+            name=scoped_name(like.scope if like else "", name, op),
+        )
         x = cast(Value, inputs[0])
         shape = _shape_after(op, [v for v in inputs if v is not None], attributes)
-        output = raw.outputs[0]
-        output.name = name
         dtype = attributes.get("to", x.dtype)
-        if dtype is not None:
-            output.dtype = ir.DataType.from_numpy(dtype)
-        self._types[name] = (shape, dtype)
+        names = [name] if op not in _WITH_SUM else [name, "", "", self._unique(f"{name}.sum")]
+        for output, own in zip(raw.outputs, names, strict=True):
+            output.name = own
+            if own:
+                if dtype is not None:
+                    output.dtype = ir.DataType.from_numpy(dtype)
+                self._types[own] = (shape, dtype)
         if like is not None:
             source = cast(ir.Node, like.raw).metadata_props
             raw.metadata_props.update({k: v for k, v in source.items() if k not in _LOST_METADATA})
@@ -292,12 +336,21 @@ class OnnxGraph(Graph):
         else:
             order = {n: i for i, n in enumerate(self.model.graph)}
             self.model.graph.insert_after(max(producers, key=order.__getitem__), raw)
-        return raw, [self._view_value(output)]
+        return raw, [
+            self._view_value(v) if v.name else Value(f"{name}.{i}", v)
+            for i, v in enumerate(raw.outputs)
+        ]
 
     def _unit_scale(self, x: Value, attributes: Mapping[str, Any], name: str) -> Value:
-        """A gamma of ones, which ONNX's norms cannot do without."""
+        """A gamma of ones, which ONNX's norms cannot do without: one for all of a shape and dtype,
+        named after the first."""
         shape = cast(tuple[int, ...], x.shape)[attributes["axis"] :]
-        return self.add_constant(np.ones(shape, x.dtype), f"{name.removesuffix('.output')}.weight")
+        known = self._values.get(self._unit_scales.get((shape, x.dtype), ""))
+        if known is None or not np.all(self._read(known) == 1):
+            ones = np.ones(shape, x.dtype)
+            known = self.add_constant(ones, f"{name.removesuffix('.output')}.weight")
+            self._unit_scales[shape, x.dtype] = known.name
+        return known
 
     @property
     def opset(self) -> int:
@@ -352,7 +405,12 @@ class OnnxGraph(Graph):
                 del self._wanted_names[unique]
 
 
-_EMITTED = (*_OPSETS, "BatchNormalization", "Transpose", "Cast", "Add", "Mul", "MatMul", "Gemm")
+_EMITTED = (
+    *_OPSETS,
+    *_WITH_SUM,
+    *("BatchNormalization", "Transpose", "Cast", "Add", "Sub", "Mul", "MatMul", "Gemm"),
+    "ReduceMean",
+)
 
 
 def _inline_functions(model: ir.Model) -> None:
@@ -374,7 +432,10 @@ def _shape_after(
         return tuple(shape[axis] for axis in attributes["perm"])
     if op in ("Gemm", "MatMul"):
         return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
-    if op in ("Add", "Mul"):
+    if op == "ReduceMean":  # which passes write with keepdims
+        axes = attributes["axes"]
+        return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    if op in ("Add", "Sub", "Mul"):
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape

@@ -30,6 +30,11 @@ def module_scope(node: ir.Node) -> str:
     return ".".join(path)
 
 
+def scoped_name(scope: str, value: str, op: str) -> str:
+    """The name of a new node, which ``module_scope`` reads the module path ``scope`` from."""
+    return f"/{scope}/{value.replace('/', '.')}.{op}" if scope else f"{value}/{op}"
+
+
 def name_everything(graph: ir.Graph) -> None:
     """Names the values that are read but unnamed; values are known by name here."""
     taken = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}

@@ -48,9 +48,35 @@ def runtime_runner(
     ``outputs``: names.
     Raises NormswapError where the runtime refuses the slice.
     """
+    names = [name for name, _, _ in inputs]
+    proto, fetched = slice_proto(model, nodes, constants, inputs, outputs)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised, not printed
+    try:
+        session = _session(proto, options)
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise NormswapError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        feeds = dict(zip(names, arrays, strict=True))
+        used = {i.name for i in session.get_inputs()}
+        try:
+            return list(session.run(fetched, {k: v for k, v in feeds.items() if k in used}))
+        except Exception as error:
+            raise NormswapError(f"ONNX Runtime fails: {_first_line(error)}") from error
+
+    return run
+
+
+def slice_proto(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    constants: Sequence[ir.Value],
+    inputs: Sequence[tuple[str, np.dtype[Any] | None, tuple[int, ...] | None]],
+    outputs: Sequence[str],
+) -> tuple[onnx.ModelProto, list[str]]:
+    """A slice as a model of its own, and what its outputs are called there."""
     graph = onnx.GraphProto(name="slice")
     graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
     names = [name for name, _, _ in inputs]
@@ -68,20 +94,7 @@ def runtime_runner(
     proto = onnx.ModelProto(graph=graph, ir_version=max(8, min(model.ir_version, 11)))
     for domain, version in model.opset_imports.items():
         proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
-    try:
-        session = _session(proto, options)
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise NormswapError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
-
-    def run(arrays: Sequence[Array]) -> list[Array]:
-        feeds = dict(zip(names, arrays, strict=True))
-        used = {i.name for i in session.get_inputs()}
-        try:
-            return list(session.run(fetched, {k: v for k, v in feeds.items() if k in used}))
-        except Exception as error:
-            raise NormswapError(f"ONNX Runtime fails: {_first_line(error)}") from error
-
-    return run
+    return proto, fetched
 
 
 def double_runner(

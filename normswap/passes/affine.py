@@ -40,7 +40,7 @@ class Affine(Calibrated):
     several axes.
     """
 
-    target: ClassVar[str] = "affine"
+    to: ClassVar[str] = "affine"
 
     refit_writers: bool = False
 

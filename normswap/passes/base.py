@@ -38,12 +38,12 @@ class Refusal(Exception):
 class Pass(abc.ABC):
     """One transformation of a model.
 
-    Subclasses are dataclasses whose fields are their options. ``target`` is the word behind
+    Subclasses are dataclasses whose fields are their options. ``to`` is the word behind
     ``--to`` ('' for a pass that is no swap); ``exact`` says whether the new model is the same
     function in real arithmetic; ``needs_data`` whether it calibrates.
     """
 
-    target: ClassVar[str] = ""
+    to: ClassVar[str] = ""
     exact: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
 
@@ -57,7 +57,7 @@ def swaps() -> dict[str, type[Pass]]:
     package = importlib.import_module("normswap.passes")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"normswap.passes.{module.name}")
-    return {cls.target: cls for cls in sorted(_subclasses(Pass), key=str) if cls.target}
+    return {cls.to: cls for cls in sorted(_subclasses(Pass), key=str) if cls.to}
 
 
 def _subclasses(cls: Any) -> set[type[Pass]]:

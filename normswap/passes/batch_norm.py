@@ -31,7 +31,7 @@ class BatchNorm(Calibrated):
     Skips norms of other kinds and over several axes.
     """
 
-    target: ClassVar[str] = "batchnorm"
+    to: ClassVar[str] = "batchnorm"
 
     fit: str = "moments"
     ffn_batchnorm: bool = False

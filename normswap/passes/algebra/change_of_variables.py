@@ -50,16 +50,16 @@ class Start:
     """Where a change starts: ``value`` changes by ``change``, in the owed form or the gained one.
 
     ``around``: the nodes between a removed map's input and output, which are left alone.
-    ``unchanged``: the value at the other end of it. ``closed``: nodes that take no change, whatever
-    they are. ``part``: a change that comes up to an operator
-    which takes a part of its input concerns that part alone.
+    ``unchanged``: the value at the other end of it, if there is one. ``closed``: nodes that take
+    no change, whatever they are. ``part``: a change that comes up to an operator which takes a part
+    of its input concerns that part alone.
     """
 
     value: Value
     change: ChannelMap
     owed: bool
-    around: frozenset[Node]
-    unchanged: Value
+    around: frozenset[Node] = frozenset()
+    unchanged: Value | None = None
     closed: frozenset[Node] = frozenset()
     part: bool = False
 
@@ -69,7 +69,7 @@ def spread(graph: Graph, edits: WeightEdits, start: Start) -> Callable[[], None]
 
     Raises Refusal where something cannot take its part of the change.
     """
-    change = _Change(graph, edits, start)
+    change = Change(graph, edits, start)
     change.spread()
     actions = change.actions()
 
@@ -81,7 +81,9 @@ def spread(graph: Graph, edits: WeightEdits, start: Start) -> Callable[[], None]
 
 
 @dataclass
-class _Change:
+class Change:
+    """A change on its way; ``known``: the values that it has reached, each with its part of it."""
+
     graph: Graph
     edits: WeightEdits
     start: Start

@@ -122,8 +122,11 @@ class ChannelMap:
         """A times an array of the value's axes."""
         if self.axis is None:
             return self.linear * array
-        column = np.moveaxis(array, self.axis, -1)[..., None]
         matrix = np.moveaxis(self.linear, self.axis, -2)
+        if matrix.size == matrix.shape[-1] ** 2 and array.shape[self.axis] > 1:
+            rows = np.moveaxis(array, self.axis, -1)  # one matrix for all, a table of embeddings'
+            return np.moveaxis(rows @ matrix.reshape(matrix.shape[-2:]).T, -1, self.axis)
+        column = np.moveaxis(array, self.axis, -1)[..., None]
         if column.shape[-2] == 1:
             column = np.broadcast_to(column, (*column.shape[:-2], matrix.shape[-1], 1))
         return np.moveaxis((matrix @ column)[..., 0], -1, self.axis)
@@ -188,6 +191,8 @@ def _compact(array: Array, rank: int, kept: int | None) -> Array:
 
 
 def _alike(first: Array, second: Array) -> bool:
+    if first is second:
+        return True
     try:
         largest = np.maximum(np.abs(first), np.abs(second))
     except ValueError:  # shapes that do not go together

@@ -1,0 +1,110 @@
+"""Weight and bias of norms move into the weights behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Graph, Node
+from normswap.locate import locate
+from normswap.locate.site import Site
+from normswap.model import Model
+from normswap.passes.algebra.affine_regions import nodes_of
+from normswap.passes.algebra.change_of_variables import Start, spread
+from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.weight_edits import WeightEdits
+from normswap.passes.base import Pass, PassResult, Refusal
+from normswap.passes.norm_operator import OPERATORS, replace_norm
+from normswap.passes.select import select_sites
+
+
+@dataclass
+class FoldAffine(Pass):
+    """y = n * gamma + beta of a LayerNorm or an RMSNorm n: what reads y reads n instead.
+
+    Exact: W y + b = (W diag(gamma)) n + (b + W beta), computed in float64 and rounded once. What
+    lies between the norm and the linear layers and convolutions is what
+    ``algebra/change_of_variables.py`` lets a map through. The norm becomes one operator without
+    weight and bias; where ONNX demands a weight, all norms of one width share a vector of ones.
+    Skips a norm, whole, if anything but linear layers and convolutions reads it (a residual sum,
+    an attention, an output of the model), and one over several axes.
+    """
+
+    exact: ClassVar[bool] = True
+
+    sites: str | None = None
+
+    def __call__(self, model: Model) -> PassResult:
+        located = locate(model.graph).sites
+        chosen = select_sites(located, self.sites)
+        skipped = [(s, why) for s in chosen if (why := why_unfoldable(s))]
+        todo = [s for s in chosen if not why_unfoldable(s)]
+        result = model.copy()
+        for kind in sorted({site.kind for site in todo}):
+            try:
+                result.graph.require(OPERATORS[kind])
+            except NormswapError as error:
+                skipped += [(s, str(error)) for s in todo if s.kind == kind]
+                todo = [s for s in todo if s.kind != kind]
+        edits = WeightEdits(result.graph)
+        closed = norm_nodes(result.graph, located)
+        done = []
+        for site in todo:
+            try:
+                absorb_affine(result.graph, edits, site, closed)()
+            except Refusal as refusal:
+                skipped.append((site, str(refusal)))
+            else:
+                done.append(site)
+        order = {site: number for number, site in enumerate(chosen)}
+        skipped.sort(key=lambda pair: order[pair[0]])
+        if not done:
+            return PassResult(model, False, [], skipped)
+        for site in reversed(done):  # a norm may read the output of the one before it
+            replace_norm(result.graph, replace(site, weight=None, bias=None), site)
+        edits.write()
+        result.graph.prune()
+        return PassResult(result, True, done, skipped)
+
+
+def why_unfoldable(site: Site) -> str:
+    """Why nothing of a norm can be folded, to be seen from itself; '' if something may."""
+    if site.kind not in OPERATORS:
+        return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+    if not has_affine(site):
+        return "it has neither weight nor bias"
+    return "" if len(site.axes) == 1 else "it normalises over several axes"
+
+
+def has_affine(site: Site) -> bool:
+    """Whether its weight and bias do anything."""
+    plain = site.weight is None or bool(np.all(site.weight == 1))
+    return not plain or (site.bias is not None and bool(np.any(site.bias)))
+
+
+def norm_nodes(graph: Graph, sites: Sequence[Site]) -> frozenset[Node]:
+    """All that norms consist of."""
+    return frozenset(node for site in sites for node in nodes_of(graph, site))
+
+
+def absorb_affine(
+    graph: Graph, edits: WeightEdits, site: Site, closed: Collection[Node]
+) -> Callable[[], None]:
+    """The edits by which the readers of a norm over one axis take over its weight and bias.
+
+    ``closed``: nodes that take none, such as those of other norms. Raises Refusal where a reader
+    cannot.
+    """
+    x, y = graph.value(site.input), graph.value(site.output)
+    if y.rank is None:
+        raise Refusal(f"'{y.name}' has no known shape")
+    size, (axis,) = site.normalized_shape[0], site.axes
+    weight = np.ones(size) if site.weight is None else site.weight
+    bias = np.zeros(size) if site.bias is None else site.bias
+    change = ChannelMap.along(weight, bias, axis, y.rank)
+    own = frozenset(nodes_of(graph, site))
+    return spread(graph, edits, Start(y, change, True, own, x, frozenset(closed) - own))

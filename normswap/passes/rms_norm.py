@@ -1,0 +1,150 @@
+"""LayerNorms become RMSNorms: the mean that they subtract is taken out of the weights instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Graph, Value
+from normswap.locate import locate
+from normswap.locate.site import Site
+from normswap.model import Model
+from normswap.passes.algebra.centring import Centring, Readers, centred
+from normswap.passes.algebra.weight_edits import WeightEdits
+from normswap.passes.base import Pass, PassResult, Refusal
+from normswap.passes.fold_affine import absorb_affine, has_affine, norm_nodes
+from normswap.passes.kernel_choice import use_kernels
+from normswap.passes.norm_operator import OPERATORS, replace_norm
+from normswap.passes.select import select_sites
+
+_WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
+
+
+@dataclass
+class RmsNorm(Pass):
+    """y = x / sqrt(E[x^2] + eps) * gamma + beta in place of a LayerNorm whose input has no mean.
+
+    Exact. LayerNorm(x) = LayerNorm(P x) with P = I - 1 1^T / C, and P x has no mean, so LayerNorm
+    and RMSNorm (Zhang and Sennrich 2019) agree on it. P goes into whatever writes to x: W' = P W,
+    b' = P b for linear layers and convolutions, c' = P c for class tokens, positions and tables of
+    embeddings; LayerScale goes along, W' = P diag(s) W (``algebra/centring.py``). Every reader of
+    x and of the stream that it is a part of has to be a LayerNorm over the same channels, or to
+    move or sum up. A norm that writes to the stream (CLIP's ln_pre) has its mean subtracted behind
+    it. gamma and beta go into the readers where those can take them (``fold_affine.py``), else
+    they stay as the operator's weight and one Add. ONNX's RMSNormalization needs opset 23: an
+    older file is raised to it.
+    Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
+    is an output or is read by anything else, as in post-norm models.
+    """
+
+    to: ClassVar[str] = "rmsnorm"
+    exact: ClassVar[bool] = True
+
+    sites: str | None = None
+
+    def __call__(self, model: Model) -> PassResult:
+        located = locate(model.graph).sites
+        chosen = select_sites(located, self.sites)
+        todo = [site for site in chosen if site.kind == "layer_norm"]
+        if not todo:
+            return PassResult(model, False, [], [(s, _other_kind(s)) for s in chosen])
+        result = model.copy()
+        try:
+            result.graph.require(OPERATORS["rms_norm"])
+        except NormswapError as error:
+            why = {s: str(error) if s in todo else _other_kind(s) for s in chosen}
+            return PassResult(model, False, [], list(why.items()))
+        swap = _Swap(result.graph, located)
+        swap.centre(todo)
+        skipped = [(s, swap.reasons.get(s) or _other_kind(s)) for s in chosen if s not in swap.done]
+        if not swap.done:
+            return PassResult(model, False, [], skipped)
+        written = swap.write()
+        norms = {site: value.name for site, value in written.items()}
+        _, notes = use_kernels(result.graph, norms, tune=False, progress=None)
+        done = [site for site in todo if site in swap.done]
+        return PassResult(result, True, done, skipped, [*swap.notes, *notes])
+
+
+def _other_kind(site: Site) -> str:
+    return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+
+
+class _Swap:
+    """Takes the mean out of one stream after the other, then writes the norms."""
+
+    def __init__(self, graph: Graph, located: Sequence[Site]) -> None:
+        self.graph, self.edits = graph, WeightEdits(graph)
+        self.readers = Readers(graph, located)
+        self.norms = norm_nodes(graph, located)
+        self.done: set[Site] = set()
+        self.reasons: dict[Site, str] = {}
+        self.notes: list[str] = []
+        self.subtractions: dict[Value, int] = {}  # the axis by the value
+
+    def centre(self, todo: Sequence[Site]) -> None:
+        for site in todo:
+            if site in self.done or site in self.reasons:
+                continue
+            if site in self.readers.reasons:
+                self.reasons[site] = self.readers.reasons[site]
+                continue
+            change = centred(self.graph, self.edits, site, self.readers)
+            stream = [s for s in todo if s is site or change.reaches(s)]
+            if refusal := change.refusal or _not_worth_it(change, stream):
+                self.reasons |= dict.fromkeys(stream, refusal)
+                continue
+            for action in change.actions():
+                action()
+            self.graph.prune()  # LayerScales that are gone would stand in the way
+            self.done.update(stream)
+            self.subtractions |= change.subtractions
+
+    def write(self) -> dict[Site, Value]:
+        """Writes norms and weights into the graph; the new values of the norms."""
+        kept = {
+            site: self._without_affine(site) for site in self.readers.located if site in self.done
+        }
+        written = {  # in reverse, for a norm may read the output of the one before it
+            site: replace_norm(self.graph, norm, site) for site, norm in reversed(kept.items())
+        }
+        for value, axis in self.subtractions.items():
+            site = self.readers.outputs[value]
+            self._subtract_mean(written.get(site, value), axis, site.name)
+        self.edits.write()
+        self.graph.prune()
+        return written
+
+    def _without_affine(self, site: Site) -> Site:
+        """The RMSNorm in place of ``site``, whose readers take over what they can."""
+        norm = replace(site, kind="rms_norm")
+        if has_affine(site):
+            try:
+                absorb_affine(self.graph, self.edits, site, self.norms)()
+            except Refusal as refusal:
+                self.notes.append(f"'{site.name}' keeps its weight and bias: {refusal}")
+                return norm
+        return replace(norm, weight=None, bias=None)
+
+    def _subtract_mean(self, value: Value, axis: int, name: str) -> None:
+        like = value.producer
+        attributes = {"axes": (axis,), "keepdims": 1}
+        mean = self.graph.insert("ReduceMean", [value], attributes, name=f"{name}.mean", like=like)
+        rest = self.graph.insert("Sub", [value, mean], name=f"{name}.centred", like=like)
+        readers = [v.producer for v in (mean, rest) if v.producer is not None]
+        self.graph.replace_uses(value, rest, keep=readers)
+        self.notes.append(f"behind '{name}' a mean is subtracted, for all norms on its stream")
+
+
+def _not_worth_it(change: Centring, stream: Sequence[Site]) -> str:
+    """Why a stream that can lose its mean keeps it; '' if it does not."""
+    writers = [change.readers.outputs[value].name for value in change.subtractions]
+    if not writers or (len(writers) == 1 and len(stream) >= _WORTH):
+        return ""
+    others = f" and {len(writers) - 1} more" if len(writers) > 1 else ""
+    return (
+        f"norms write to its stream ('{writers[0]}'{others}), behind which a mean would have to be "
+        f"subtracted for the sake of {len(stream)}"
+    )
