@@ -8,7 +8,7 @@ report = normswap.validate(model, folded.model, data=images, contract="approxima
 normswap.save(folded.model, "clip-bn.onnx")
 """
 
-from normswap.api import fold, load, load_data, locate, save, swap, validate
+from normswap.api import fold, fold_affine, load, load_data, locate, save, swap, validate
 from normswap.errors import NormswapError
 from normswap.io.preprocessing import Preprocessing
 from normswap.locate.site import Site
@@ -24,6 +24,7 @@ __all__ = [
     "Preprocessing",
     "Site",
     "fold",
+    "fold_affine",
     "load",
     "load_data",
     "locate",

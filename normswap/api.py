@@ -15,9 +15,10 @@ from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import PassResult, swaps
 from normswap.passes.fold import Fold
+from normswap.passes.fold_affine import FoldAffine
 from normswap.validate import validate
 
-__all__ = ["fold", "load", "load_data", "locate", "save", "swap", "validate"]
+__all__ = ["fold", "fold_affine", "load", "load_data", "locate", "save", "swap", "validate"]
 
 
 def locate(model: Model) -> list[Site]:
@@ -37,9 +38,10 @@ def swap(
 ) -> PassResult:
     """The model with the norms at ``sites`` swapped for others.
 
-    ``to``: 'fused' (exact), or 'batchnorm' or 'affine' (from calibration data). ``sites``: globs
-    on names and ``role=``, ``tower=`` terms. ``data``: what ``normswap.io.data.load_data`` takes;
-    ``samples``: use that many of it. ``progress(done, total, what)`` is called by passes that take
+    ``to``: 'fused' or 'rmsnorm' (exact), or 'batchnorm' or 'affine' (from calibration data).
+    ``sites``: globs on names and ``role=``, ``tower=`` terms. ``data``: what
+    ``normswap.io.data.load_data`` takes; ``samples``: use that many of it.
+    ``progress(done, total, what)`` is called by passes that take
     long. Further options are the fields of the pass (see ``normswap.passes``).
     Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
     """
@@ -67,3 +69,9 @@ def fold(model: Model, *, sites: str | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
     neighbouring weights."""
     return Fold(sites=sites)(model)
+
+
+def fold_affine(model: Model, *, sites: str | None = None) -> PassResult:
+    """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
+    exact."""
+    return FoldAffine(sites=sites)(model)

@@ -56,13 +56,18 @@ class Model:
         return replace(self, graph=self.graph.copy())
 
     def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:
-        """The outputs by name for inputs by name, in the graph's own dtypes or in ``dtype``.
+        """The outputs by name for inputs by name, as in inference or all in ``dtype``.
 
         Raises NormswapError if an input is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
-        values = {self.graph.value(name): np.asarray(array) for name, array in feeds.items()}
-        arrays = self.graph.evaluate(self.graph.outputs, values, dtype)
+        graph = self.graph
+        run = (
+            graph.in_inference()
+            if dtype is None
+            else graph.slice(graph.inputs, graph.outputs, dtype)
+        )
+        arrays = run([np.asarray(feeds[spec.name]) for spec in self.inputs])
         return dict(zip(self.output_names, arrays, strict=True))
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
@@ -87,6 +92,20 @@ class Model:
                 f"{self.name}: an ONNX model has no torch module; load the original"
             )
         return self.graph.to_module()
+
+    def to_inference(self) -> torch.fx.GraphModule:
+        """A ``torch.fx.GraphModule`` for inference, its parameters without gradients: norms that
+        ``swap --to fused`` chose run as the kernels of ``normswap.kernels``, in place.
+
+        Raises NormswapError for a model whose graph is not a torch graph.
+        """
+        from normswap.graph.fx import FxGraph
+
+        if not isinstance(self.graph, FxGraph):
+            raise NormswapError(
+                f"{self.name}: an ONNX model has no torch module; load the original"
+            )
+        return self.graph.to_inference_module()
 
     def to_onnx_ir(self) -> onnx_ir.Model:
         """The ``onnx_ir.Model`` of an ONNX model, independent of this one.

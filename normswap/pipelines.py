@@ -2,6 +2,7 @@
 
 ir.passes.Sequential(OnnxPass(Fused()), CommonSubexpressionEliminationPass())(model)
 module = apply_to_module(Fold(), graph_module)
+module = apply_for_inference(Fused(), graph_module)
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
     ``module``: in the ATen dialect with ``node.meta["val"]``, such as
     ``torch.export.export(...).module(check_guards=False)``. Raises NormswapError as the pass does.
     """
+    return _rewritten(inner, module).to_module()
+
+
+def apply_for_inference(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
+    """The same for inference: with kernels that work in place, and parameters without gradients."""
+    return _rewritten(inner, module).to_inference_module()
+
+
+def _rewritten(inner: Pass, module: fx.GraphModule) -> FxGraph:
     graph = inner(model_from_module(deepcopied(module), type(module).__name__)).model.graph
     assert isinstance(graph, FxGraph)
-    return graph.to_module()
+    return graph

@@ -16,7 +16,7 @@ from normswap_cli.options import (
     trust_option,
 )
 from normswap_cli.rewrite import save_if_passed, tell
-from normswap_cli.targets import Target, check_options
+from normswap_cli.swap_options import To, check_options
 
 if TYPE_CHECKING:
     from normswap.passes import Pass
@@ -27,14 +27,31 @@ if TYPE_CHECKING:
 @output_option
 @click.option(
     "--to",
-    "target",
+    "kind",
     required=True,
-    type=Target(),
-    help="fused: exact, a norm that is spelled out becomes one operator. "
+    type=To(),
+    help="fused: exact, a norm becomes the operator that is best for --target. "
+    "rmsnorm: exact, the residual stream is centred by its weights. "
     "batchnorm: a scale and shift per channel; affine: a full matrix; both are fitted to --data "
     "and fold into the weights.",
 )
 @sites_option
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic"]),
+    help="fused: what the model is made for. By default ONNX's standard operators, and in torch "
+    "kernels that work in place.",
+)
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="fused: measure the forms of every norm on this machine, and take what wins.",
+)
+@click.option(
+    "--fold-affine",
+    is_flag=True,
+    help="fused, rmsnorm: fold gamma and beta into what reads the norms.",
+)
 @click.option(
     "--data",
     metavar="DATA",
@@ -84,8 +101,11 @@ if TYPE_CHECKING:
 def swap(
     model: str,
     output: Path,
-    target: type[Pass],
+    kind: type[Pass],
     sites: str | None,
+    target: str | None,
+    tune: bool,
+    fold_affine: bool,
     data: str | None,
     samples: int | None,
     tokens: str | None,
@@ -105,6 +125,8 @@ def swap(
     skipped, or --ensure leaves none to swap.
     """
     given = {
+        "target": target,
+        "tune": tune,
         "data": data,
         "samples": samples,
         "tokens": tokens,
@@ -114,8 +136,9 @@ def swap(
         "ffn_position": ffn_position,
         "refit_writers": refit_writers,
     }
-    options = check_options(target, {**given, "fold": then_fold})
+    options = check_options(kind, {**given, "fold": then_fold, "fold_affine": fold_affine})
     options.pop("fold", None)
+    options.pop("fold_affine", None)
     with working() as progress:
         from normswap import api
         from normswap.io.save import check_output
@@ -123,9 +146,11 @@ def swap(
 
         check_output(output)
         source = api.load(model, trust=trust)
-        swapped = api.swap(source, to=target.target, sites=sites, progress=progress, **options)
-        steps = [(target.target, swapped)]
+        swapped = api.swap(source, to=kind.to, sites=sites, progress=progress, **options)
+        steps = [(kind.to, swapped)]
         if then_fold:
             steps.append(("fold", api.fold(swapped.model)))
+        if fold_affine:
+            steps.append(("fold-affine", api.fold_affine(swapped.model)))
         report = save_if_passed(Rewriting(source, steps, sites is not None), output)
     return tell(report, output, "no norm was found", as_json)

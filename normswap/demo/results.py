@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from normswap.demo.timing import Timing
+from normswap.timing import Timing
 from normswap.validate.report import ExactOutput, ValidationReport
 
 SCHEMA = "normswap.demo/1"

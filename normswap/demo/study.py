@@ -9,11 +9,12 @@ from normswap import api
 from normswap.demo.output import Output
 from normswap.demo.results import Accuracies, Parity, VariantResults
 from normswap.demo.tasks import Task
-from normswap.demo.timing import Timing, compare, onnx_runs, torch_runs
+from normswap.demo.timing import onnx_runs, torch_runs
 from normswap.io.save import save
 from normswap.locate import locate
 from normswap.model import Model
 from normswap.report.inspection import InspectedSite, inspection
+from normswap.timing import Timing, compare
 from normswap.validate import validate
 
 _TOWER = "image"  # what is swapped where there is also a text tower

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from normswap.demo.results import DemoResults, Parity, VariantResults
-from normswap.demo.timing import THREADS, Timing
+from normswap.demo.timing import THREADS
+from normswap.timing import Timing
 
 
 @dataclass(frozen=True)

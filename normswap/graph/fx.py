@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from normswap.graph import aten
+from normswap.graph import aten, fx_kernels
 from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
 from normswap.graph.fx_batch_norm import (
     RANKS,
@@ -70,6 +70,7 @@ class FxGraph(Graph):
         self.module = module
         self._wanted_modules: dict[str, str] = {}
         restore_batch_norms(module)
+        fx_kernels.restore(module)
         for node in list(module.graph.nodes):
             if node.target is _ops._assert_tensor_metadata.default:
                 module.graph.erase_node(node)  # checks of the captured dtypes, not of values
@@ -86,9 +87,7 @@ class FxGraph(Graph):
         elif node.op == "get_attr":
             self._attribute(str(node.target))
         elif node.op == "output":
-            flat: list[Any] = []
-            fx.map_arg(node.args, flat.append)
-            self.outputs = [self._of(n) for n in flat]
+            self.outputs = [self._of(n) for n in _outputs(self.module)]
         elif node.op == "call_module" and self._batch_norm(node) is not None:
             self._view_batch_norm(node)
         elif node.target is not operator.getitem or node.args[0].op in ("get_attr", "placeholder"):  # type: ignore[union-attr]
@@ -249,6 +248,30 @@ class FxGraph(Graph):
             parameter.requires_grad_(parameter.is_floating_point())
         return module
 
+    def to_inference_module(self) -> fx.GraphModule:
+        """A GraphModule with parameters of its own that need no gradient, and with its kernels."""
+        module = self.to_module()
+        fx_kernels.lower(module)
+        return module.requires_grad_(False)
+
+    def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:
+        for node in norms:
+            raw = cast(_Call, node.raw).node
+            if fx_kernels.is_norm(raw):
+                fx_kernels.mark(raw, [k for k in fx_kernels.KERNELS if k not in besides])
+
+    def in_inference(self) -> Runner:
+        if not self.kernels():
+            return super().in_inference()
+        module = self.to_inference_module()
+        calls = [n for n in module.graph.nodes if n.op.startswith("call")]
+        inputs = module.graph.find_nodes(op="placeholder")
+        return fx_runner(module, calls, inputs, _outputs(module), double=False)
+
+    def kernels(self) -> dict[Node, str]:
+        by_raw = {cast(_Call, node.raw).node: node for node in self.nodes}
+        return {by_raw[p.norm]: p.kernel for p in fx_kernels.placements(self.module.graph)}
+
     def _store(self, array: Array, name: str) -> tuple[Any, str]:
         return _Literal(array), name
 
@@ -319,7 +342,7 @@ class FxGraph(Graph):
     def _describe(self, node: fx.Node, like: Node | None) -> None:
         """Fills in the metadata that torch.export and the exporters read."""
         if like is not None and isinstance(like.raw, _Call):
-            for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+            for key in ("nn_module_stack", "stack_trace", "source_fn_stack", fx_kernels.MARK):
                 if key in like.raw.node.meta:
                     node.meta[key] = like.raw.node.meta[key]
         mode = fake_mode_of(self.module)
@@ -398,6 +421,12 @@ class _Call:
 
     node: fx.Node
     slots: tuple[aten.Slot, ...]
+
+
+def _outputs(module: fx.GraphModule) -> list[fx.Node]:
+    flat: list[Any] = []
+    fx.map_arg(module.graph.output_node().args, flat.append)
+    return flat
 
 
 def _behind_inputs(node: fx.Node) -> fx.Node:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from normswap.errors import NormswapError
 from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
 from normswap.graph.fx import FxGraph
+from normswap.graph.fx_storage import hidden_writes
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.model import InputSpec, Model
 
@@ -39,8 +40,9 @@ def model_from_program(
     ``output_names`` default to the program's own. Raises NormswapError for a program with inputs
     or outputs that are not tensors.
     """
-    if any(node.target in _REGIONS for node in program.graph.nodes):
-        program = program.run_decompositions({})  # inlines them, with autocast's casts as nodes
+    if any(node.target in _REGIONS for node in program.graph.nodes) or hidden_writes(program.graph):
+        # Inlines them, with autocast's casts as nodes, and gives what was written as new values.
+        program = program.run_decompositions({})
     unlifted = program.module(check_guards=False)
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
     names = list(output_names) or _program_outputs(program)
@@ -59,9 +61,15 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     """The model of a captured ``torch.fx.GraphModule``, which it owns from then on.
 
     Its nodes need ``meta["val"]``, as torch.export leaves it. Example inputs are zeros. Raises
-    NormswapError for inputs or outputs that are not tensors.
+    NormswapError for inputs or outputs that are not tensors, and for writes in place that show
+    elsewhere than in their result.
     """
     module.eval()
+    for write in hidden_writes(module.graph):
+        raise NormswapError(
+            f"{name}: '{write.name}' ({write.target}) writes into a tensor that is read elsewhere; "
+            f"capture it with torch.export.export(...).run_decompositions({{}})"
+        )
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in placeholders:
         if not isinstance(node.meta.get("val"), torch.Tensor):
@@ -81,9 +89,12 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
 def program_from_model(model: Model) -> ExportedProgram:
     """The torch graph of a model, captured again in evaluation mode with the same dynamic sizes.
 
-    Output nodes carry the model's output names, parameters their paths.
+    Output nodes carry the model's output names, parameters their paths. Norms that run as kernels
+    in inference are kernels in it.
     """
-    module, args, kwargs, shapes = export_arguments(model)
+    graph = _torch_graph(model)
+    module = graph.to_inference_module() if graph.kernels() else graph.to_module()
+    args, kwargs, shapes = export_arguments(model, module)
     with torch.no_grad():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     _name_outputs(program, model.output_names)
@@ -91,12 +102,10 @@ def program_from_model(model: Model) -> ExportedProgram:
 
 
 def export_arguments(
-    model: Model,
-) -> tuple[fx.GraphModule, tuple[Any, ...], dict[str, Any], Any]:
-    """What torch.export and torch.onnx.export take: module, args, kwargs and dynamic shapes."""
-    if not isinstance(model.graph, FxGraph):
-        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
-    module = model.graph.to_module()
+    model: Model, module: fx.GraphModule
+) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """What torch.export and torch.onnx.export take beside the ``module`` of a model: args, kwargs
+    and dynamic shapes."""
     flat = [to_torch(np.array(model.examples[spec.name])) for spec in model.inputs]
     sizes = [
         {axis: Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
@@ -108,8 +117,14 @@ def export_arguments(
     shapes = pytree.tree_map_only(_Sizes, lambda s: s.sizes, (dynamic_args, dynamic_kwargs))
     if kwargs:
         names = [spec.name for spec in model.inputs][: len(args)]
-        return module, args, kwargs, dict(zip(names, shapes[0], strict=False)) | shapes[1]
-    return module, args, kwargs, shapes[0]
+        return args, kwargs, dict(zip(names, shapes[0], strict=False)) | shapes[1]
+    return args, kwargs, shapes[0]
+
+
+def _torch_graph(model: Model) -> FxGraph:
+    if not isinstance(model.graph, FxGraph):
+        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
+    return model.graph
 
 
 class _Sizes:

@@ -54,7 +54,8 @@ def onnx_from_torch(model: Model) -> ir.Model:
 
     Raises NormswapError where the exporter cannot translate it, or for a model that is ONNX.
     """
-    module, args, kwargs, shapes = export_arguments(model)
+    module = model.to_torch()
+    args, kwargs, shapes = export_arguments(model, module)
     try:
         with torch.no_grad():
             program = torch.onnx.export(

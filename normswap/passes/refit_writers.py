@@ -146,11 +146,11 @@ class _Refit(Stop):
             scale = arrival.scale
             part = self._rows(readings, number, [skip, total, arrival.source], arrival.axis)
             skips, totals, source = part.arrays
-            inputs = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])
-            if self._writer.is_moved or len(source) != len(inputs):
-                inputs = inputs[source[:, 0]]
+            read = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])
+            if self._writer.is_moved or len(source) != len(read):
+                read = read[source[:, 0]]
             wanted = totals.astype(np.float64) - skips
-            for moments, arrays in zip(sums, part.parts(inputs, wanted), strict=True):
+            for moments, arrays in zip(sums, part.parts(read, wanted), strict=True):
                 moments.add(*arrays)
         old = (scale[:, None] * linear.weight).T
         fit = fit_ridge(*(moments.residual(old, scale * old_bias) for moments in sums))

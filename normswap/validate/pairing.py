@@ -163,10 +163,15 @@ class Pair:
 
 
 def runner(model: Model, dtype: Any = None) -> Run:
-    """All outputs in order, from feeds by name; whatever goes wrong in a run is RunFailed."""
+    """All outputs in order, from feeds by name, in inference or in ``dtype``; whatever goes wrong
+    in a run is RunFailed."""
     graph = model.graph
     try:
-        run = graph.slice([graph.value(s.name) for s in model.inputs], graph.outputs, dtype)
+        run = (
+            graph.in_inference()
+            if dtype is None
+            else graph.slice(graph.inputs, graph.outputs, dtype)
+        )
     except NormswapError as error:
         raise NormswapError(f"{model.name}: {error}") from error
 

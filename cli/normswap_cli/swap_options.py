@@ -1,4 +1,4 @@
-"""What ``swap --to`` takes, and which options belong to which target."""
+"""What ``swap --to`` takes, and which options belong to which of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from normswap.passes import Pass
 
 
-class Target(click.ParamType):  # type: ignore[type-arg]
+class To(click.ParamType):  # type: ignore[type-arg]
     """One of the passes that swap. A ``click.Choice`` would need torch for ``normswap --help``."""
 
-    name = "target"
+    name = "swap"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -29,22 +29,22 @@ class Target(click.ParamType):  # type: ignore[type-arg]
         return f"[{'|'.join(_swaps())}]"
 
 
-def check_options(target: type[Pass], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(swap: type[Pass], given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, by the names of the pass's fields.
 
-    Raises UsageError for one that belongs to other targets, and for calibration data that is
+    Raises UsageError for one that belongs to other swaps, and for calibration data that is
     missing.
     """
     chosen = {name: value for name, value in given.items() if value not in (None, False)}
     for name in chosen:
         takers = [word for word, kind in _swaps().items() if _takes(kind, name)]
-        if target.target not in takers:
+        if swap.to not in takers:
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(
-                f"{option} belongs to --to {' or '.join(takers)}, not to {target.target}."
+                f"{option} belongs to --to {' or '.join(takers)}, not to {swap.to}."
             )
-    if target.needs_data and "data" not in chosen:
-        raise click.UsageError(f"--to {target.target} needs calibration data: give --data.")
+    if swap.needs_data and "data" not in chosen:
+        raise click.UsageError(f"--to {swap.to} needs calibration data: give --data.")
     return chosen
 
 
@@ -53,6 +53,8 @@ def _takes(kind: type[Pass], option: str) -> bool:
         return kind.needs_data
     if option == "fold":  # only what is fitted leaves something to fold
         return not kind.exact
+    if option == "fold_affine":  # and only an exact swap leaves a norm with gamma and beta
+        return kind.exact
     return option in {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
 
 

@@ -1,0 +1,1 @@
+"""Choosing between forms of an operator by measuring them on this machine."""
