@@ -94,8 +94,9 @@ class Model:
         return self.graph.to_module()
 
     def to_inference(self) -> torch.fx.GraphModule:
-        """A ``torch.fx.GraphModule`` for inference, its parameters without gradients: norms that
-        ``swap --to fused`` chose run as the kernels of ``normswap.kernels``, in place.
+        """A ``torch.fx.GraphModule`` for inference, under ``torch.no_grad()`` or
+        ``inference_mode()``: norms that ``swap --to fused`` chose run as the kernels of
+        ``normswap.kernels``, in place.
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """

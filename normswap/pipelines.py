@@ -44,7 +44,7 @@ def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
 
 
 def apply_for_inference(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
-    """The same for inference: with kernels that work in place, and parameters without gradients."""
+    """The same for inference, under ``torch.no_grad()``: with kernels that work in place."""
     return _rewritten(inner, module).to_inference_module()
 
 

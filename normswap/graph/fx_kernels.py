@@ -106,8 +106,10 @@ def _with_add(
         for source, scaled, scale in (*_layer_scale(branch), (branch, None, None)):
             alike = all(_same(v.meta.get("val"), add.meta["val"]) for v in (source, residual))
             if alike and storages.are_apart(source, residual):
-                dead = (storages.is_dead_after(v, add) for v in (source, residual))
-                if all(dead):
+                free = (
+                    _is_in_rows(v) and storages.is_dead_after(v, add) for v in (source, residual)
+                )
+                if all(free):
                     yield Placement(norm, kernel, source, add, residual, scaled, scale)
 
 
@@ -124,8 +126,14 @@ def _layer_scale(branch: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
 
 def _alone(norm: fx.Node, storages: Storages) -> Iterator[Placement]:
     x = _read_by(norm)
-    if storages.is_dead_after(x, norm):
+    if _is_in_rows(x) and storages.is_dead_after(x, norm):
         yield Placement(norm, _NAMES[norm.target], x)
+
+
+def _is_in_rows(node: fx.Node) -> bool:
+    """Whether it is contiguous: others cost copies, as the branches of attention do that computes
+    with the tokens first."""
+    return bool(node.meta["val"].is_contiguous())
 
 
 def _read_by(node: fx.Node) -> fx.Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,3 +170,16 @@ def test_no_reuse_of_a_buffer_changes_what_a_graph_computes(
 
 def test_the_graphs_above_do_reuse_buffers() -> None:
     assert _counted["kernels"] > 0.5 * _counted["graphs"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_branch_with_the_tokens_first_is_left_alone(turned: bool) -> None:
+    """A kernel would have to copy it."""
+    draft = _Draft(1)
+    x = draft.values[0]
+    residual, branch = (draft.call(_aten.linear.default, x, draft.w) for _ in range(2))
+    if turned:
+        branch = draft.call(_aten.transpose.int, branch, 0, 1)
+    module = draft.finished([draft.norm(draft.call(_aten.add.Tensor, residual, branch))])
+    kernels = [placement.kernel for placement in fx_kernels.placements(module.graph)]
+    assert kernels == (["layer_norm_"] if turned else ["add_layer_norm_"])

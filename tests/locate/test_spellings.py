@@ -85,7 +85,7 @@ def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
         check_site(site, case.truth)
 
 
-@examples(500)
+@examples(250)
 @given(spellings() | lowered_spellings() | two_norm_spellings())
 def test_a_fused_spelling_computes_the_same(case: Case) -> None:
     check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
