@@ -1,0 +1,59 @@
+"""``normswap swap --to fused`` and ``rmsnorm`` with their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
+def test_rmsnorm_is_exact(run: Run, files: Path, tmp_path: Path, name: str) -> None:
+    source, out = files / name, tmp_path / f"rms{Path(name).suffix}"
+    outcome = run("swap", source, "-o", out, "--to", "rmsnorm")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith("rmsnorm: 5 done, 0 skipped\n")
+    sites = run("inspect", out, "--json").json["sites"]
+    assert [site["kind"] for site in sites] == ["rms_norm"] * 5
+    assert run("validate", source, out).status == 0
+
+
+@pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
+def test_gamma_and_beta_fold_on_the_way(run: Run, files: Path, tmp_path: Path, name: str) -> None:
+    source, out = files / name, tmp_path / f"out{Path(name).suffix}"
+    outcome = run("swap", source, "-o", out, "--to", "fused", "--fold-affine", "--json")
+    assert [step["pass"] for step in outcome.json["passes"]] == ["fused", "fold-affine"]
+    assert len(outcome.json["passes"][1]["done"]) == 5
+    assert run("validate", source, out).status == 0
+
+
+def test_kernels_stay_when_gamma_and_beta_fold(run: Run, files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.pt2"
+    outcome = run("swap", files / "vit.pt2", "-o", out, "--to", "fused", "--fold-affine")
+    assert "note: 4 norms run as add_layer_norm_ in inference" in outcome.out
+    import normswap as ns
+
+    assert len(ns.load(out).graph.kernels()) == 4
+
+
+def test_tuning_says_what_was_measured(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    args = ["swap", files / "spelled-out.onnx", "-o", tmp_path / "out.onnx", "--to", "fused"]
+    outcome = run(*args, "--tune", "--target", "onnxruntime-cpu")
+    assert outcome.status == 0
+    assert "time beside the original: LayerNormalization" in outcome.out
+    assert list((tmp_path / "cache" / "normswap" / "tuning").iterdir())
+    assert "name one of this machine with --target" in run(*args, "--tune").error
+
+
+def test_options_of_other_swaps_are_refused(run: Run, files: Path, tmp_path: Path) -> None:
+    args = ["swap", files / "vit.pt2", "-o", tmp_path / "out.pt2", "--to"]
+    for option in ("--tune", "--fold-affine"):
+        outcome = run(*args, "batchnorm", "--data", files / "images.npz", option)
+        assert outcome.status == 2
+        assert f"{option} belongs to --to fused" in outcome.err
+    assert run(*args, "fused", "--target", "tpu").status == 2
