@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
 
+    from normswap.graph.fx import FxGraph
     from normswap.io.preprocessing import Preprocessing, Unsupported
 
 
@@ -61,13 +62,7 @@ class Model:
         Raises NormswapError if an input is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
-        graph = self.graph
-        run = (
-            graph.in_inference()
-            if dtype is None
-            else graph.slice(graph.inputs, graph.outputs, dtype)
-        )
-        arrays = run([np.asarray(feeds[spec.name]) for spec in self.inputs])
+        arrays = self.graph.whole(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
         return dict(zip(self.output_names, arrays, strict=True))
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
@@ -85,13 +80,7 @@ class Model:
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """
-        from normswap.graph.fx import FxGraph
-
-        if not isinstance(self.graph, FxGraph):
-            raise NormswapError(
-                f"{self.name}: an ONNX model has no torch module; load the original"
-            )
-        return self.graph.to_module()
+        return self._torch_graph().to_module()
 
     def to_inference(self) -> torch.fx.GraphModule:
         """A ``torch.fx.GraphModule`` for inference, under ``torch.no_grad()`` or
@@ -100,13 +89,16 @@ class Model:
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """
+        return self._torch_graph().to_inference_module()
+
+    def _torch_graph(self) -> FxGraph:
         from normswap.graph.fx import FxGraph
 
         if not isinstance(self.graph, FxGraph):
             raise NormswapError(
                 f"{self.name}: an ONNX model has no torch module; load the original"
             )
-        return self.graph.to_inference_module()
+        return self.graph
 
     def to_onnx_ir(self) -> onnx_ir.Model:
         """The ``onnx_ir.Model`` of an ONNX model, independent of this one.

@@ -298,6 +298,13 @@ class Graph(abc.ABC):
         """Lets operator ``norms`` run as fused kernels ``besides`` some in inference, where the
         graph's runtime has such; what they compute stays."""
 
+    def whole(self, dtype: Any = None) -> Runner:
+        """A function from arrays for the graph's inputs to those of its outputs: as in inference,
+        or all in ``dtype``."""
+        return (
+            self.in_inference() if dtype is None else self.slice(self.inputs, self.outputs, dtype)
+        )
+
     def in_inference(self) -> Runner:
         """A function from arrays for the graph's inputs to those of its outputs, in its own dtypes
         and with its kernels."""

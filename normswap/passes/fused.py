@@ -13,9 +13,9 @@ from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_forms import KINDS, OPERATOR, refusal, write
-from normswap.passes.norm_tuning import Tuned, tuned
 from normswap.passes.select import select_sites
 from normswap.progress import Progress
+from normswap.tuning.onnx_norms import Tuned, tuned
 from normswap.tuning.runtimes import TARGETS, runtime_of
 
 

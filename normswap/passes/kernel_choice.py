@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from normswap.graph.arrays import to_torch
-from normswap.graph.fx import FxGraph
 from normswap.graph.graph import Graph, Node, Value
 from normswap.locate.passthrough import root
 from normswap.locate.site import Site
@@ -27,8 +26,6 @@ def use_kernels(
     In a graph of another kind none do. With ``tune`` only those do that are measured to be faster
     here, and as accurate.
     """
-    if not isinstance(graph, FxGraph):
-        return {}, []
     nodes = {site: _operator(graph.value(name)) for site, name in norms.items()}
     graph.use_kernels(n for n in nodes.values() if n is not None)
     notes = _tune(graph, progress) if tune else []
@@ -43,7 +40,7 @@ def _operator(value: Value) -> Node | None:
     return node if node is not None and node.op in _OPERATORS else None
 
 
-def _tune(graph: FxGraph, progress: Progress | None) -> list[str]:
+def _tune(graph: Graph, progress: Progress | None) -> list[str]:
     """Takes away from every norm the kernels that do not win, until those left have won."""
     notes: dict[str, None] = {}
     lost: dict[Node, set[str]] = {}

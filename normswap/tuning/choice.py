@@ -78,15 +78,22 @@ def measure(
     in float64. Recalled where this machine has measured the same before.
     """
     key = key_of(runtime.name, *(f"{name}:{_signature(proto)}" for name, proto in forms.items()))
-    known = recall(key, list(forms))
+    return recalled(key, list(forms), lambda: _measured(runtime, forms, shapes, truth))
+
+
+def recalled(
+    key: str, names: Sequence[str], measured: Callable[[], dict[str, Measured]]
+) -> dict[str, Measured]:
+    """What this machine measured of ``names`` under ``key``; ``measured()``, kept, if nothing."""
+    known = recall(key, names)
     if known is not None:
         try:
-            return {name: Measured(**known[name]) for name in forms}
+            return {name: Measured(**known[name]) for name in names}
         except TypeError:
             pass  # an entry of another making is measured again
-    measured = _measured(runtime, forms, shapes, truth)
-    remember(key, {name: asdict(m) for name, m in measured.items()})
-    return measured
+    new = measured()
+    remember(key, {name: asdict(m) for name, m in new.items()})
+    return new
 
 
 def _measured(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -11,8 +10,8 @@ from torch.nn import functional
 
 import normswap.kernels  # noqa: F401  (registers the operators)
 from normswap.timing import compare
-from normswap.tuning.cache import key_of, recall, remember
-from normswap.tuning.choice import Measured
+from normswap.tuning.cache import key_of
+from normswap.tuning.choice import Measured, recalled
 
 ORIGINAL = "torch's operators"
 _ROUNDS = 48
@@ -25,12 +24,7 @@ def measure_kernel(kernel: str, shape: Shape, dtype: torch.dtype) -> dict[str, M
     replaces, on tensors of ``shape``. Recalled where this machine has measured the same before."""
     parts = (f"torch {torch.__version__}", str(torch.get_num_threads()), kernel)
     key = key_of(*parts, str(shape), str(dtype))
-    known = recall(key, (ORIGINAL, kernel))
-    if known is not None:
-        return {name: Measured(**known[name]) for name in (ORIGINAL, kernel)}
-    measured = _measured(kernel, shape, dtype)
-    remember(key, {name: asdict(m) for name, m in measured.items()})
-    return measured
+    return recalled(key, (ORIGINAL, kernel), lambda: _measured(kernel, shape, dtype))
 
 
 def _measured(kernel: str, shape: Shape, dtype: torch.dtype) -> dict[str, Measured]:

@@ -165,13 +165,8 @@ class Pair:
 def runner(model: Model, dtype: Any = None) -> Run:
     """All outputs in order, from feeds by name, in inference or in ``dtype``; whatever goes wrong
     in a run is RunFailed."""
-    graph = model.graph
     try:
-        run = (
-            graph.in_inference()
-            if dtype is None
-            else graph.slice(graph.inputs, graph.outputs, dtype)
-        )
+        run = model.graph.whole(dtype)
     except NormswapError as error:
         raise NormswapError(f"{model.name}: {error}") from error
 

@@ -110,3 +110,15 @@ def test_on_a_graph_module() -> None:
     model = model_as("timm_vit", FX)
     module = apply_for_inference(Fused(), model.to_torch())
     assert "normswap.add_layer_norm_.default" in _calls(module)
+
+
+def test_a_damaged_measurement_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel_choice.measure_kernel("layer_norm_", (2, 64), torch.float32)
+    (file,) = (tmp_path / "normswap" / "tuning").iterdir()
+    file.write_text(file.read_text().replace('"ratio"', '"other"'))
+    assert kernel_choice.measure_kernel("layer_norm_", (2, 64), torch.float32)[
+        "layer_norm_"
+    ].is_exact

@@ -154,7 +154,7 @@ def test_a_runtime_that_fails_at_a_form_goes_without_it() -> None:
         return real.compile(proto)
 
     model = model_as("timm_vit", "torchscript-14")
-    from normswap.passes.norm_tuning import tuned
+    from normswap.tuning.onnx_norms import tuned
 
     plan = tuned(model, ns.locate(model), Runtime("one", refuses), None)  # type: ignore[arg-type]
     assert not plan.forms
