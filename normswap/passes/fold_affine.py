@@ -19,7 +19,7 @@ from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import select_sites
+from normswap.passes.select import other_kind, select_sites
 
 
 @dataclass
@@ -74,7 +74,7 @@ class FoldAffine(Pass):
 def why_unfoldable(site: Site) -> str:
     """Why nothing of a norm can be folded, to be seen from itself; '' if something may."""
     if site.kind not in OPERATORS:
-        return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+        return other_kind(site)
     if not has_affine(site):
         return "it has neither weight nor bias"
     return "" if len(site.axes) == 1 else "it normalises over several axes"

@@ -13,7 +13,7 @@ from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_forms import KINDS, OPERATOR, refusal, write
-from normswap.passes.select import select_sites
+from normswap.passes.select import other_kind, select_sites
 from normswap.progress import Progress
 from normswap.tuning.onnx_norms import Tuned, tuned
 from normswap.tuning.runtimes import TARGETS, runtime_of
@@ -89,7 +89,7 @@ def _defaults(chosen: Sequence[Site]) -> Tuned:
 def _reason(site: Site) -> str:
     if site.spelling == "op":
         return "it is one operator already"
-    return f"it is an {site.kind}" if site.kind == "instance_norm" else f"it is a {site.kind}"
+    return other_kind(site)
 
 
 def _kernel_reason(site: Site, reason: str) -> str:

@@ -17,7 +17,7 @@ from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine, norm_nodes
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import select_sites
+from normswap.passes.select import other_kind, select_sites
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 
@@ -49,16 +49,16 @@ class RmsNorm(Pass):
         chosen = select_sites(located, self.sites)
         todo = [site for site in chosen if site.kind == "layer_norm"]
         if not todo:
-            return PassResult(model, False, [], [(s, _other_kind(s)) for s in chosen])
+            return PassResult(model, False, [], [(s, other_kind(s)) for s in chosen])
         result = model.copy()
         try:
             result.graph.require(OPERATORS["rms_norm"])
         except NormswapError as error:
-            why = {s: str(error) if s in todo else _other_kind(s) for s in chosen}
+            why = {s: str(error) if s in todo else other_kind(s) for s in chosen}
             return PassResult(model, False, [], list(why.items()))
         swap = _Swap(result.graph, located)
         swap.centre(todo)
-        skipped = [(s, swap.reasons.get(s) or _other_kind(s)) for s in chosen if s not in swap.done]
+        skipped = [(s, swap.reasons.get(s) or other_kind(s)) for s in chosen if s not in swap.done]
         if not swap.done:
             return PassResult(model, False, [], skipped)
         written = swap.write()
@@ -66,10 +66,6 @@ class RmsNorm(Pass):
         _, notes = use_kernels(result.graph, norms, tune=False, progress=None)
         done = [site for site in todo if site in swap.done]
         return PassResult(result, True, done, skipped, [*swap.notes, *notes])
-
-
-def _other_kind(site: Site) -> str:
-    return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
 
 
 class _Swap:

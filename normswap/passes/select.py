@@ -41,6 +41,11 @@ def select_sites(sites: Sequence[Site], pattern: str | None) -> list[Site]:
     return chosen
 
 
+def other_kind(site: Site) -> str:
+    """The reason for which a pass skips a norm of a kind that it is not about."""
+    return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+
+
 def terms(pattern: str) -> list[str]:
     """The terms of a pattern, which commas or spaces separate."""
     return pattern.replace(",", " ").split()
