@@ -16,15 +16,18 @@ import normswap
 from normswap import Model, Site
 from normswap.graph.onnx import OnnxGraph
 from normswap.locate import Location, locate
+from tests.effort import examples_of
 from tests.locate.spelling_proof import Evaluated, formula
 from tests.locate.spelling_truth import Array, Case, Truth
 
 NORMS = ("layer_norm", "rms_norm", "batch_norm")
 
 
-def examples(count: int) -> Callable[[Any], Any]:
+def examples(count: int, thorough: int | None = None) -> Callable[[Any], Any]:
+    """How many are drawn, and how many with NORMSWAP_ZOO=all."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=count, suppress_health_check=checks)
+    drawn = examples_of(count, thorough or count)
+    return settings(max_examples=drawn, suppress_health_check=checks)
 
 
 def graph_of(case: Case) -> OnnxGraph:

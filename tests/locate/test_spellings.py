@@ -27,49 +27,49 @@ from tests.locate.spellings import (
 )
 
 
-@examples(200)
+@examples(80, thorough=200)
 @given(simple_spellings())
 def test_locates_layer_norms_over_the_last_axis(case: Case) -> None:
     check_location(case)
 
 
-@examples(500)
+@examples(200, thorough=500)
 @given(spellings(kind=("layer_norm",)))
 def test_locates_layer_norms(case: Case) -> None:
     check_location(case)
 
 
-@examples(300)
+@examples(100, thorough=300)
 @given(spellings(kind=("rms_norm",)))
 def test_locates_rms_norms(case: Case) -> None:
     check_location(case)
 
 
-@examples(300)
+@examples(100, thorough=300)
 @given(spellings(kind=("batch_norm",)))
 def test_locates_batch_norms(case: Case) -> None:
     check_location(case)
 
 
-@examples(200)
+@examples(80, thorough=200)
 @given(lowered_spellings())
 def test_locates_norms_by_way_of_other_operators(case: Case) -> None:
     check_location(case)
 
 
-@examples(200)
+@examples(80, thorough=200)
 @given(two_norm_spellings())
 def test_two_norms_that_share_statistics_are_two_sites(case: Case) -> None:
     check_location(case)
 
 
-@examples(200)
+@examples(80, thorough=200)
 @given(moment_spellings())
 def test_locates_layer_norms_by_moments(case: Case) -> None:
     check_location(case)
 
 
-@examples(200)
+@examples(80, thorough=200)
 @given(delicate_spellings())
 def test_locates_norms_that_hold_up_to_float32(case: Case) -> None:
     """A mean by a float32 1 / C is a LayerNorm to all but float64's eyes."""
@@ -85,7 +85,7 @@ def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
         check_site(site, case.truth)
 
 
-@examples(250)
+@examples(100, thorough=250)
 @given(spellings() | lowered_spellings() | two_norm_spellings())
 def test_a_fused_spelling_computes_the_same(case: Case) -> None:
     check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))

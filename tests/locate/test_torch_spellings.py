@@ -19,7 +19,7 @@ from tests.locate.torch_near_misses import torch_near_misses
 from tests.locate.torch_spellings import TorchCase, torch_spellings
 
 
-@examples(100)
+@examples(50, thorough=100)
 @given(torch_spellings())
 def test_locates_norms_in_torch(case: TorchCase) -> None:
     model = normswap.load(case.module, example_inputs=case.inputs)

@@ -1,7 +1,8 @@
 """Every pass on FX and on ONNX from the same test: the same sites, roles and results.
 
-Each of the zoo's models is captured by torch.export and exported by both of torch's exporters at
-several opsets; below opset 17 the TorchScript exporter spells LayerNorm out.
+Each of the zoo's models is captured by torch.export and exported by both of torch's exporters, two
+of them (with NORMSWAP_ZOO=all every one) at several opsets; below opset 17 the TorchScript exporter
+spells LayerNorm out.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import normswap as ns
 from normswap.graph.graph import Graph
 from normswap.locate import locate
 from normswap.passes import InsertFfnBatchNorm
-from tests.zoo.exports import FORMATS, FX, model_as, zoo_model
+from tests.zoo.exports import FX, formats_of, model_as, zoo_model
 from tests.zoo.models import BUILDERS
 
-CASES = [(name, form) for name in BUILDERS for form in FORMATS]
+CASES = [(name, form) for name in BUILDERS for form in formats_of(name)]
 SWAPS: dict[str, dict[str, Any]] = {
     "fused": {"to": "fused"},
     "copy": {"to": "batchnorm", "fit": "copy"},

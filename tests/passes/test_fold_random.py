@@ -16,6 +16,7 @@ from normswap.io.onnx_model import model_from_onnx
 from normswap.model import Model
 from normswap.passes import Fold
 from normswap.passes.base import PassResult
+from tests.effort import examples_of
 from tests.passes.fold_checks import check_fold
 from tests.passes.fold_graphs import Case, fold_graphs
 
@@ -38,7 +39,7 @@ def _model(case: Case) -> Model:
     return model_from_onnx(ir.serde.deserialize_model(case.proto), "random")
 
 
-@settings(max_examples=1000, suppress_health_check=SLOW)
+@settings(max_examples=examples_of(300, 1000), suppress_health_check=SLOW)
 @given(fold_graphs())
 def test_a_folded_graph_is_the_same_function(case: Case) -> None:
     check_fold(_model(case), case.feeds())

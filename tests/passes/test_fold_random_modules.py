@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 
 import normswap as ns
+from tests.effort import examples_of
 from tests.passes.fold_checks import check_fold
 from tests.passes.fold_modules import Built, fold_modules
 from tests.passes.test_fold_random import FIXED, SLOW
@@ -14,7 +15,7 @@ def _model(built: Built) -> ns.Model:
     return ns.load(built.module, example_inputs=(built.x,))
 
 
-@settings(max_examples=100, suppress_health_check=SLOW)
+@settings(max_examples=examples_of(40, 100), suppress_health_check=SLOW)
 @given(fold_modules())
 def test_a_folded_module_is_the_same_function(built: Built) -> None:
     check_fold(_model(built), {"x": built.x.numpy()})

@@ -5,7 +5,6 @@ By default each model is folded in one kind of graph, with NORMSWAP_ZOO=all in b
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,16 +19,16 @@ import normswap as ns
 from normswap.graph.graph import Graph, Node
 from normswap.graph.linear import linear_writing
 from normswap.graph.onnx import OnnxGraph
+from tests.effort import ALL
 from tests.passes.fold_checks import EXACT, check_fold
 from tests.zoo.exports import FX, NotExportable, model_as, zoo_model
 from tests.zoo.models import FAMILIES, build
 
 ONNX = "onnx"
-BOTH = os.environ.get("NORMSWAP_ZOO") == "all"
 CASES = [
     (name, kind)
     for number, name in enumerate(FAMILIES)
-    for kind in ((FX, ONNX) if BOTH else (FX, ONNX)[number % 2 :][:1])
+    for kind in ((FX, ONNX) if ALL else (FX, ONNX)[number % 2 :][:1])
 ]
 ELEMENTWISE = ("Add", "Mul", "Sub", "Div")
 FOLDABLE = ("layer_norm", "rms_norm", "batch_norm")

@@ -16,7 +16,7 @@ from tests.zoo.exports import zoo_model
 CASES = [("fx", torch.float16), ("fx", torch.bfloat16), ("onnx", torch.float16)]
 
 
-@pytest.fixture(params=CASES, ids=[f"{kind}-{dtype}" for kind, dtype in CASES])
+@pytest.fixture(scope="module", params=CASES, ids=[f"{kind}-{dtype}" for kind, dtype in CASES])
 def half(request: pytest.FixtureRequest) -> ns.Model:
     kind, dtype = request.param
     zoo = zoo_model("spelled_vit")

@@ -5,7 +5,6 @@ By default some models are taken in one form each, with NORMSWAP_ZOO=all every o
 
 from __future__ import annotations
 
-import os
 import re
 
 import numpy as np
@@ -15,6 +14,7 @@ import normswap as ns
 from normswap.passes.fold_affine import FoldAffine
 from normswap.passes.fused import Fused
 from normswap.passes.rms_norm import RmsNorm
+from tests.effort import ALL
 from tests.passes.fold_checks import EXACT, same
 from tests.passes.norm_checks import check_exact, operators, vectors
 from tests.passes.test_fold_zoo import in_double
@@ -22,7 +22,6 @@ from tests.zoo.exports import FX, NotExportable, model_as, zoo_model
 from tests.zoo.models import BUILDERS, FAMILIES, build
 
 TORCHSCRIPT, DYNAMO = "torchscript-14", "dynamo-18"
-ALL = os.environ.get("NORMSWAP_ZOO") == "all"
 FEW = (
     *("timm_vit", "open_clip_clip", "hf_vit", "timm_res_post_norm", "timm_qk_norm"),
     *("timm_dinov2_reg", "timm_swin", "hf_bert", "torch_conv_stem"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import onnx
 import onnx_ir as ir
 
 from normswap import Model, load
+from tests.effort import ALL
 from tests.zoo.captures import (
     NotExportable,
     decomposed,
@@ -19,6 +19,7 @@ from tests.zoo.captures import (
     zoo_model,
 )
 from tests.zoo.exporters import dynamo, torchscript
+from tests.zoo.models import BUILDERS, FAMILIES
 
 __all__ = [
     "FORMATS",
@@ -29,6 +30,7 @@ __all__ = [
     "ONNX_FORMS",
     "NotExportable",
     "exported",
+    "formats_of",
     "forms_of",
     "model_as",
     "why_not",
@@ -54,32 +56,29 @@ ONNX_FORMS = (
     "dynamo-18-half",
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
-# These spell few norms in a way of their own and take most of the time, so they are for a few
-# models only: one with each kind of norm, and one with norms on queries and keys.
-RARE = (
-    "fx-decomposed",
-    "fx-traced",
-    "fx-half",
-    "torchscript-13",
-    "torchscript-16",
-    "dynamo-20",
-    "dynamo-23",
-    "dynamo-18-half",
-)
-RARE_FOR = (
-    "timm_rms_norm",
-    "timm_qk_norm",
-    "timm_convnext_conv_mlp",
-    "hf_bert",
-    "torch_conv_stem",
-)
+# Exports take most of the time, so every model is in these two forms and in one of the others in
+# turn, and three models are in all: with convolutions' norms, RMSNorms, norms on queries and keys.
+EVERYWHERE = (FX, "torchscript-14")
+IN_TURN = tuple(form for form in FORMS if form not in EVERYWHERE)
+ALL_FORMS_FOR = ("torch_conv_stem", "timm_rms_norm", "timm_qk_norm")
+# A ViT and a CLIP: one with norms spelled out in all formats, one with masks.
+ALL_FORMATS_FOR = ("spelled_vit", "hf_clip")
 
 
 def forms_of(name: str) -> tuple[str, ...]:
     """The forms that the norms of ``name`` are looked for in; all with NORMSWAP_ZOO=all."""
-    if name in RARE_FOR or os.environ.get("NORMSWAP_ZOO") == "all":
+    if name in ALL_FORMS_FOR or ALL:
         return FORMS
-    return tuple(form for form in FORMS if form not in RARE)
+    turn = IN_TURN[list(FAMILIES).index(name) % len(IN_TURN)]
+    chosen = {*EVERYWHERE, turn, *(formats_of(name) if name in BUILDERS else ())}
+    return tuple(form for form in FORMS if form in chosen)
+
+
+def formats_of(name: str) -> tuple[str, ...]:
+    """The formats in which every pass is tested on ``name``; all with NORMSWAP_ZOO=all."""
+    if name in ALL_FORMATS_FOR or ALL:
+        return FORMATS
+    return (*EVERYWHERE, "dynamo-18")
 
 
 @functools.lru_cache
