@@ -8,7 +8,17 @@ report = normswap.validate(model, folded.model, data=images, contract="approxima
 normswap.save(folded.model, "clip-bn.onnx")
 """
 
-from normswap.api import fold, fold_affine, load, load_data, locate, save, swap, validate
+from normswap.api import (
+    bench,
+    fold,
+    fold_affine,
+    load,
+    load_data,
+    locate,
+    save,
+    swap,
+    validate,
+)
 from normswap.errors import NormswapError
 from normswap.io.preprocessing import Preprocessing
 from normswap.locate.site import Site
@@ -23,6 +33,7 @@ __all__ = [
     "PassResult",
     "Preprocessing",
     "Site",
+    "bench",
     "fold",
     "fold_affine",
     "load",

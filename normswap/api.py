@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from normswap.bench.run import bench
 from normswap.errors import NormswapError
 from normswap.io.data import Data, load_data
 from normswap.io.load import load
@@ -18,7 +19,17 @@ from normswap.passes.fold import Fold
 from normswap.passes.fold_affine import FoldAffine
 from normswap.validate import validate
 
-__all__ = ["fold", "fold_affine", "load", "load_data", "locate", "save", "swap", "validate"]
+__all__ = [
+    "bench",
+    "fold",
+    "fold_affine",
+    "load",
+    "load_data",
+    "locate",
+    "save",
+    "swap",
+    "validate",
+]
 
 
 def locate(model: Model) -> list[Site]:
@@ -62,16 +73,17 @@ def swap(
         raise NormswapError(f"swap: '{to}' takes no data")
     if "progress" in fields:
         options["progress"] = progress
-    return kind(sites=sites, **options)(model)  # type: ignore[call-arg]
+    result: PassResult = kind(sites=sites, **options)(model)  # type: ignore[call-arg]
+    return result.recorded(f"swap to {to}")
 
 
 def fold(model: Model, *, sites: str | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
     neighbouring weights."""
-    return Fold(sites=sites)(model)
+    return Fold(sites=sites)(model).recorded("fold")
 
 
 def fold_affine(model: Model, *, sites: str | None = None) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
     exact."""
-    return FoldAffine(sites=sites)(model)
+    return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")

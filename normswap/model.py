@@ -30,6 +30,17 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One pass that a model went through: its name, how many sites it did, the names of those it
+    left alone with the reasons, and its notes."""
+
+    name: str
+    done: int
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Model:
     """A model as the passes see it.
 
@@ -37,7 +48,7 @@ class Model:
     ``graph.inputs``. ``output_names``: in the order of ``graph.outputs``. ``examples``: one array
     per input by name, of a shape that the model takes. ``preprocessing``: how images
     are made into its image input, or why that cannot be said, if anything is known of it.
-    ``path``: the file it was loaded from.
+    ``path``: the file it was loaded from. ``history``: the passes that it went through.
     """
 
     graph: Graph
@@ -47,6 +58,7 @@ class Model:
     examples: Mapping[str, Array]
     preprocessing: Preprocessing | Unsupported | None = None
     path: Path | None = None
+    history: tuple[Step, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Array
+from normswap.progress import Progress
 
 ROUNDS = 32
 _WARM_UP = 5
@@ -28,22 +29,40 @@ class Timing:
 def compare(
     runs: Mapping[str, Run], reference: str, rounds: int | None = None
 ) -> dict[str, Timing]:
-    """Times each of ``runs`` in ``rounds`` (``ROUNDS``), after some to warm up. The rounds start at
-    another candidate each, so that what disturbs the machine disturbs all alike.
-    """
-    names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """Times each of ``runs`` in ``rounds`` (``ROUNDS``), after some to warm up."""
     for _ in range(_WARM_UP):
         for run in runs.values():
             run()
-    for number in range(rounds or ROUNDS):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            before = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - before)
+    seconds = in_turn({name: _timed(run) for name, run in runs.items()}, rounds or ROUNDS)
     base = np.array(seconds[reference])
     return {name: _timing(np.array(taken), base) for name, taken in seconds.items()}
+
+
+def in_turn(
+    seconds: Mapping[str, Callable[[], float]], rounds: int, progress: Progress | None = None
+) -> dict[str, list[float]]:
+    """What each of ``seconds`` says in every round. The rounds start at another one each, so that
+    what disturbs the machine disturbs all alike."""
+    names = list(seconds)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        if progress:
+            progress(number, rounds, "measuring")
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            taken[name].append(seconds[name]())
+    if progress:
+        progress(rounds, rounds, "measuring")
+    return taken
+
+
+def _timed(run: Run) -> Callable[[], float]:
+    def seconds() -> float:
+        before = time.perf_counter()
+        run()
+        return time.perf_counter() - before
+
+    return seconds
 
 
 def _timing(seconds: Array, base: Array) -> Timing:

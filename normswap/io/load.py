@@ -13,6 +13,8 @@ from torch import nn
 from normswap.errors import NormswapError
 from normswap.io.capture import capture
 from normswap.io.fx_model import model_from_program
+from normswap.io.history import KEY as HISTORY
+from normswap.io.history import history_of
 from normswap.io.huggingface import huggingface_source
 from normswap.io.module import module_source
 from normswap.io.onnx import read_onnx
@@ -67,7 +69,8 @@ def _from_path(path: Path, trust: bool) -> Model:
     if suffix == ".pt2":
         model = model_from_program(read_pt2(path, trust), path.name, path=path)
         known = preprocessing_of_file(path, model.inputs, read_pt2_note(path, KEY))
-        return replace(model, preprocessing=known)
+        done = history_of(read_pt2_note(path, HISTORY))
+        return replace(model, preprocessing=known, history=done)
     if suffix in (".pt", ".pth", ".bin", ".pkl"):
         refuse_pickle(path)
     raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")

@@ -62,7 +62,7 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
     path = Path(path)
     check_writable(path)
     files = DataFiles(model, path)
-    superseded = superseded_files(path, _data_files_of(path))
+    superseded = superseded_files(path, data_files_of(path))
     with files.written() as placed:
         blank = blanks(model, besides={slot for slot, _ in placed})
         with _placed([*placed, *blank], model):
@@ -136,7 +136,7 @@ def _remember_data_file(model: ir.Model) -> None:
         model.graph.meta[DATA_FILE] = max(sizes, key=lambda location: sizes[location])
 
 
-def _data_files_of(path: Path) -> set[Path]:
+def data_files_of(path: Path) -> set[Path]:
     """The data files that the model now at ``path`` refers to; none if that is no model."""
     files: set[Path] = set()
     if path.exists():

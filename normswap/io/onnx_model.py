@@ -12,6 +12,8 @@ from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Value
 from normswap.graph.onnx import OnnxGraph
+from normswap.io.history import KEY as HISTORY
+from normswap.io.history import history_of
 from normswap.io.preprocessing_files import KEY, preprocessing_of_file
 from normswap.model import InputSpec, Model
 
@@ -40,6 +42,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
         examples={v.name: _example(v, random) for v in graph.inputs},
         preprocessing=preprocessing_of_file(path, specs, model.metadata_props.get(KEY)),
         path=path,
+        history=history_of(model.metadata_props.get(HISTORY)),
     )
 
 

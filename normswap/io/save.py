@@ -10,6 +10,7 @@ import torch
 
 from normswap.errors import NormswapError
 from normswap.graph.onnx import OnnxGraph
+from normswap.io import history
 from normswap.io.atomic import check_writable
 from normswap.io.fx_model import export_arguments, program_from_model
 from normswap.io.onnx import write_onnx
@@ -26,14 +27,16 @@ def save(model: Model, path: str | Path) -> None:
     """Writes the model to ``path``, whole or not at all.
 
     ONNX models go to ``.onnx`` with their names, metadata, opset and external-data layout; torch
-    models to ``.pt2``, or to ``.onnx`` through torch's exporter. The model's preprocessing goes
-    into the file. Raises NormswapError for another suffix, a path that cannot be written, or an
-    ONNX model that is to become ``.pt2``.
+    models to ``.pt2``, or to ``.onnx`` through torch's exporter. The model's preprocessing and
+    history go into the file. Raises NormswapError for another suffix, a path that cannot be
+    written, or an ONNX model that is to become ``.pt2``.
     """
     path = Path(path)
     check_output(path)
     known = model.preprocessing
     notes = {KEY: known.to_json()} if isinstance(known, Preprocessing) else {}
+    if model.history:
+        notes[history.KEY] = history.history_text(model.history)
     if path.suffix == ".pt2":
         write_pt2(program_from_model(model), path, notes)
     elif isinstance(model.graph, OnnxGraph):

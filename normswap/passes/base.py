@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 import importlib
 import pkgutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from normswap.locate.site import Site
-from normswap.model import Model
+from normswap.model import Model, Step
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class PassResult:
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[Site, str]] = field(default_factory=list)
+
+
+    def recorded(self, name: str) -> PassResult:
+        """The same with the pass, by ``name``, in the model's history, if it modified anything."""
+        if not self.modified:
+            return self
+        missed = [(site.name, reason) for site, reason in [*self.skipped, *self.kept]]
+        step = Step(name, len(self.done), missed, list(self.notes))
+        model = replace(self.model, history=(*self.model.history, step))
+        return replace(self, model=model)
 
 
 class Refusal(Exception):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path
 from normswap.kernels.cache import cache_folder
+from normswap.runtimes.machine import processor, processors
 
 _SCHEMA = "normswap.tuning/1"
 
 
 def key_of(*parts: str) -> str:
     """The key of a measurement: of what was measured, and of the machine that did."""
-    machine = (platform.machine(), _processor(), str(len(os.sched_getaffinity(0))))
+    machine = (platform.machine(), processor(), str(processors()))
     text = "\0".join((_SCHEMA, *machine, *parts))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -47,11 +47,3 @@ def remember(key: str, measured: dict[str, Any]) -> None:
 
 def _file(key: str) -> Path:
     return cache_folder() / "tuning" / f"{key}.json"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

@@ -13,9 +13,10 @@ import onnx
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Runner
+from normswap.runtimes.compiled import Compiled
 from normswap.timing import compare
 from normswap.tuning.cache import key_of, recall, remember
-from normswap.tuning.runtimes import Compiled, Runtime
+from normswap.tuning.runtimes import Runtime
 
 _ROUNDS = 48
 _NOISE = 1.02  # ratios up to it are no difference

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array
+from normswap.runtimes.compiled import Compiled
 
 TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
 """What a model can be made for."""
-
-Compiled = Callable[[Mapping[str, Array]], list[Array]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Runtime:
 
 
 def runtime_of(target: str) -> Runtime:
-    """The runtime of a target, with its default options.
+    """The runtime of a target, with its default options, in this process.
 
     Raises NormswapError for a target that cannot run on this machine.
     """
@@ -42,6 +40,8 @@ def runtime_of(target: str) -> Runtime:
 def _onnxruntime(provider: str) -> Runtime:
     import onnxruntime
 
+    from normswap.runtimes import onnxruntime as runtime
+
     if provider not in onnxruntime.get_available_providers():
         raise NormswapError(
             f"--tune: ONNX Runtime has no {provider} here; run it on the machine that the model "
@@ -49,39 +49,26 @@ def _onnxruntime(provider: str) -> Runtime:
         )
 
     def compiled(proto: onnx.ModelProto) -> Compiled:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised, not printed
         try:
-            session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=[provider]
-            )
+            return runtime.compiled(proto.SerializeToString(), provider=provider)
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise NormswapError(f"ONNX Runtime refuses it: {str(error).splitlines()[0]}") from error
-        return lambda feeds: list(session.run(None, dict(feeds)))
+            raise NormswapError(f"ONNX Runtime refuses it: {runtime.reason(error)}") from error
 
-    return Runtime(f"onnxruntime {onnxruntime.__version__} {provider}", compiled)
+    return Runtime(f"{runtime.runtime_name()} {provider}", compiled)
 
 
 def _openvino() -> Runtime:
     try:
-        import openvino
+        from normswap.runtimes import openvino as runtime
     except ImportError as error:
         raise NormswapError(
             '--tune --target openvino: needs OpenVINO; pip install "normswap[openvino]"'
         ) from error
-    core = openvino.Core()
 
     def compiled(proto: onnx.ModelProto) -> Compiled:
         try:
-            model = core.compile_model(core.read_model(proto.SerializeToString()), "CPU")
+            return runtime.compiled(proto.SerializeToString())
         except RuntimeError as error:
-            raise NormswapError(f"OpenVINO refuses it: {str(error).splitlines()[0]}") from error
-        outputs = list(model.outputs)
+            raise NormswapError(f"OpenVINO refuses it: {runtime.reason(error)}") from error
 
-        def run(feeds: Mapping[str, Array]) -> list[Array]:
-            results = model(dict(feeds))
-            return [results[output] for output in outputs]
-
-        return run
-
-    return Runtime(f"openvino {openvino.__version__} CPU", compiled)
+    return Runtime(f"{runtime.runtime_name()} {runtime.CPU}", compiled)

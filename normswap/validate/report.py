@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from normswap.model import Model
+from normswap.model import Step
 
-SCHEMA = "normswap.validation/1"
+SCHEMA = "normswap.validation/2"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One norm of a model (see ``Site``): ``width`` is how many numbers it normalises."""
+
+    name: str
+    kind: str
+    role: str
+    tower: str
+    width: int
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """Which model took part: ``kind`` is 'fx' or 'onnx', ``path`` None for one made in memory."""
+    """Which model took part.
+
+    ``kind``: 'fx' or 'onnx'. ``path``: None for one made in memory; ``sha256`` and ``size_bytes``
+    are those of the file and of the data files beside it. ``runtime``: what ran it, with its
+    version. ``norms``: those that were located, in the order of execution. ``history``: what
+    normswap did to it, oldest first, as its file tells.
+    """
 
     name: str
     kind: str
     path: str | None
-
-    @classmethod
-    def of(cls, model: Model) -> ModelSummary:
-        return cls(model.name, model.kind, None if model.path is None else str(model.path))
+    runtime: str = ""
+    size_bytes: int | None = None
+    sha256: str | None = None
+    norms: list[Norm] = field(default_factory=list)
+    history: list[Step] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,9 @@ class Finding:
     ``kind``: 'error_bound' (an exact contract is broken), 'integer' (integers differ),
     'non_finite', 'shape', 'dtype', 'constant' (the output does not depend on the input, so its
     agreement says nothing), 'failed' (a model could not be run), 'identical' (bit-equal outputs),
-    'data' (how the data was used). ``output``: the reference's name; ``probe``: the kind of probe.
+    'unchanged' (both models are the same, operator by operator),
+    'site' (the contract is broken at a norm: ``output`` is its name), 'data' (how the data was
+    used). ``output``: the reference's name; ``probe``: the kind of probe.
     """
 
     kind: str
@@ -83,7 +103,9 @@ class ApproximateOutput:
     """One output under the approximate contract; the metrics are those of metrics.py.
 
     ``rows``: how many samples. None: not applicable, or not finite (``sqnr_db`` of equal outputs is
-    infinite; ``max_abs_error`` is 0 then). ``top1_agreement`` and the accuracies are shares.
+    infinite; ``max_abs_error`` is 0 then). ``top1_agreement``, ``top5_agreement`` and the
+    accuracies are shares. ``kl_mean``: the divergence of the candidate's class probabilities
+    (softmax of the row) from the reference's, in nats, the mean over rows.
     """
 
     name: str
@@ -95,8 +117,120 @@ class ApproximateOutput:
     cosine_worst: float | None
     max_abs_error: float | None
     top1_agreement: float | None = None
+    top5_agreement: float | None = None
+    kl_mean: float | None = None
     accuracy_reference: float | None = None
     accuracy_candidate: float | None = None
+
+
+@dataclass(frozen=True)
+class SiteComparison:
+    """How close two models are at one norm of the reference that was matched in the candidate.
+
+    ``name``, ``role``, ``tower`` and ``kind``: of the reference's norm, in the order of execution.
+    ``candidate_kind``: the norm in its place, None where there is none any more. ``at``: 'output'
+    where the norms' own outputs are compared, else the module path or name of the first linear
+    layer behind the norm, whose outputs are compared (gamma and beta may have moved into it).
+    The metrics are those of metrics.py, all probes or batches together, of the candidate against
+    the reference in float64 (exact) or as it runs (approximate). Exact: ``excess`` is the error as
+    a multiple of what is allowed, at ``probe``, where it is largest; ``passed`` says excess <= 1.
+    """
+
+    name: str
+    role: str
+    tower: str
+    kind: str
+    candidate_kind: str | None
+    at: str
+    sqnr_db: float | None
+    cosine_mean: float | None
+    cosine_worst: float | None
+    max_abs_error: float | None
+    excess: float | None = None
+    probe: str | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How large errors are: ``counts[i]`` elements have an error between 10**``exponents[i]`` and
+    10**``exponents[i + 1]`` times the output's largest absolute value; ``zeros`` have none. Larger
+    and smaller ones count in the outermost bins."""
+
+    exponents: list[float]
+    counts: list[int]
+    zeros: int
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Distributions of the errors at one output. ``original``: the reference's own, as it runs,
+    against itself in float64 (exact contract), else None. ``candidate``: against the same."""
+
+    name: str
+    original: Histogram | None
+    candidate: Histogram
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A CLIP's two embeddings, ``images`` and ``texts`` by the names of the outputs, of ``pairs``
+    images and texts.
+
+    Ranks are by cosine. ``overlap_at_k``: the mean share of the reference's ``k`` nearest that are
+    among the candidate's. ``recall_at_1``: the share of queries whose own partner (or one with
+    equal inputs) is nearest; ``mean_rank``: of the best such partner, counted from 1; both None
+    where the data did not hold pairs.
+    """
+
+    images: str
+    texts: str
+    pairs: int
+    k: int
+    overlap_at_k_image_to_text: float
+    overlap_at_k_text_to_image: float
+    recall_at_1_reference: tuple[float, float] | None
+    recall_at_1_candidate: tuple[float, float] | None
+    mean_rank_reference: tuple[float, float] | None
+    mean_rank_candidate: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The first place at which two models part, or why none was found.
+
+    ``site``: the module path (or name) of the reference's operator that computes the first value
+    without an equal in the candidate, all it is computed from having one; None where none was
+    found. ``operator`` and ``value``: that operator and its output. ``norm``: the located norm
+    that it belongs to. ``last_equal``: the names of the values it is computed from.
+    ``after_norm``, ``before_norm``: the norms of the reference on either side in depth.
+    ``error`` and ``allowed``: at that value. ``probe``: which inputs show it; ``reproducer``: the
+    file that holds them, for ``--data``. ``note``: a sentence for the reader.
+    """
+
+    site: str | None
+    operator: str | None = None
+    value: str | None = None
+    norm: str | None = None
+    last_equal: list[str] = field(default_factory=list)
+    after_norm: str | None = None
+    before_norm: str | None = None
+    error: float | None = None
+    allowed: float | None = None
+    probe: str | None = None
+    reproducer: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the report: ``versions`` of libraries by name, ``machine``, ``threads``, and the
+    ``command`` that makes it again (None in Python)."""
+
+    versions: dict[str, str]
+    machine: str
+    threads: int
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +238,10 @@ class ValidationReport:
     """The result of a validation. ``passed``: no finding is fatal.
 
     ``contract``: 'exact' or 'approximate'; ``outputs`` are ``ExactOutput`` or ``ApproximateOutput``
-    accordingly, in the reference's order.
+    accordingly, in the reference's order. ``sites``: the matched norms in the order of execution;
+    ``unmatched``: norms of the reference that could not be, with the reason. ``errors``: the
+    distributions, in the order of ``outputs``, integers left out. ``retrieval``: for a CLIP under
+    the approximate contract. ``bisection``: where it was asked for.
     """
 
     contract: str
@@ -113,11 +250,17 @@ class ValidationReport:
     candidate: ModelSummary
     outputs: list[ExactOutput] | list[ApproximateOutput]
     findings: list[Finding]
+    sites: list[SiteComparison] = field(default_factory=list)
+    unmatched: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[OutputErrors] = field(default_factory=list)
+    retrieval: Retrieval | None = None
+    bisection: Bisection | None = None
+    provenance: Provenance | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, nothing non-finite among them (null instead).
 
-        Keys: ``schema`` ("normswap.validation/1"), then the fields of this class; nested objects
+        Keys: ``schema`` ("normswap.validation/2"), then the fields of this class; nested objects
         have the fields of their classes, and a probe's errors also ``passed``. The schema's number
         goes up when a field is removed or changes its meaning, not when one is added.
         """
@@ -132,6 +275,6 @@ class ValidationReport:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

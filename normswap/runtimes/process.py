@@ -1,0 +1,139 @@
+"""A runtime in a process of its own, so that it may crash and be measured by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Self, cast
+
+from normswap.graph.graph import Array
+from normswap.io.messages import plain
+from normswap.runtimes import wire, worker
+from normswap.runtimes.errors import RuntimeFailed
+
+
+def worker_command(runtime: str) -> list[str]:
+    # -P: else the folder of the file comes first in the path, and in it torch is torch.py.
+    return [sys.executable, "-P", worker.__file__, runtime]
+
+
+class Process:
+    """One model in a runtime of its own process, which ends with ``close`` or with this object.
+
+    ``runtime``: its module in ``normswap.runtimes``; ``model``: what errors call the model. All
+    methods raise RuntimeFailed where the runtime fails, and after it has crashed.
+    """
+
+    def __init__(self, runtime: str, model: str) -> None:
+        self.runtime, self.model = runtime, model
+        self.name = runtime
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
+        self._process = subprocess.Popen(
+            worker_command(runtime),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+        self._crash = ""
+        self._end = weakref.finalize(self, _end, self._process, self._errors)
+
+    def load(self, path: Path, threads: int) -> None:
+        """The file with the runtime's default options; ``name`` says more from then on."""
+        self._load("load", path, threads)
+
+    def load_precisely(self, path: Path, threads: int) -> None:
+        """The same with float32 computed in float32."""
+        self._load("load_precisely", path, threads)
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs in order for inputs by name."""
+        return self._ask("run it", {"do": "run", "names": list(feeds)}, list(feeds.values()))[1]
+
+    def keep(self, feeds: Mapping[str, Array]) -> None:
+        """Inputs for ``seconds``."""
+        self._ask("take its inputs", {"do": "keep", "names": list(feeds)}, list(feeds.values()))
+
+    def seconds(self) -> float:
+        """How long one run takes, measured over there."""
+        return float(self._ask("run it", {"do": "time"})[0]["seconds"])
+
+    def peak_mib(self) -> float | None:
+        """The largest resident memory so far, above that with the runtime imported alone."""
+        mib = self._ask("tell its memory", {"do": "peak"})[0]["mib"]
+        return None if mib is None else float(mib)
+
+    def close(self) -> None:
+        """Ends the process; nothing of it stays."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, how: str, path: Path, threads: int) -> None:
+        request = {"do": how, "path": os.path.abspath(path), "threads": threads}
+        try:
+            self.name = plain(self._ask("load it", request)[0]["name"])
+        except RuntimeFailed as failure:
+            if self._crash:
+                raise
+            raise RuntimeFailed(f"{failure}; take another runtime") from failure
+
+    def _ask(
+        self, what: str, request: Mapping[str, Any], arrays: Sequence[Array] = ()
+    ) -> tuple[dict[str, Any], list[Array]]:
+        if self._crash:
+            raise RuntimeFailed(self._crash)
+        process = self._process
+        try:
+            wire.send(cast(BinaryIO, process.stdin), request, arrays)
+            answer, results = wire.receive(cast(BinaryIO, process.stdout))
+        except (EOFError, OSError):
+            told = f"{self.model}: {self.runtime} {self._death()} and did not {what}"
+            self._crash = f"{told}; take another runtime"
+            self.close()
+            raise RuntimeFailed(self._crash) from None
+        except KeyboardInterrupt:  # half of an answer may be on its way
+            self._crash = f"{self.model}: {self.runtime} was interrupted"
+            self.close()
+            raise
+        if "error" in answer:
+            told = f"{self.model}: {self.runtime} cannot {what}: {plain(answer['error'])}"
+            raise RuntimeFailed(told)
+        return answer, results
+
+    def _death(self) -> str:
+        """How the process came to its end, which is here or near."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        status = self._process.returncode
+        if status == -9:
+            return "was killed (SIGKILL), for memory perhaps,"
+        if status is not None and status < 0:
+            return f"crashed ({signal.Signals(-status).name})"
+        last = _last_line(self._errors)
+        return f"ended (status {status}{': ' if last else ''}{last})"
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(0)
+    lines = file.read()[-10_000:].decode(errors="replace").strip().splitlines()
+    return plain(lines[-1]) if lines else ""
+
+
+def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, errors):
+        if stream is not None:
+            with contextlib.suppress(OSError):  # what was not written yet has no reader
+                stream.close()
