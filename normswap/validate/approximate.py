@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.validate.metrics import Similarity, accuracy
-from normswap.validate.pairing import Pair, agreeing_finite
+from normswap.validate.class_scores import ClassScores
+from normswap.validate.metrics import ErrorHistogram, Similarity, accuracy
+from normswap.validate.pairing import Pair, Runs, agreeing_finite
 from normswap.validate.report import (
     ApproximateOutput,
+    OutputErrors,
+    Retrieval,
     ValidationReport,
 )
+from normswap.validate.retrieval import EMBEDDING_NAMES, EmbeddingPairs
 
 
 def approximate_contract(
@@ -24,20 +29,26 @@ def approximate_contract(
     batches: Iterable[Mapping[str, Array]],
     labels: Array | None = None,
     given: Collection[str] | None = None,
+    runs: Runs | None = None,
 ) -> ValidationReport:
-    """How close the outputs are: SQNR, cosine, top-1 agreement, accuracy. No tolerance decides.
+    """How close the outputs are: SQNR, cosine, top-1 and top-5 agreement, KL, accuracy, the
+    distribution of errors, and for CLIPs retrieval. No tolerance decides.
 
     ``batches``: feeds by the reference's input names. Top-1 agreement is taken at outputs of rank 2
-    with two columns or more. ``labels``: integers [N], N the rows of all batches together; accuracy
-    is taken at the first output called ``logits*``, or, where none is called so, at the first one
-    of rank 2, that has a row per sample and a column per label. ``given``: the inputs that belong
-    to the labels (all by default); outputs that depend on others have no accuracy.
+    with two columns or more; top-5 agreement and KL (class_scores.py) at those of them that hold
+    class scores: not one of the two embeddings of a CLIP, nor called ``*embed*`` or ``*features*``.
+    Retrieval (retrieval.py) is taken where such embeddings are outputs. ``labels``: integers [N], N
+    the rows of all batches together; accuracy is taken at the first output called ``logits*``, or,
+    where none is called so, at the first one of rank 2, that has a row per sample and a column per
+    label. ``given``: the inputs that belong to the labels and to one another (all by default), the
+    others being drawn at random; outputs that depend on others have no accuracy, and images or
+    texts that do no partners. ``runs``: how both models are run, by default as their graphs do.
 
     Fails for other shapes or dtypes, NaN, infinities of one model alone, outputs that are constant
     in the candidate, and integer outputs that differ. Raises NormswapError for models whose inputs
     or outputs cannot be matched and for labels of another count than the rows.
     """
-    approximate = _Approximate(reference, candidate, labels, given)
+    approximate = _Approximate(Pair(reference, candidate, runs), labels, given)
     for feeds in batches:
         approximate.add(feeds)
     return approximate.report()
@@ -46,22 +57,20 @@ def approximate_contract(
 class _Approximate:
     """The approximate contract, one batch after the other."""
 
-    def __init__(
-        self,
-        reference: Model,
-        candidate: Model,
-        labels: Array | None,
-        given: Collection[str] | None,
-    ) -> None:
-        self._pair = Pair(reference, candidate)
+    def __init__(self, pair: Pair, labels: Array | None, given: Collection[str] | None) -> None:
+        reference = pair.reference
+        self._pair = pair
         self._labels = labels
         self._rows = 0
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._dtypes: dict[int, np.dtype[Any]] = {}
         self._similarities = [Similarity() for _ in self._pair.outputs]
+        self._scores: dict[int, ClassScores] = {}
+        self._histograms: dict[int, ErrorHistogram] = {}
+        self._embeddings = EmbeddingPairs.of(reference)
         self._correct: dict[int, list[tuple[float, float, int]]] = {}
         foreign = set() if given is None else {s.name for s in reference.inputs} - set(given)
-        self._labelled = [
+        self._given = [
             not self._pair.depends_on(value) & foreign for value in reference.graph.outputs
         ]
 
@@ -72,6 +81,8 @@ class _Approximate:
         results = self._pair.run(feeds, f"rows up to {self._rows}")
         if results is None:
             return
+        if self._embeddings:
+            self._embeddings.add(feeds, *results)
         for output, (ours, theirs) in enumerate(zip(*results, strict=True)):
             self._shapes[output], self._dtypes[output] = ours.shape, ours.dtype
             if not self._pair.comparable(output, ours, theirs, None):
@@ -82,6 +93,9 @@ class _Approximate:
                 message = f"NaN or infinite: {counts[1]} elements, {counts[0]} of the reference's"
                 self._pair.found("non_finite", message, self._pair.outputs[output][0])
             self._similarities[output].add(*arrays)
+            self._histograms.setdefault(output, ErrorHistogram()).add(*arrays)
+            if self._holds_class_scores(output, ours):
+                self._scores.setdefault(output, ClassScores()).add(*arrays)
             if labels is not None and self._fits(output, ours, labels):
                 shares = [accuracy(a, labels) for a in arrays]
                 self._correct.setdefault(output, []).append((shares[0], shares[1], rows))
@@ -89,11 +103,18 @@ class _Approximate:
     def _fits(self, output: int, array: Array, labels: Array) -> bool:
         classes = int(np.max(self._labels)) + 1 if self._labels is not None else 0
         rank_2 = array.ndim == 2 and len(array) == len(labels) and array.shape[1] >= classes
-        return rank_2 and self._labelled[output]
+        return rank_2 and self._given[output]
+
+    def _holds_class_scores(self, output: int, array: Array) -> bool:
+        embedding = self._embeddings is not None and output in self._embeddings.outputs
+        named = any(name in self._pair.outputs[output][0] for name in EMBEDDING_NAMES)
+        return array.ndim == 2 and array.shape[1] >= 2 and not embedding and not named
 
     def report(self) -> ValidationReport:
         if self._labels is not None and len(self._labels) != self._rows:
-            raise NormswapError(f"there are {len(self._labels)} labels for {self._rows} samples")
+            raise NormswapError(
+                f"there are {len(self._labels)} labels for {self._rows} samples: give one for each"
+            )
         scored = self._scored()
         outputs = []
         for index, (names, similarity) in enumerate(
@@ -101,7 +122,8 @@ class _Approximate:
         ):
             shape = self._shapes.get(index, ())
             ranked = len(shape) == 2 and shape[1] >= 2
-            scores = self._accuracies(index) if index == scored else (None, None)
+            scores = self._scores.get(index, ClassScores())
+            accuracies = self._accuracies(index) if index == scored else (None, None)
             outputs.append(
                 ApproximateOutput(
                     *names,
@@ -112,12 +134,25 @@ class _Approximate:
                     _number(similarity.cosine_worst),
                     _number(similarity.max_abs_error),
                     _number(similarity.top1_agreement) if ranked else None,
-                    *scores,
+                    _number(scores.top5_agreement),
+                    _number(scores.kl_mean),
+                    *accuracies,
                 )
             )
             if similarity.max_abs_error == 0:
                 self._pair.found("identical", "bit-equal in both models", names[0], fatal=False)
-        return self._pair.report("approximate", outputs)
+        errors = [
+            OutputErrors(self._pair.outputs[index][0], None, self._histograms[index].result())
+            for index in sorted(self._histograms)
+        ]
+        report = self._pair.report("approximate", outputs)
+        return replace(report, errors=errors, retrieval=self._retrieval())
+
+    def _retrieval(self) -> Retrieval | None:
+        if self._embeddings is None:
+            return None
+        drawn = not all(self._given[output] for output in self._embeddings.outputs)
+        return self._embeddings.result(drawn)
 
     def _scored(self) -> int | None:
         """The output whose accuracy the labels give."""

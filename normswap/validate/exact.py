@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
 from normswap.progress import Progress
-from normswap.validate.metrics import ErrorTally
-from normswap.validate.pairing import Pair, RunFailed, agreeing_finite, runner
-from normswap.validate.probes import Neighbours, Probe
+from normswap.validate.bounds import BoundedErrors, draws_in_doubt
+from normswap.validate.metrics import ErrorHistogram, ErrorTally
+from normswap.validate.neighbours import Neighbours
+from normswap.validate.pairing import Pair, RunFailed, Runs, agreeing_finite, runner
+from normswap.validate.probes import EXTREMES, Probe
 from normswap.validate.report import (
     ExactOutput,
+    OutputErrors,
     ProbeErrors,
     ValidationReport,
 )
-
-_FACTOR = 2.0
-_ULPS = 1.0
-_DOUBLE_ULPS = 64.0  # of a float64 output, whose own error nothing here can measure
-# In doubt, draws of the original's neighbours: some, and the rest unless the error is hopelessly
-# many times its bound.
-_SOME, _ALL, _HOPELESS = 2, 16, 8.0
 
 
 def exact_contract(
@@ -35,6 +30,7 @@ def exact_contract(
     candidate: Model,
     probes: Sequence[Probe],
     progress: Progress | None = None,
+    runs: Runs | None = None,
 ) -> ValidationReport:
     """Whether ``candidate`` computes the function of ``reference``, up to rounding.
 
@@ -48,10 +44,11 @@ def exact_contract(
 
     ``probes``: feeds by the reference's input names. Inputs and outputs of the two models are
     matched by name where the names agree and by position otherwise. Integer outputs must be equal.
+    ``runs``: how both are run, by default as their own graphs do.
     Raises NormswapError for models whose inputs or outputs cannot be matched, or whose reference
     cannot be evaluated in float64.
     """
-    exact = _Exact(reference, candidate)
+    exact = _Exact(Pair(reference, candidate, runs))
     groups: dict[str, list[Probe]] = {}
     for probe in probes:
         groups.setdefault(probe.name, []).append(probe)
@@ -64,53 +61,24 @@ def exact_contract(
     return exact.report()
 
 
-@dataclass
-class _Errors:
-    """One output over the probes of one kind."""
-
-    kind: str
-    dtype: np.dtype[Any]
-    scale: float = 0.0
-    original: ErrorTally = field(default_factory=ErrorTally)
-    candidate: ErrorTally = field(default_factory=ErrorTally)
-    neighbours: dict[int, ErrorTally] = field(default_factory=dict)  # by draw
-
-    def result(self) -> ProbeErrors:
-        ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
-        slack = ulps * float(ml_dtypes.finfo(self.dtype).eps) * self.scale
-        draws = [self.original, *self.neighbours.values()]
-        largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
-        return ProbeErrors(
-            self.kind, self.candidate.count, self.scale, largest, self.candidate.maximum,
-            _FACTOR * largest + slack, rms, self.candidate.rms, _FACTOR * rms + slack,
-        )  # fmt: skip
-
-    @property
-    def excess(self) -> float:
-        """The error as a multiple of its bound."""
-        result = self.result()
-        pairs = [(result.max_candidate, result.max_bound), (result.rms_candidate, result.rms_bound)]
-        return max(0.0 if not e else e / bound if bound else np.inf for e, bound in pairs)
-
-
 class _Exact:
     """The exact contract, one kind of probe after the other."""
 
-    def __init__(self, reference: Model, candidate: Model) -> None:
-        self._pair = Pair(reference, candidate)
-        self._truth = runner(reference, np.float64)
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._truth = runner(pair.reference, np.float64)
         self._neighbours: Neighbours | None = None
         self._dtypes: dict[int, np.dtype[Any]] = {}
+        self._histograms: dict[int, tuple[ErrorHistogram, ErrorHistogram]] = {}
         self._results: list[list[ProbeErrors]] = [[] for _ in self._pair.outputs]
 
     def examine(self, kind: str, probes: Sequence[Probe]) -> None:
-        errors: dict[int, _Errors] = {}
-        for probe in probes:
-            self._compare(probe, errors)
-        if _excess(errors) > 1:
-            self._try_neighbours(probes, errors, range(_SOME))
-        if 1 < _excess(errors) < _HOPELESS:
-            self._try_neighbours(probes, errors, range(_SOME, _ALL))
+        errors: dict[int, BoundedErrors] = {}
+        compared = [(probe, truths) for probe in probes if (truths := self._compare(probe, errors))]
+        drawn = 0
+        while draws := draws_in_doubt(_excess(errors), drawn):
+            self._try_neighbours(compared, errors, draws)
+            drawn = draws.stop
         for output, tally in errors.items():
             result = tally.result()
             self._results[output].append(result)
@@ -122,16 +90,19 @@ class _Exact:
                 )
                 self._pair.found("error_bound", message, self._pair.outputs[output][0], kind)
 
-    def _compare(self, probe: Probe, errors: dict[int, _Errors]) -> None:
+    def _compare(self, probe: Probe, errors: dict[int, BoundedErrors]) -> list[Array] | None:
+        """Counts the errors on one probe; the reference in float64, if both models ran."""
         results = self._pair.run(probe.feeds, probe.name)
         if results is None:
-            return
+            return None
         truths = self._in_double(probe.feeds)
         for output, (ours, theirs, truth) in enumerate(zip(*results, truths, strict=True)):
             self._dtypes[output] = ours.dtype
             if not self._pair.comparable(output, ours, theirs, probe.name):
                 continue
             arrays = [np.asarray(a, np.float64) for a in (truth, ours, theirs)]
+            if probe.name in EXTREMES:  # where the original itself overflows, all may
+                arrays = [a[np.isfinite(arrays[1])] for a in arrays]
             finite = agreeing_finite(arrays)
             if finite is None:
                 counts = [int((~np.isfinite(a)).sum()) for a in arrays]
@@ -142,21 +113,29 @@ class _Exact:
                 self._pair.found("non_finite", message, self._pair.outputs[output][0], probe.name)
                 continue
             exact, original, rewritten = (a[finite] for a in arrays)
-            tally = errors.setdefault(output, _Errors(probe.name, ours.dtype))
+            tally = errors.setdefault(output, BoundedErrors(probe.name, ours.dtype))
             tally.scale = max(tally.scale, float(np.abs(exact).max(initial=0)))
             tally.original.add(original - exact)
             tally.candidate.add(rewritten - exact)
+            own, other = self._histograms.setdefault(output, (ErrorHistogram(), ErrorHistogram()))
+            own.add(exact, original)
+            other.add(exact, rewritten)
+        return truths
 
     def _try_neighbours(
-        self, probes: Sequence[Probe], errors: dict[int, _Errors], draws: Iterable[int]
+        self,
+        compared: Sequence[tuple[Probe, list[Array]]],
+        errors: dict[int, BoundedErrors],
+        draws: Iterable[int],
     ) -> None:
         """Adds how far the original's neighbours are from the truth."""
         try:
-            self._neighbours = self._neighbours or Neighbours(self._pair.reference)
+            self._neighbours = self._neighbours or Neighbours(
+                self._pair.reference, self._pair.reference.graph.outputs
+            )
         except NormswapError:  # then the original's own error is all there is
             return
-        for probe in probes:
-            truths = self._in_double(probe.feeds)
+        for probe, truths in compared:
             for draw in draws:
                 nearby = self._neighbours.run(probe.feeds, draw)
                 for output, tally in errors.items():
@@ -177,8 +156,12 @@ class _Exact:
             ExactOutput(*names, self._dtypes[i].name if i in self._dtypes else "", self._results[i])
             for i, names in enumerate(self._pair.outputs)
         ]
-        return self._pair.report("exact", outputs)
+        errors = [
+            OutputErrors(self._pair.outputs[i][0], own.result(), other.result())
+            for i, (own, other) in sorted(self._histograms.items())
+        ]
+        return replace(self._pair.report("exact", outputs), errors=errors)
 
 
-def _excess(errors: Mapping[int, _Errors]) -> float:
+def _excess(errors: Mapping[int, BoundedErrors]) -> float:
     return max((tally.excess for tally in errors.values()), default=0.0)

@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from normswap.graph.graph import Array
+from normswap.validate.report import Histogram
+
+_LOWEST, _HIGHEST = -17.0, 1.0  # the histogram's ends, as powers of ten of the scale
+_PER_DECADE = 2  # bins of the histogram; errors are tallied in finer ones, the scale still unknown
+_FINE = 32
+_DECADES = (-325, 310)  # of float64
 
 
 def sqnr_db(reference: Array, candidate: Array) -> float:
@@ -92,6 +98,41 @@ class ErrorTally:
     @property
     def rms(self) -> float:
         return math.sqrt(self._squares / self.count) if self.count else 0.0
+
+
+class ErrorHistogram:
+    """The distribution of |reference - candidate| over all pairs of arrays added, as multiples of
+    the largest |reference| among them (1 if all are zero): ``Histogram`` with two bins a decade
+    from 1e-17 to 10, the same for every histogram.
+
+    Elements that are not finite in both arrays are left out. A bin's ends are right within 4 %.
+    """
+
+    def __init__(self) -> None:
+        self._scale = 0.0
+        self._zeros = 0
+        self._counts = np.zeros((_DECADES[1] - _DECADES[0]) * _FINE, np.int64)
+
+    def add(self, reference: Array, candidate: Array) -> None:
+        """Counts one pair of arrays of one shape."""
+        a, b = _pair(reference, candidate)
+        finite = np.isfinite(a) & np.isfinite(b)
+        a, b = a[finite], b[finite]
+        self._scale = max(self._scale, float(np.abs(a).max(initial=0)))
+        with np.errstate(over="ignore"):
+            errors = np.abs(a - b)
+        errors = np.minimum(errors[errors > 0], np.finfo(np.float64).max)
+        self._zeros += a.size - errors.size
+        bins = np.floor((np.log10(errors) - _DECADES[0]) * _FINE).astype(int)
+        self._counts += np.bincount(bins, minlength=len(self._counts))
+
+    def result(self) -> Histogram:
+        edges = np.linspace(_LOWEST, _HIGHEST, round((_HIGHEST - _LOWEST) * _PER_DECADE) + 1)
+        middles = _DECADES[0] + (np.arange(len(self._counts)) + 0.5) / _FINE
+        relative = middles - (math.log10(self._scale) if self._scale else 0)
+        bins = np.clip(np.searchsorted(edges, relative, "right") - 1, 0, len(edges) - 2)
+        counts = np.bincount(bins, weights=self._counts, minlength=len(edges) - 1)
+        return Histogram(edges.tolist(), counts.astype(int).tolist(), self._zeros)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from normswap.graph.graph import Array
 from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model
 from normswap.validate.metrics import Variation
+from normswap.validate.probes.tokens import vocabulary
 from normswap.validate.report import (
     ApproximateOutput,
     ExactOutput,
@@ -23,6 +24,8 @@ from normswap.validate.report import (
 )
 
 Run = Callable[[Mapping[str, Array]], list[Array]]
+Runs = tuple[Run, Run]
+"""How the reference and the candidate are run: feeds by input name to all outputs in order."""
 
 
 def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
@@ -30,7 +33,7 @@ def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
 
     Raises NormswapError naming both models where no input can fit both.
     """
-    names = _matched("inputs", reference, candidate)
+    names = matched_inputs(reference, candidate)
     others = {spec.name: spec for spec in candidate.inputs}
     fixed: dict[str, int] = {}
     for spec in reference.inputs:
@@ -43,6 +46,12 @@ def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
         if len(spec.shape) != len(other.shape) or any(unfit):
             sizes = " and ".join("x".join(map(str, s.shape)) for s in (spec, other))
             raise NormswapError(f"{both} differ: {sizes}")
+        words = [vocabulary(m.graph, s) for m, s in ((reference, spec), (candidate, other))]
+        if words[0] != words[1] and None not in words:
+            raise NormswapError(
+                f"{both} have other vocabularies, of {words[0]} and {words[1]} tokens: they cannot "
+                "be compared"
+            )
         fixed |= {a: b for a, b in pairs if isinstance(a, str) and not isinstance(b, str)}
     return tuple(
         replace(s, shape=tuple(fixed.get(n, n) if isinstance(n, str) else n for n in s.shape))
@@ -50,17 +59,35 @@ def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
     )
 
 
-def _matched(what: str, reference: Model, candidate: Model) -> dict[str, str]:
-    """The candidate's input or output for each of the reference's."""
-    if what == "inputs":
-        ours, theirs = ([spec.name for spec in m.inputs] for m in (reference, candidate))
-    else:
-        ours, theirs = list(reference.output_names), list(candidate.output_names)
+def matched_inputs(reference: Model, candidate: Model) -> dict[str, str]:
+    """The candidate's input for each of the reference's: by name, else by position.
+
+    Raises NormswapError where one of them has more.
+    """
+    ours, theirs = ([spec.name for spec in m.inputs] for m in (reference, candidate))
     if len(ours) != len(theirs):
-        raise NormswapError(
-            f"{reference.name} has {len(ours)} {what} ({', '.join(ours)}) and {candidate.name} has "
-            f"{len(theirs)} ({', '.join(theirs)}): they cannot be compared"
-        )
+        raise _different_counts("inputs", reference.name, ours, candidate.name, theirs)
+    return _matched(ours, theirs)
+
+
+def matched_outputs(reference: Model, candidate: Model) -> dict[str, str]:
+    """The same for outputs."""
+    ours, theirs = list(reference.output_names), list(candidate.output_names)
+    if len(ours) != len(theirs):
+        raise _different_counts("outputs", reference.name, ours, candidate.name, theirs)
+    return _matched(ours, theirs)
+
+
+def _different_counts(
+    what: str, reference: str, ours: Sequence[str], candidate: str, theirs: Sequence[str]
+) -> NormswapError:
+    return NormswapError(
+        f"{reference} has {len(ours)} {what} ({', '.join(ours)}) and {candidate} has "
+        f"{len(theirs)} ({', '.join(theirs)}): they cannot be compared"
+    )
+
+
+def _matched(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
     rest = iter([name for name in theirs if name not in ours])
     return {name: name if name in theirs else next(rest) for name in ours}
 
@@ -72,15 +99,15 @@ class RunFailed(Exception):
 class Pair:
     """Two models with their inputs and outputs matched, and what was found so far."""
 
-    def __init__(self, reference: Model, candidate: Model) -> None:
+    def __init__(self, reference: Model, candidate: Model, runs: Runs | None = None) -> None:
         shared_inputs(reference, candidate)
         self.reference, self.candidate = reference, candidate
         self.findings: list[Finding] = []
-        self._inputs = _matched("inputs", reference, candidate)
-        names = _matched("outputs", reference, candidate)
+        self._inputs = matched_inputs(reference, candidate)
+        names = matched_outputs(reference, candidate)
         self.outputs = list(names.items())
         self._order = [candidate.output_names.index(name) for name in names.values()]
-        self._run_reference, self._run_candidate = runner(reference), runner(candidate)
+        self._run_reference, self._run_candidate = runs or (runner(reference), runner(candidate))
         self._variations = [(Variation(), Variation()) for _ in self.outputs]
         self.ran = False
 
@@ -140,7 +167,7 @@ class Pair:
         if not self.ran:
             self.found("failed", "nothing was compared")
         passed = not any(finding.fatal for finding in self.findings)
-        reference, candidate = ModelSummary.of(self.reference), ModelSummary.of(self.candidate)
+        reference, candidate = (_summary(model) for model in (self.reference, self.candidate))
         return ValidationReport(contract, passed, reference, candidate, outputs, self.findings)
 
     def _look_for_constants(self) -> None:
@@ -191,3 +218,7 @@ def agreeing_finite(arrays: Sequence[Array]) -> Array | None:
 
 def _sizes(array: Array) -> str:
     return "x".join(map(str, array.shape)) or "a scalar"
+
+
+def _summary(model: Model) -> ModelSummary:
+    return ModelSummary(model.name, model.kind, None if model.path is None else str(model.path))

@@ -113,3 +113,34 @@ def test_variation(arrays: list[np.ndarray], constant: bool) -> None:
     for array in arrays:
         variation.add(array)
     assert variation.constant is constant
+
+
+def test_error_histogram() -> None:
+    tally = metrics.ErrorHistogram()
+    reference = np.full((3, 4), 100.0)
+    reference[0, 0] = -1000  # the scale, known only when all have been added
+    for row, error in zip(reference, [[0, 0, 2e-3, 2e-3], [2e-3, 0, 5, 0], [0] * 4], strict=True):
+        tally.add(row[::-1], row[::-1] + np.array(error))
+    histogram = tally.result()
+    at = dict(zip(histogram.exponents, histogram.counts, strict=False))
+    assert histogram.zeros == 8
+    assert {e: count for e, count in at.items() if count} == {-6.0: 3, -2.5: 1}
+    assert len(histogram.exponents) == len(histogram.counts) + 1
+
+
+def test_error_histogram_at_the_ends() -> None:
+    tally = metrics.ErrorHistogram()
+    tally.add(ONES, ONES * [1 + 1e-19, 1e9, math.inf])  # a rounded, a huge, and one left out
+    tally.add(INFINITE, INFINITE)
+    tally.add(np.array([1.0]), np.array([1 + 2.0**-52]))
+    counts = tally.result().counts
+    assert counts[-1] == 2
+    assert sum(counts) == 3
+    assert counts[1] == 1  # 2.2e-16 of INFINITE's 3
+    assert tally.result().zeros == 4
+    nothing = metrics.ErrorHistogram()
+    nothing.add(ZEROS, ZEROS + 1e-3)
+    assert nothing.result().counts[28] == 6  # of a scale of 1 where all is zero
+    huge = metrics.ErrorHistogram()
+    huge.add(np.array([1e308]), np.array([-1e308]))
+    assert huge.result().counts[-1] + huge.result().counts[-2] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from torch import nn
 
 from normswap.errors import NormswapError
+from normswap.io.preprocessing import Preprocessing
 from normswap.model import Model
-from normswap.validate.probes import Neighbours, Probe, make_probes
+from normswap.validate.probes import EXTREMES, Probe, make_probes
 
-KINDS = ["normal", "batch_1", "large_mean", "tiny_variance", "constant", "outlier_channel"]
+KINDS = [
+    "normal", "batch_1", "large_mean", "tiny_variance", "constant", "outlier_channel", "batch_3",
+    "large_values", "subnormal",
+]  # fmt: skip
 VOCABULARY, LENGTH = 50, 12
 
 
@@ -53,7 +58,7 @@ def test_kinds_and_sizes_of_an_image_model(image_model: Model) -> None:
     assert list(dict.fromkeys(p.name for p in probes)) == KINDS
     for kind in KINDS:
         rows = [len(p.feeds["x"]) for p in probes if p.name == kind]
-        assert rows == ([1] * 8 if kind == "batch_1" else [8])
+        assert rows == {"batch_1": [1] * 8, "batch_3": [3] * 3}.get(kind, [8])
     for probe in probes:
         image_model.check_feeds(probe.feeds)
         assert np.isfinite(probe.feeds["x"]).all()
@@ -87,7 +92,7 @@ def test_a_fixed_batch_is_kept(onnx_model: Callable[..., Model]) -> None:
     model = onnx_model([("Identity", ["x"], "y", {})], {"x": ((3, 5), np.float32)}, ["y"])
     probes = make_probes(model)
     assert {p.feeds["x"].shape for p in probes} == {(3, 5)}
-    assert "batch_1" not in {p.name for p in probes}
+    assert not {"batch_1", "batch_3"} & {p.name for p in probes}
     assert sum(p.name == "normal" for p in probes) == 3
 
 
@@ -106,14 +111,15 @@ def test_axes_of_one_name_get_one_size_and_others_the_examples(
 
 def test_token_ids_masks_and_positions(text_model: Model) -> None:
     probes = make_probes(text_model)
-    assert list(dict.fromkeys(p.name for p in probes)) == ["normal", "batch_1", "constant"]
-    ends = set()
+    kinds = list(dict.fromkeys(p.name for p in probes))
+    assert kinds == ["normal", "batch_1", "constant", "batch_3"]
+    ends: dict[str, set[int]] = {kind: set() for kind in kinds}
     for probe in probes:
         ids, mask = probe.feeds["ids"], probe.feeds["mask"]
         assert np.array_equal(probe.feeds["position"][-1], np.arange(LENGTH))
         text_model.check_feeds(probe.feeds)
         end = ids.argmax(-1)
-        ends |= set(end)
+        ends[probe.name] |= set(end.tolist())
         for row, last, kept in zip(ids, end, mask, strict=True):
             assert row[last] == VOCABULARY - 1
             assert not row[last + 1 :].any()
@@ -122,8 +128,9 @@ def test_token_ids_masks_and_positions(text_model: Model) -> None:
             assert np.array_equal(kept, np.arange(LENGTH) <= last)
             if probe.name == "constant":
                 assert len(set(row[:last])) <= 1
-    assert len(ends) > 5
-    assert max(ends) == LENGTH - 1
+    for found in ends.values():
+        assert {0, LENGTH - 1} < found
+        assert len(found) == 8
 
 
 def test_a_vocabulary_of_one_or_two(onnx_model: Callable[..., Model]) -> None:
@@ -152,32 +159,68 @@ def test_other_dtypes(onnx_model: Callable[..., Model]) -> None:
         make_probes(words)
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
-def test_neighbours_are_as_far_as_rounding(build: Any, kind: str) -> None:
-    linear = nn.Linear(4, 3)
-    x = torch.randn(2, 4)
-    model = build(kind, linear, {"x": x})
-    neighbours = Neighbours(model)
-    feeds = {model.inputs[0].name: x.numpy()}
-    (own,) = model.run(feeds).values()
-    draws = [neighbours.run(feeds, draw)[0] for draw in range(8)]
-    errors = np.array([np.abs(draw - own).max() for draw in draws])
-    assert draws[0].dtype == np.float32
-    assert (errors > 0).sum() > 4
-    assert errors.max() < 2e-6
-    assert np.array_equal(draws[1], neighbours.run(feeds, 1)[0])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_extremes_of_the_dtype(onnx_model: Callable[..., Model], dtype: Any) -> None:
+    nodes = [("Identity", ["x"], "y", {})]
+    probes = make_probes(onnx_model(nodes, {"x": (("batch", 3, 16, 16), dtype)}, ["y"]))
+    large, subnormal = (first(probes, kind, "x") for kind in EXTREMES)
+    most = np.abs(large).max((1, 2, 3))
+    assert (np.diff(most) > 0).all()
+    assert most[0] < 32
+    assert np.finfo(np.float16).max / 5 < most[-1] < np.finfo(dtype).max / 3
+    if dtype != np.float16:  # where nothing is left of the range of squares
+        assert 1e3 * float(most[-1]) ** 2 < np.finfo(dtype).max
+    assert 0 < np.abs(subnormal).max() < np.finfo(dtype).smallest_normal
+    assert 0.4 < (subnormal == 0).mean() < 0.6
 
 
-def test_neighbours_keep_infinities_integers_and_zeros(onnx_model: Callable[..., Model]) -> None:
-    inputs = {"x": (("batch", 4), np.float32), "i": (("batch",), np.int64)}
-    constants = {"c": np.array([0, -np.inf, np.finfo(np.float32).min, 1], np.float32)}
-    nodes: list[Any] = [("Identity", ["i"], "j", {}), ("Min", ["x", "c"], "y", {})]
-    model = onnx_model(nodes, inputs, ["j", "y"], constants)
-    feeds = {"x": np.full((1, 4), np.inf, np.float32), "i": np.array([5])}
-    for draw in range(4):
-        j, y = Neighbours(model).run(feeds, draw)
-        assert j[0] == 5
-        assert y[0, 0] == 0
-        assert y[0, 1] == -np.inf
-        assert np.isfinite(y[0, 2])
-        assert 0 < abs(y[0, 3] - 1) < 3e-7
+def test_means_of_1e4_are_for_inputs_that_norms_may_read(onnx_model: Callable[..., Model]) -> None:
+    def of(shape: tuple[int | str, ...], dtype: Any) -> list[Probe]:
+        model = onnx_model([("Identity", ["x"], "y", {})], {"x": (shape, dtype)}, ["y"])
+        return [probe for probe in make_probes(model) if probe.name == "huge_mean"]
+
+    (probe,) = of(("batch", 5, 64), np.float32)
+    means = probe.feeds["x"].mean((1, 2))
+    assert np.abs(np.abs(means) - 1e4).max() < 1
+    assert 0.9 < probe.feeds["x"].std(-1).mean() < 1.1
+    assert not of(("batch", 3, 8, 8), np.float32)
+    assert not of(("batch", 5, 64), np.float16)  # where 1e4 and 1e4 + 1 are one number
+
+
+def test_pictures_are_normalised_as_the_model_wants(image_model: Model) -> None:
+    means, deviations = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    known = replace(image_model, preprocessing=Preprocessing("RGB", means, deviations))
+    images = first(make_probes(known), "pictures", "x").astype(np.float64)
+    scales, offsets = (np.reshape(v, (3, 1, 1)) for v in (deviations, means))
+    pixels = (images * scales + offsets) * 255
+    np.testing.assert_allclose(pixels, pixels.round(), atol=1e-3)
+    assert pixels.min() == pytest.approx(0, abs=1e-3)
+    assert pixels.max() == pytest.approx(255)
+    steps = np.abs(np.diff(pixels, axis=-1)).mean((1, 2, 3))
+    assert steps[1::2].max() < steps[::2].min()  # smooth ones between noise
+    grey = replace(image_model, preprocessing=Preprocessing("L", (0.5,), (0.5,)))
+    assert "pictures" not in {probe.name for probe in make_probes(grey)}
+
+
+def test_lengths_where_they_are_dynamic(onnx_model: Callable[..., Model]) -> None:
+    tokens = ("batch", "tokens")
+    inputs = {
+        "ids": (tokens, np.int64),
+        "mask": (tokens, np.int64),
+        "x": ((*tokens, 3), np.float32),
+    }
+    model = onnx_model([("Gather", ["table", "ids"], "y", {})], inputs, ["y"],
+                       {"table": np.ones((9, 3), np.float32)})  # fmt: skip
+    example = {s.name: np.ones([2, 12, 3][: len(s.shape)], s.dtype) for s in model.inputs}
+    probes = make_probes(replace(model, examples=example))
+    sizes = {p.name: p.feeds["mask"].shape for p in probes}
+    assert sizes["normal"] == (8, 12)
+    assert sizes["shorter"] == (8, 6)
+    assert sizes["longer"] == (3, 18)
+    assert all(p.feeds["x"].shape[:2] == p.feeds["ids"].shape for p in probes)
+    images = onnx_model([("Identity", ["x"], "y", {})], {"x": (("n", 3, "h", "w"), np.float32)},
+                        ["y"])  # fmt: skip
+    images = replace(images, examples={"x": np.ones((2, 3, 16, 24), np.float32)})
+    shapes = {p.name: p.feeds["x"].shape for p in make_probes(images)}
+    assert shapes["shorter"] == (8, 3, 8, 12)
+    assert shapes["longer"] == (3, 3, 32, 48)

@@ -40,7 +40,7 @@ def notes(report: ValidationReport) -> str:
 def test_exact_without_data(linear: Make) -> None:
     report = validate(linear(), linear())
     assert report.passed
-    assert not report.findings
+    assert [finding.kind for finding in report.findings] == ["unchanged"]
     assert not validate(linear(), linear(WEIGHT * np.float32(1.0001))).passed
 
 
@@ -51,19 +51,19 @@ def test_data_is_one_more_kind_of_probe(linear: Make) -> None:
     assert isinstance(output, ExactOutput)
     data = output.probes[-1]
     assert (data.probe, data.elements) == ("data", 70 * 3)
-    assert calls[0] == (0, 7, "normal")
-    assert calls[-1] == (7, 7, "done")
+    assert calls[0] == (0, 11, "normal")
+    assert calls[-1] == (11, 11, "done")
 
 
 def test_a_fault_that_only_the_data_shows(onnx_model: Callable[..., Model]) -> None:
     inputs = {"x": (("batch", 4), np.float32)}
-    limits = {"low": np.float32(-1e4), "high": np.float32(1e4)}
+    limits = {"low": np.float32(-1e13), "high": np.float32(1e13)}
     plain = onnx_model([("Neg", ["x"], "y", {})], inputs, ["y"])
     clipped = onnx_model(
         [("Clip", ["x", "low", "high"], "z", {}), ("Neg", ["z"], "y", {})], inputs, ["y"], limits
     )
     assert validate(plain, clipped).passed
-    report = validate(plain, clipped, data=1e5 * IMAGES)
+    report = validate(plain, clipped, data=1e14 * IMAGES)
     assert {finding.probe for finding in report.findings} == {"data"}
 
 
@@ -161,12 +161,16 @@ def test_the_report_is_json(linear: Make) -> None:
     ]
     for report in reports:
         document = json.loads(json.dumps(report.to_json(), allow_nan=False))
-        assert document["schema"] == "normswap.validation/1"
+        assert document["schema"] == "normswap.validation/2"
         assert document["passed"] is report.passed
-        assert document["reference"] == {"name": "linear", "kind": "onnx", "path": None}
+        told = document["reference"]
+        assert (told["name"], told["kind"], told["path"]) == ("linear", "onnx", None)
+        assert (told["norms"], told["sha256"], told["history"]) == ([], None, [])
+        assert told["runtime"].startswith("onnxruntime ")
+        assert document["provenance"]["versions"]["normswap"]
         assert len(document["findings"]) == len(report.findings)
     exact, approximate, broken = (report.to_json() for report in reports)
-    assert [probe["passed"] for probe in exact["outputs"][0]["probes"]] == [False] * 6
+    assert [probe["passed"] for probe in exact["outputs"][0]["probes"]] == [False] * 10
     assert approximate["outputs"][0]["sqnr_db"] is None
     assert approximate["findings"][0]["kind"] == "identical"
     assert {finding["kind"] for finding in broken["findings"]} == {"non_finite"}

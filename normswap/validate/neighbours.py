@@ -1,0 +1,80 @@
+"""A model with its inputs and small constants off by an ulp: how much rounding alone may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from normswap.graph.arrays import is_floating
+from normswap.graph.graph import Array, Value
+from normswap.model import Model
+
+_SMALL = 2**16  # elements of a constant that is varied
+
+
+class Neighbours:
+    """``model`` with inputs and small constants off by an ulp, each time in another way.
+
+    Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
+    gammas, position embeddings: there are some in every block) is off by eps * |x|, up or down at
+    random. What comes out differs from the model's ``values`` by as much as rounding may.
+    Raises NormswapError where the runtime refuses to take constants as inputs.
+    """
+
+    def __init__(self, model: Model, values: Sequence[Value]) -> None:
+        graph = model.graph
+        self._names = [spec.name for spec in model.inputs]
+        constants = [value for value in graph.values() if _is_small_constant(value)]
+        self._constants = _Packed([np.asarray(graph.constant(value)) for value in constants])
+        inputs = [graph.value(name) for name in self._names]
+        self._run = graph.slice([*inputs, *constants], values)
+
+    def run(self, feeds: Mapping[str, Array], draw: int) -> list[Array]:
+        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours."""
+        rng = np.random.default_rng(draw)
+        inputs = [one_ulp_off(rng, feeds[name]) for name in self._names]
+        outputs = self._run([*inputs, *self._constants.one_ulp_off(rng)])
+        return [np.asarray(array) for array in outputs]
+
+
+class _Packed:
+    """Arrays that are varied together: a model has hundreds of small ones."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._arrays = arrays
+        self._flat: dict[np.dtype[Any], Array] = {}
+        for dtype in {array.dtype for array in arrays}:
+            same = [array.reshape(-1) for array in arrays if array.dtype == dtype]
+            self._flat[dtype] = np.concatenate(same)
+
+    def one_ulp_off(self, rng: np.random.Generator) -> list[Array]:
+        varied = {dtype: one_ulp_off(rng, flat) for dtype, flat in self._flat.items()}
+        places = dict.fromkeys(varied, 0)
+        found = []
+        for array in self._arrays:
+            start = places[array.dtype]
+            places[array.dtype] += array.size
+            found.append(varied[array.dtype][start : start + array.size].reshape(array.shape))
+        return found
+
+
+def _is_small_constant(value: Value) -> bool:
+    if not value.is_constant or value.producer is not None or not value.uses:
+        return False
+    if value.dtype is None or not is_floating(value.dtype) or value.shape is None:
+        return False
+    return 1 < math.prod(value.shape) <= _SMALL
+
+
+def one_ulp_off(rng: np.random.Generator, array: Array) -> Array:
+    """Every number of a floating array off by eps * |x|, up or down; others as they are."""
+    if not is_floating(array.dtype):
+        return array
+    ulps = float(ml_dtypes.finfo(array.dtype).eps) * rng.choice([-1.0, 1.0], array.shape)
+    with np.errstate(over="ignore"):
+        moved = (array.astype(np.float64) * (1 + ulps)).astype(array.dtype)
+    return np.where(np.isfinite(moved), moved, array)
