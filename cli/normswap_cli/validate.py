@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
+from pathlib import Path
 from typing import Literal
 
 import click
 
 from normswap_cli.console import show, show_json, working
 from normswap_cli.options import json_option, trust_option
+
+_RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 
 
 @click.command()
@@ -27,6 +33,29 @@ from normswap_cli.options import json_option, trust_option
     help="exact: as close to REFERENCE in float64 as REFERENCE itself is, up to a factor of two. "
     "approximate: figures of how alike the outputs are.",
 )
+@click.option("--reference-runtime", type=_RUNTIMES, help="Where to run REFERENCE.")
+@click.option(
+    "--candidate-runtime",
+    type=_RUNTIMES,
+    help="Where to run CANDIDATE. By default both run in torch, or, for .onnx, in ONNX Runtime "
+    "without its optimisations, which may change results.",
+)
+@click.option("--bisect", is_flag=True, help="Also find the first place at which they part.")
+@click.option(
+    "--reproducer",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Where --bisect writes the inputs that show it, for --data. By default named after "
+    "CANDIDATE, in this folder.",
+)
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write all of it as one page, with times and memory.",
+)
+@click.option("--bench/--no-bench", default=True, help="Whether --report takes times.")
 @json_option
 @trust_option
 def validate(
@@ -34,22 +63,60 @@ def validate(
     candidate: str,
     data: str | None,
     contract: Literal["exact", "approximate"],
+    reference_runtime: str | None,
+    candidate_runtime: str | None,
+    bisect: bool,
+    reproducer: Path | None,
+    page: Path | None,
+    bench: bool,
     as_json: bool,
     trust: bool,
 ) -> int:
-    """Compare the outputs of CANDIDATE with those of REFERENCE.
+    """Compare CANDIDATE with REFERENCE: at their outputs and at every norm.
 
     Exit status 1 if the contract is not met.
     """
+    if reproducer is not None and not bisect:
+        raise click.UsageError("--reproducer is written by --bisect")
     with working() as progress:
         import normswap
+        from normswap.io.atomic import check_writable
+        from normswap.report.html import write_html
         from normswap.report.validation import validation_view
 
+        reproducer = reproducer or _reproducer_of(candidate)
+        if page is not None:
+            check_writable(page)
+        if bisect:
+            check_writable(reproducer)
         before = normswap.load(reference, trust=trust)
         after = normswap.load(candidate, trust=trust)
-        report = normswap.validate(before, after, data=data, contract=contract, progress=progress)
+        report = normswap.validate(
+            before,
+            after,
+            data=data,
+            contract=contract,
+            bisect=bisect,
+            reproducer=reproducer,
+            reference_runtime=reference_runtime,
+            candidate_runtime=candidate_runtime,
+            command=shlex.join(["normswap", *sys.argv[1:]]),
+            progress=progress,
+        )
+        if page is not None:
+            asked = dict.fromkeys(filter(None, (reference_runtime, candidate_runtime)))
+            times = None
+            if bench:
+                models, runtimes = [before, after], [*asked] or None
+                times = normswap.bench(models, runtimes=runtimes, progress=progress)
+            write_html(report, page, times)
     if as_json:
         show_json(report.to_json())
     else:
         show(validation_view(report))
     return 0 if report.passed else 1
+
+
+def _reproducer_of(candidate: str) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", Path(candidate).stem or "candidate")
+    return Path(f"{name}-reproducer.npz")

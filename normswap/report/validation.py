@@ -11,10 +11,14 @@ from rich.text import Text
 from normswap.report.terminal import table
 from normswap.validate.report import (
     ApproximateOutput,
+    Bisection,
     ExactOutput,
     Finding,
+    SiteComparison,
     ValidationReport,
 )
+
+_PLACES = 3  # of norms that could not be compared
 
 # Figures of another function are not passed or failed: a reader decides what is close enough.
 _VERDICTS = {"exact": "passed", "approximate": "measured"}
@@ -37,6 +41,9 @@ def validation_view(report: ValidationReport) -> RenderableType:
         parts.append(_exact_table(exact))
     if approximate:
         parts.append(_approximate_table(approximate))
+    parts += _norms(report)
+    if report.bisection is not None:
+        parts.append(_bisection(report.bisection))
     parts += [_finding(finding) for finding in fatal]
     parts += [_finding(finding) for finding in report.findings if not finding.fatal]
     return Group(*parts)
@@ -59,7 +66,17 @@ def _exact_table(outputs: Sequence[ExactOutput]) -> Table:
 
 
 def _approximate_table(outputs: Sequence[ApproximateOutput]) -> Table:
-    numeric = ("rows", "SQNR dB", "cosine", "worst", "max error", "top-1", "accuracy")
+    numeric = (
+        "rows",
+        "SQNR dB",
+        "cosine",
+        "worst",
+        "max error",
+        "top-1",
+        "top-5",
+        "KL",
+        "accuracy",
+    )
     made = table("output", *numeric, numeric=numeric)
     for output in outputs:
         made.add_row(
@@ -70,6 +87,8 @@ def _approximate_table(outputs: Sequence[ApproximateOutput]) -> Table:
             _number(output.cosine_worst, ".4f"),
             _number(output.max_abs_error),
             _percent(output.top1_agreement),
+            _percent(output.top5_agreement),
+            _number(output.kl_mean),
             _accuracy(output),
         )
     return made
@@ -79,6 +98,64 @@ def _accuracy(output: ApproximateOutput) -> str:
     if output.accuracy_reference is None:
         return "-"
     return f"{_percent(output.accuracy_reference)} -> {_percent(output.accuracy_candidate)}"
+
+
+def _norms(report: ValidationReport) -> list[RenderableType]:
+    """How close the models are at norms: in a line where the contract holds, else one by one."""
+    parts: list[RenderableType] = []
+    if report.contract == "approximate" and report.sites:
+        parts.append(_sites_table(report.sites))
+    elif report.sites:
+        judged = [site for site in report.sites if site.excess is not None]
+        worst = max(judged, key=lambda site: site.excess or 0.0, default=None)
+        held = sum(site.passed is not False for site in report.sites)
+        line = f"norms: {held} of {len(report.sites)} hold the contract"
+        if worst is not None:
+            line += f"; at most {worst.excess:.3g} of what is allowed, at {worst.name}"
+        parts.append(Text(line, "" if held == len(report.sites) else "red"))
+    if report.unmatched:
+        names = ", ".join(name for name, _ in report.unmatched[:_PLACES])
+        more = len(report.unmatched) - _PLACES
+        count = f" and {more} more (--json lists all, with the reasons)" if more > 0 else ""
+        parts.append(Text(f"not compared by themselves: {names}{count}", "dim"))
+    return parts
+
+
+def _sites_table(sites: Sequence[SiteComparison]) -> Table:
+    numeric = ("SQNR dB", "cosine", "worst")
+    made = table("norm", "compared at", *numeric, numeric=numeric)
+    for site in sites:
+        made.add_row(
+            Text(site.name),
+            Text("its output" if site.at == "output" else site.at),
+            _number(site.sqnr_db, ".1f") if site.max_abs_error != 0 else "equal",
+            _number(site.cosine_mean, ".4f"),
+            _number(site.cosine_worst, ".4f"),
+        )
+    return made
+
+
+def _bisection(found: Bisection) -> Text:
+    if found.site is None:
+        return Text(f"bisection: {found.note}")
+    line = f"bisection: they part at {found.site}"
+    if found.operator is not None:
+        line += f" ({found.operator} {found.value})"
+    places = [
+        f"{word} {name}"
+        for word, name in (("behind", found.after_norm), ("before", found.before_norm))
+        if name is not None
+    ]
+    line += f", {' and '.join(places)}" if places else ""
+    if found.error is not None:
+        line += f"; error {found.error:.2e}, {found.allowed:.2e} is rounding"
+    if found.probe is not None:
+        line += f"; shown by {found.probe}"
+    if found.note:
+        line += f"; {found.note}"
+    if found.reproducer is not None:
+        line += f"\n           the inputs that show it: --data {found.reproducer}"
+    return Text(line, "bold")
 
 
 def _finding(finding: Finding) -> Text:

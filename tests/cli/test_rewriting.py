@@ -22,7 +22,9 @@ def test_fused_and_its_proof(run: Run, files: Path, tmp_path: Path) -> None:
     outcome = run("validate", files / "spelled-out.onnx", out, "--data", files / "images.npz")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.startswith("exact contract passed: fused.onnx against spelled-out.onnx\n")
-    rows = [line.split() for line in outcome.out.splitlines()[3:]]
+    *table, norms = outcome.out.splitlines()
+    assert norms.startswith("norms: 5 of 5 hold the contract")
+    rows = [line.split() for line in table[3:]]
     assert {"normal", "large_mean", "data"} <= {row[1] for row in rows}
     assert all(row[-1] == "ok" for row in rows)
 
@@ -73,7 +75,7 @@ def test_validate_tells_models_apart(run: Run, files: Path, tmp_path: Path) -> N
     assert outcome.out.startswith("approximate contract measured: ")
     assert " % -> " in outcome.out  # the data has labels
     report = run("validate", source, out, *approximate, "--json").json
-    assert report["schema"] == "normswap.validation/1"
+    assert report["schema"] == "normswap.validation/2"
     assert 0 < report["outputs"][0]["cosine_mean"] < 1
 
 
