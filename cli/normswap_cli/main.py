@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-from typing import Any
+import signal
+import sys
+from typing import Any, NoReturn
 
 import click
 
+from normswap_cli.bench import bench
 from normswap_cli.demo import demo
 from normswap_cli.export import export
 from normswap_cli.fold import fold
@@ -31,6 +34,26 @@ class BadInput(click.ClickException):
 
 class Program(click.Group):
     """Commands return their exit status (None is 0)."""
+
+    interrupted = False
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except (Exception, SystemExit) as error:
+            # Libraries turn an interrupt into an error of their own: torch's import does.
+            if self.interrupted and (not isinstance(error, SystemExit) or error.code):
+                sys.exit(INTERRUPTED)
+            raise
+
+    def watch_for_interrupts(self) -> None:
+        """Remembers Ctrl-C, whatever becomes of the KeyboardInterrupt."""
+
+        def interrupt(_signal: int, _frame: object) -> NoReturn:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
 
     def invoke(self, ctx: click.Context) -> Any:
         # A graph is many small objects that all stay: looking for garbage took a fifth of the time.
@@ -90,8 +113,15 @@ def main(ctx: click.Context, verbose: int) -> None:
     ctx.with_resource(logs_on_stderr(verbose))
 
 
-for command in (inspect, swap, fold, validate, export, demo):
+for command in (inspect, swap, fold, validate, bench, export, demo):
     main.add_command(command)
 
-if __name__ == "__main__":
+
+def program() -> None:
+    """The ``normswap`` command."""
+    main.watch_for_interrupts()
     main()
+
+
+if __name__ == "__main__":
+    program()
