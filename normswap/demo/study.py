@@ -13,9 +13,10 @@ from normswap.demo.timing import onnx_runs, torch_runs
 from normswap.io.save import save
 from normswap.locate import locate
 from normswap.model import Model
+from normswap.report.html import write_html
 from normswap.report.inspection import InspectedSite, inspection
 from normswap.timing import Timing, compare
-from normswap.validate import validate
+from normswap.validate import ValidationReport, validate
 
 _TOWER = "image"  # what is swapped where there is also a text tower
 
@@ -107,7 +108,7 @@ class Study:
         report = validate(
             reference, candidate, data=self.task.proof_for(reference), contract="exact"
         )
-        self._report(f"{name}.exact", report.to_json(), f"exact contract of {what}")
+        self._prove(f"{name}.exact", report, f"exact contract of {what}")
         return Parity.of(report)
 
     def compare_outputs(self, folded: Model) -> None:
@@ -118,11 +119,8 @@ class Study:
             labels=self.task.labels,
             contract="approximate",
         )
-        self._report(
-            "folded.approximate",
-            report.to_json(),
-            "how far the outputs of folded are from original",
-        )
+        what = "how far the outputs of folded are from original"
+        self._prove("folded.approximate", report, what)
 
     def time(self, fused: Model, folded: Model) -> dict[str, Timing]:
         names = ("original", "spelled-out", "fused", "folded")
@@ -134,6 +132,12 @@ class Study:
         files = {name: self.output.path(self.task.name, self.kind, name) for name in names}
         with onnx_runs(files, feeds) as runs:
             return compare(runs, "original")
+
+    def _prove(self, name: str, report: ValidationReport, what: str) -> None:
+        self._report(name, report.to_json(), what)
+        path = self.output.path(self.task.name, self.kind, name, ".html")
+        write_html(report, path)
+        self.output.wrote(path, f"{what}, as a page")
 
     def _report(self, name: str, document: Mapping[str, Any], what: str) -> None:
         path = self.output.path(self.task.name, self.kind, name, ".json")

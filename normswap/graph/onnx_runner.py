@@ -25,7 +25,7 @@ from normswap.graph.onnx_fast_ops import FAST_OPS
 from normswap.graph.onnx_subgraphs import captured_values
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
-_KEPT_LIMIT = 2_000_000_000  # bytes of converted constants that a float64 runner keeps
+_KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
 _FLOAT_TYPES = {
     onnx.TensorProto.FLOAT,
     onnx.TensorProto.FLOAT16,
@@ -192,6 +192,7 @@ def _session(proto: onnx.ModelProto, options: Any) -> Any:
     size = sum(len(t.raw_data) for t in proto.graph.initializer)
     if size < _INLINE_LIMIT:
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers)
+    options.add_session_config_entry("session.disable_prepacking", "1")  # half as much memory again
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slice.onnx"
         onnx.save(proto, path, save_as_external_data=True, location="slice.data")

@@ -72,17 +72,8 @@ def validate(
         data = load_data(data, reference, progress=progress)
     make = _exact_inputs if contract == "exact" else _approximate_inputs
     used = make(shared, data, labels)
-    with contextlib.ExitStack() as stack:
-        ours_run, ours_name = opened(reference, reference_runtime, stack)
-        theirs_run, theirs_name = opened(candidate, candidate_runtime, stack)
-        runs = (ours_run, theirs_run)
-        if contract == "exact":
-            report = exact_contract(reference, candidate, used.probes, progress, runs)
-        else:
-            batches = _told([probe.feeds for probe in used.probes], progress)
-            report = approximate_contract(
-                reference, candidate, batches, used.labels, used.given, runs
-            )
+    runtimes = (reference_runtime, candidate_runtime)
+    report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
     told = [*used.findings, *found_unchanged(reference, candidate)]
     report = _with_findings(report, told)
     ours, theirs = (list(locate(model.graph).sites) for model in (reference, candidate))
@@ -102,8 +93,8 @@ def validate(
             progress(1, 1, "bisecting")
     return replace(
         report,
-        reference=model_summary(reference, ours_name, ours),
-        candidate=model_summary(candidate, theirs_name, theirs),
+        reference=model_summary(reference, report.reference.runtime, ours),
+        candidate=model_summary(candidate, report.candidate.runtime, theirs),
         provenance=provenance(command),
     )
 
@@ -143,6 +134,32 @@ def _approximate_inputs(shared: Model, data: Data | None, labels: Any) -> _Input
         counted = counted[: sum(len(feeds[first]) for feeds in batches)]
     given = data.feeds.keys() | masks_of(shared, data)
     return _Inputs([Probe("data", feeds) for feeds in batches], findings, counted, given)
+
+
+def _at_outputs(
+    reference: Model,
+    candidate: Model,
+    contract: str,
+    used: _Inputs,
+    runtimes: tuple[str | None, str | None],
+    progress: Progress | None,
+) -> ValidationReport:
+    """The contract at the outputs. What runs the models holds their weights, and ends with this."""
+    with contextlib.ExitStack() as stack:
+        runs = opened(reference, runtimes[0], stack), opened(candidate, runtimes[1], stack)
+        calls = runs[0][0], runs[1][0]
+        if contract == "exact":
+            report = exact_contract(reference, candidate, used.probes, progress, calls)
+        else:
+            batches = _told([probe.feeds for probe in used.probes], progress)
+            report = approximate_contract(
+                reference, candidate, batches, used.labels, used.given, calls
+            )
+    return replace(
+        report,
+        reference=replace(report.reference, runtime=runs[0][1]),
+        candidate=replace(report.candidate, runtime=runs[1][1]),
+    )
 
 
 def _paired_norms(

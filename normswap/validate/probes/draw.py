@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from normswap.validate.probes.kinds import KINDS, ROWS, Kind
 from normswap.validate.probes.pictures import pictures
 from normswap.validate.probes.tokens import token_ids, up_to_eos, vocabulary
 
+_LARGE = 100_000_000  # parameters; each row of such a model takes seconds in float64
+_FEW_ROWS = 3
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -30,7 +34,8 @@ def make_probes(model: Model, seed: int = 0) -> list[Probe]:
     """The probes of every kind that applies to ``model``, kind by kind.
 
     The same model and seed give the same probes. Each kind has 8 rows or a few more (``longer``
-    three), or one batch where the batch is fixed and larger. Kinds, by what floating inputs hold (a
+    three), in models of more than 100 million parameters 3 at most, or one batch where the batch is
+    fixed and larger. Kinds, by what floating inputs hold (a
     channel is axis 1 of inputs of rank 4 and more, which are taken as NCHW, else the last axis):
 
     * ``normal``: standard normal, a batch of 8 where the batch is dynamic.
@@ -84,12 +89,18 @@ def _applies(kind: Kind, model: Model) -> bool:
 
 
 def _probes(model: Model, name: str, seed: int) -> Iterator[Probe]:
+    kind, most = KINDS[name], _FEW_ROWS if _is_large(model) else ROWS
     rows = draw = 0
-    while rows < KINDS[name].rows:
-        feeds = draw_feeds(model, name, KINDS[name].batch, [seed, draw])
+    while rows < min(kind.rows, most):
+        feeds = draw_feeds(model, name, min(kind.batch, most), [seed, draw])
         yield Probe(name, feeds)
         rows += max(1, *(len(array) if array.ndim else 1 for array in feeds.values()))
         draw += 1
+
+
+def _is_large(model: Model) -> bool:
+    constants = (v for v in model.graph.values() if v.is_constant and v.producer is None)
+    return sum(math.prod(value.shape or ()) for value in constants) > _LARGE
 
 
 def draw_feeds(model: Model, kind: str, batch: int, seed: list[int]) -> dict[str, Array]:
