@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def test_in_a_rewritten_and_renamed_graph(build: Builder, name: str) -> None:
         assert not report.passed
         assert report.bisection is not None
         assert report.bisection.site in fault.sites, (to, report.bisection)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_two_steps_as_in_a_long_model(
+    build: Builder, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("normswap.validate.bisect"), "_HELD", 0)
+    reference = clip(build, kind, Clip(), "clip")
+    names = ["wrong_axis", "queries_and_keys_swapped", "one_position_wrong", "dropped_bias"]
+    for fault in map(by_name, names):
+        report = validate(reference, faulty(build, kind, fault), bisect=True)
+        assert report.bisection is not None
+        assert report.bisection.site in fault.sites, (fault.name, report.bisection)
 
 
 def test_the_reproducer_shows_it_again(build: Builder, tmp_path: Path) -> None:
