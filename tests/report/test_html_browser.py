@@ -10,7 +10,8 @@ import pytest
 
 import normswap as ns
 from normswap.assets import digits
-from normswap.report.html import html_report
+from normswap.report.html import Training, html_report
+from normswap.validate import ValidationReport
 from tests.report import html_samples as samples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -55,6 +56,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "passed": html_report(samples.exact_passed(), samples.bench_of(samples.exact_passed())),
         "failed": html_report(samples.exact_failed()),
         "clip": html_report(clip, bench),
+        "trained": html_report(clip, training=_training(clip)),
         "hostile": html_report(*samples.hostile()),
         "bare": html_report(samples.bare("approximate")),
         "digits-vit": _digits_vit(),
@@ -63,6 +65,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
+
+
+def _training(report: ValidationReport) -> Training:
+    losses = [0.3 + 4 * 0.99**step for step in range(1234)]
+    return Training(losses, report, {"optimizer": "AdamW", "learning rate": "1e-3"})
 
 
 def _digits_vit() -> str:
@@ -86,7 +93,16 @@ def _digits_clip() -> str:
     return html_report(report)
 
 
-NAMES_OF_PAGES = ["passed", "failed", "clip", "hostile", "bare", "digits-vit", "digits-clip"]
+NAMES_OF_PAGES = [
+    "passed",
+    "failed",
+    "clip",
+    "trained",
+    "hostile",
+    "bare",
+    "digits-vit",
+    "digits-clip",
+]
 
 
 @pytest.mark.parametrize("name", NAMES_OF_PAGES)

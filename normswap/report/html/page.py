@@ -23,6 +23,7 @@ from normswap.report.html.norms import norms_section
 from normswap.report.html.parts import Section
 from normswap.report.html.provenance import provenance_section
 from normswap.report.html.skipped import skipped_section
+from normswap.report.html.training import Training, training_section
 from normswap.report.html.verdict import verdict
 from normswap.validate.report import ValidationReport
 
@@ -34,10 +35,13 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def html_report(report: ValidationReport, bench: BenchReport | None = None) -> str:
+def html_report(
+    report: ValidationReport, bench: BenchReport | None = None, training: Training | None = None
+) -> str:
     """The report as one HTML file: text, to be written as UTF-8.
 
-    ``bench``: of the same two models, the reference first. The page loads nothing and runs
+    ``bench``: of the same two models, the reference first. ``training``: how the candidate was
+    trained. The page loads nothing and runs
     nothing; its Content-Security-Policy allows its own style alone.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8").strip()
@@ -54,22 +58,29 @@ def html_report(report: ValidationReport, bench: BenchReport | None = None) -> s
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         verdict=verdict(report, bench),
         figures=key_figures(report, bench),
-        sections=_sections(report, bench),
+        sections=_sections(report, bench, training),
     )
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", page)
 
 
-def write_html(report: ValidationReport, path: Path, bench: BenchReport | None = None) -> None:
+def write_html(
+    report: ValidationReport,
+    path: Path,
+    bench: BenchReport | None = None,
+    training: Training | None = None,
+) -> None:
     """Writes the page to ``path``, whole or not at all.
 
     Raises NormswapError where it cannot be written.
     """
-    page = html_report(report, bench)
+    page = html_report(report, bench, training)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _sections(report: ValidationReport, bench: BenchReport | None) -> list[Section]:
+def _sections(
+    report: ValidationReport, bench: BenchReport | None, training: Training | None
+) -> list[Section]:
     exact = report.contract == "exact"
     return [
         findings_section(report),
@@ -77,6 +88,7 @@ def _sections(report: ValidationReport, bench: BenchReport | None) -> list[Secti
         depth_section(report),
         errors_section(report),
         *([] if exact else [agreement_section(report)]),
+        *([] if training is None else [training_section(training, report)]),
         cost_section(bench),
         skipped_section(report),
         *([details_section(report)] if exact else []),

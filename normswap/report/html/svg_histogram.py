@@ -83,4 +83,4 @@ def _below(scale: Scale) -> list[Markup]:
 
 def _tick(share: float) -> str:
     """'100 %' without decimals: there is no room for them."""
-    return percent(share) if share < 1 else f"100\N{NO-BREAK SPACE}%"
+    return percent(share) if share < 1 else "100\N{NO-BREAK SPACE}%"
