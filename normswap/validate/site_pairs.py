@@ -43,8 +43,9 @@ def pair_sites(reference: Side, candidate: Side) -> tuple[list[SitePair], list[t
     """The matched norms of the reference in order, and the others with the reason.
 
     Norms are the same where names agree, or, in models that share few names, where order and
-    parameters do. Equal parameters: the norms' outputs are compared. Otherwise gamma and beta may
-    have moved, and what counts is the first linear layer or output of the model behind the norm.
+    parameters do. Equal parameters and axes: the norms' outputs are compared. Otherwise gamma and
+    beta may have moved, or the layout is another, and what counts is the first linear layer or
+    output of the model behind the norm.
     """
     same = _same_sites(reference.sites, candidate.sites)
     own = {layer.output: layer for layer in layers(reference.graph)}
@@ -54,7 +55,7 @@ def pair_sites(reference: Side, candidate: Side) -> tuple[list[SitePair], list[t
     for site in reference.sites:
         twin = same.get(site)
         output = reference.graph.value(site.output)
-        if twin is not None and _equal_parameters(site, twin):
+        if twin is not None and twin.axes == site.axes and _equal_parameters(site, twin):
             theirs = candidate.graph.value(twin.output)
             pairs.append(SitePair(site, twin, "output", output, theirs))
             continue
