@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from normswap.graph.graph import Array
-from normswap.locate.evaluation import RegionRunner, repeats
+from normswap.locate.evaluation import WHOLE, RegionRunner, repeats
 from normswap.locate.formula import Statistics
 
 LARGE, TINY, VANISHING = 1e5, 1e-9, 1e-30
 _OUTLIER = 1e2
 _NUDGE = 3.0
+_LINE = 3  # rows at least to fit a line to: one goes through any two
 
 
 class Probes:
@@ -23,10 +25,14 @@ class Probes:
     ``outliers``: two elements of 1e2 at fixed places.
     """
 
-    def __init__(self, run: RegionRunner, shape: tuple[int, ...]) -> None:
+    def __init__(self, run: RegionRunner, shape: tuple[int, ...], count: int = 0) -> None:
+        """``count``: how many; by default what a norm over the longest axis needs."""
         self._run = run
+        self._shape = shape
+        self._count = count or repeats(shape)
+        self._more: dict[int, Probes] = {}
         random = np.random.default_rng(0)
-        unit = random.standard_normal((repeats(shape), *shape))
+        unit = random.standard_normal((self._count, *shape))
         means = random.standard_normal((*unit.shape[:-1], 1))
         plain = unit + 0.5 * means
         outliers = plain.copy()
@@ -46,6 +52,21 @@ class Probes:
             "outliers": outliers,
         }
         self._outputs: dict[str, list[Array | None]] = {}
+
+    def to_fit(self, statistics: Statistics, over: tuple[int, ...]) -> Probes:
+        """As many of these probes as determine a weight and bias per position of the axes ``over``.
+
+        Within one row of statistics every norm is a line in every other. Not more than the bound on
+        memory allows.
+        """
+        taken = {*statistics.axes, *over}
+        rows = math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+        count = -(-_LINE // rows)
+        if count <= self._count or count * math.prod(self._shape) > WHOLE:
+            return self
+        if count not in self._more:
+            self._more[count] = Probes(self._run, self._shape, count)
+        return self._more[count]
 
     def of(self, name: str, index: int) -> Array | None:
         """Exit ``index`` on the probe ``name``; None where its shape is another."""

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 
 from normswap.locate import locate
-from tests.locate.near_misses import MUTATIONS, near_misses
+from tests.locate.near_misses import MUTATIONS, near_miss, near_misses
 from tests.locate.spelling_checks import check_rejection, examples, graph_of
+from tests.locate.spelling_plan import Plan
 from tests.locate.spelling_truth import Case
 
 
@@ -19,3 +20,11 @@ def test_leaves_near_misses_alone_and_says_why(mutation: str) -> None:
         check_rejection(locate(graph_of(case)), case.has_root)
 
     check()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_leaves_near_misses_of_a_few_rows_alone(mutation: str) -> None:
+    """Over all but a batch of one, where a row or two would fit any weight and bias."""
+    for kind in ("layer_norm", "rms_norm"):
+        case = near_miss(Plan(kind=kind, layout="last_two", batch=1, tokens=20), mutation)
+        check_rejection(locate(graph_of(case)), case.has_root)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import onnx_ir as ir
+import pytest
 from hypothesis import given
 
 import normswap
@@ -18,13 +20,34 @@ from tests.locate.spelling_checks import (
     graph_of,
     norms_of,
 )
+from tests.locate.spelling_plan import Plan
 from tests.locate.spelling_truth import Case
 from tests.locate.spellings import (
     delicate_spellings,
     moment_spellings,
     simple_spellings,
     spellings,
+    written,
 )
+
+_RESHAPED = Plan(layout="channels", width=4, restore="reshape", epsilon=1e-3)
+# With a variance so small in some rows that float32's 1e-3 tells from the decimal.
+SMALL_VARIANCES = (_RESHAPED, replace(_RESHAPED, deviation="negative"))
+# A probe holds a row or two of statistics; the second is a line in an InstanceNorm too.
+_TWO_ROWS = Plan(kind="rms_norm", layout="last_two", rank=4, batch=1, tokens=2)
+FEW_ROWS = (
+    _TWO_ROWS,
+    replace(_TWO_ROWS, affine="none"),
+    Plan(kind="rms_norm", layout="last_two", tokens=7),
+    Plan(layout="last_two", batch=1, tokens=20),
+)
+
+
+@pytest.mark.parametrize("plan", [*SMALL_VARIANCES, *FEW_ROWS], ids=str)
+def test_locates_and_fuses_norms_whose_sizes_are_hard_to_prove(plan: Plan) -> None:
+    case = written(plan)
+    check_location(case)
+    check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
 
 
 @examples(80, thorough=200)
