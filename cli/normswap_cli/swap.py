@@ -143,10 +143,15 @@ def swap(
         from normswap import api
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
+        from normswap.train.distributed import process_group, rank
 
         check_output(output)
         source = api.load(model, trust=trust)
-        swapped = api.swap(source, to=kind.to, sites=sites, progress=progress, **options)
+        with process_group():  # under torchrun each process fits to its share of the data
+            swapped = api.swap(source, to=kind.to, sites=sites, progress=progress, **options)
+            first = rank() == 0
+        if not first:
+            return 0
         steps = [(kind.to, swapped)]
         if then_fold:
             steps.append(("fold", api.fold(swapped.model)))

@@ -32,14 +32,24 @@ class ChannelMoments:
         if len(rows) == 0:
             return
         mean = rows.mean(0)
-        squares = np.square(rows - mean).sum(0)
+        self._merge(len(rows), mean, np.square(rows - mean).sum(0))
+
+    def merged(self, other: ChannelMoments) -> ChannelMoments:
+        """Those of the elements of both."""
+        both = ChannelMoments()
+        for part in (self, other):
+            if part.count:
+                both._merge(part.count, part._mean, part._squares)
+        return both
+
+    def _merge(self, count: int, mean: Array, squares: Array) -> None:
         if self.count == 0:
-            self.count, self._mean, self._squares = len(rows), mean, squares
+            self.count, self._mean, self._squares = count, mean, squares
             return
-        total = self.count + len(rows)
+        total = self.count + count
         delta = mean - self._mean
-        between = np.square(delta) * (self.count * len(rows) / total)
-        self._mean = self._mean + delta * (len(rows) / total)
+        between = np.square(delta) * (self.count * count / total)
+        self._mean = self._mean + delta * (count / total)
         self._squares = self._squares + squares + between
         self.count = total
 

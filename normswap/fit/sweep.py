@@ -15,6 +15,7 @@ import numpy as np
 
 from normswap.fit.activations import MEMORY, Activations, Kept
 from normswap.fit.frontier import Batches, Frontier
+from normswap.fit.processes import first_number
 from normswap.graph.graph import Array, Graph, Value
 
 HELD_OUT = 5
@@ -112,7 +113,9 @@ def _ordered(graph: Graph, stops: Sequence[Stop]) -> list[Stop]:
 
 
 def _numbered(batches: Batches) -> list[Array]:
-    numbers, start = [], 0
+    """The numbers of each batch's samples; those of earlier processes come first."""
+    numbers: list[Array] = []
+    start = first_number(sum(len(next(iter(batch.values()))) for batch in batches))
     for batch in batches:
         count = len(next(iter(batch.values())))
         numbers.append(np.arange(start, start + count))

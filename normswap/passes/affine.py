@@ -12,6 +12,7 @@ from normswap.errors import NormswapError
 from normswap.fit.channelwise import ChannelFit, least_squares
 from normswap.fit.covariance import JointMoments
 from normswap.fit.group_moments import GroupMoments
+from normswap.fit.processes import over_processes
 from normswap.fit.ridge import fit_ridge
 from normswap.fit.sweep import HELD_OUT, Readings, Stop
 from normswap.graph.graph import Array, Value
@@ -98,6 +99,7 @@ class _Swap(Stop):
         for part in self._fitted.rows(readings, (axis, axis)):
             for moments, arrays in zip(sums, part.parts(*part.arrays), strict=True):
                 moments.add(*arrays)
+        sums = over_processes(sums[0]), over_processes(sums[1])
         for moments in sums:
             check_finite(self._fitted.site, moments.x_mean, moments.y_mean, moments.xx)
         rows = sum(moments.count for moments in sums)
@@ -124,7 +126,7 @@ class _Swap(Stop):
             z = x.astype(np.float64) * scale[part.position] + shift[part.position]
             for moments, arrays in zip(sums, part.parts(z, y - z), strict=True):
                 moments.add(*arrays)
-        fit = fit_ridge(*sums)
+        fit = fit_ridge(*map(over_processes, sums))
         return start, np.eye(channels) + fit.weight.T, fit.bias
 
 

@@ -30,7 +30,6 @@ class PassResult:
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[Site, str]] = field(default_factory=list)
 
-
     def recorded(self, name: str) -> PassResult:
         """The same with the pass, by ``name``, in the model's history, if it modified anything."""
         if not self.modified:

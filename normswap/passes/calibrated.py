@@ -13,6 +13,7 @@ from normswap.errors import NormswapError
 from normswap.fit.activations import MEMORY
 from normswap.fit.batches import calibration_batches
 from normswap.fit.frontier import Batches
+from normswap.fit.processes import own_share
 from normswap.fit.rows import Masks, Rows, rows
 from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.fit.text_masks import text_masks
@@ -125,7 +126,7 @@ class Calibrated(Pass):
         self, model: Model, located: Sequence[Site], todo: Sequence[Site], data: Data
     ) -> Swapping:
         """A swap of some of ``todo``, fitted to ``data``."""
-        batches = calibration_batches(model, todo, data)
+        batches = calibration_batches(model, todo, own_share(data))
         fitted = fitted_sites(model.graph, located, todo, batches)
         if self.tokens == "class":
             fitted = _with_special(model.graph, located, fitted, batches)

@@ -10,6 +10,7 @@ from normswap.errors import NormswapError
 from normswap.fit.batch_norm import identity
 from normswap.fit.batches import calibration_batches
 from normswap.fit.moments import ChannelMoments
+from normswap.fit.processes import over_processes, own_share
 from normswap.fit.rows import Masks, rows
 from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.graph.graph import Graph, Value
@@ -57,7 +58,7 @@ class InsertFfnBatchNorm(Pass):
         chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
         if not chosen:
             return PassResult(model, False)
-        batches = calibration_batches(model, chosen, self.data)
+        batches = calibration_batches(model, chosen, own_share(self.data))
         fitted = fitted_sites(model.graph, located, chosen, batches)
         stops, skipped = ffn_stops(result.graph, fitted, self.position)
         unfit = {id(site) for site, _ in skipped}
@@ -116,6 +117,7 @@ class _Insert(Stop):
         moments = ChannelMoments()
         for part in rows(readings, [self._axis], self._masks):
             moments.add(part.arrays[0], -1)
+        moments = over_processes(moments)
         constants = identity(moments.mean, moments.variance, _EPSILON)
         like = value.producer
         new, reading = insert_batch_norm(

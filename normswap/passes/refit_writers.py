@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.fit.covariance import JointMoments
+from normswap.fit.processes import over_processes
 from normswap.fit.ridge import fit_ridge
 from normswap.fit.rows import Layout, Masks, Rows, rows_of
 from normswap.fit.sweep import Readings, Stop
@@ -153,7 +154,8 @@ class _Refit(Stop):
             for moments, arrays in zip(sums, part.parts(read, wanted), strict=True):
                 moments.add(*arrays)
         old = (scale[:, None] * linear.weight).T
-        fit = fit_ridge(*(moments.residual(old, scale * old_bias) for moments in sums))
+        merged = [over_processes(moments) for moments in sums]
+        fit = fit_ridge(*(moments.residual(old, scale * old_bias) for moments in merged))
         alive = scale != 0
         inverse = np.where(alive, 1 / np.where(alive, scale, 1.0), 0.0)
         weight = linear.weight + inverse[:, None] * fit.weight.T

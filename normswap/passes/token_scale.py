@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from normswap.fit.channelwise import ChannelFit
 from normswap.fit.group_moments import GroupMoments
+from normswap.fit.processes import over_processes
 from normswap.fit.rows import Layout
 from normswap.fit.sweep import Readings
 from normswap.fit.tokens import groups
@@ -34,6 +35,7 @@ def group_moments(
         x, y = mapped(part.arrays[0]), part.arrays[1]
         for moments, arrays in zip(sums, part.parts(x, y, table[part.position]), strict=True):
             moments.add(*arrays)
+    sums = over_processes(sums[0]), over_processes(sums[1])
     for moments in sums:
         check_finite(fitted.site, moments.x_mean, moments.y_mean, moments.x_variance)
     return sums

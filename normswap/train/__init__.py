@@ -1,0 +1,1 @@
+"""Training: distillation of a swapped model from its original, and the comparison of norms."""
