@@ -10,6 +10,7 @@ normswap.save(folded.model, "clip-bn.onnx")
 
 from normswap.api import (
     bench,
+    distill,
     fold,
     fold_affine,
     load,
@@ -34,6 +35,7 @@ __all__ = [
     "Preprocessing",
     "Site",
     "bench",
+    "distill",
     "fold",
     "fold_affine",
     "load",

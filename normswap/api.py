@@ -17,10 +17,12 @@ from normswap.model import Model
 from normswap.passes.base import PassResult, swaps
 from normswap.passes.fold import Fold
 from normswap.passes.fold_affine import FoldAffine
+from normswap.train.distill import distill
 from normswap.validate import validate
 
 __all__ = [
     "bench",
+    "distill",
     "fold",
     "fold_affine",
     "load",

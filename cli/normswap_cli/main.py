@@ -12,6 +12,7 @@ import click
 
 from normswap_cli.bench import bench
 from normswap_cli.demo import demo
+from normswap_cli.distill import distill
 from normswap_cli.export import export
 from normswap_cli.fold import fold
 from normswap_cli.inspect import inspect
@@ -113,7 +114,7 @@ def main(ctx: click.Context, verbose: int) -> None:
     ctx.with_resource(logs_on_stderr(verbose))
 
 
-for command in (inspect, swap, fold, validate, bench, export, demo):
+for command in (inspect, swap, fold, validate, bench, distill, export, demo):
     main.add_command(command)
 
 

@@ -1,0 +1,188 @@
+"""WebDataset shards: tar files that each process reads its own share of, from the beginning on."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+from normswap.io.data import Data, load_data
+from normswap.io.data_items import LABELS, required_image_input
+from normswap.io.image_folder import SUFFIXES
+from normswap.io.images import known_preprocessing, prepare
+from normswap.io.messages import first_line
+from normswap.model import Model
+from normswap.train import distributed
+from normswap.train.options import TrainOptions
+from normswap.train.samples import Batches, Samples
+
+_SHUFFLED = 1000  # samples that wait to be drawn from
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others of Pillow's run programs
+Raw = dict[str, Any]
+
+
+def shard_samples(pattern: str, model: Model, some: int, samples: int | None) -> Samples:
+    """The samples of WebDataset shards, as ``shards-{0000..0003}.tar``, which are local files.
+
+    A sample is an image (``.png``, ``.jpg``...), or an array for each input by its name
+    (``.pixel_values.npy``), and perhaps a label (``.cls``). Each process reads every so-manieth
+    shard, in an order drawn anew in each epoch, through a buffer that shuffles.
+
+    Raises NormswapError if webdataset is missing, for shards that are missing or damaged, fewer
+    shards than processes, samples of another kind, and ``samples``, which shards cannot be cut to.
+    """
+    library = _webdataset(pattern)
+    if samples is not None:
+        raise NormswapError(f"{pattern}: --samples is not for shards; name fewer of them")
+    files = [str(file) for file in library.shardlists.expand_urls(pattern)]
+    for file in files:
+        if not Path(file).is_file():
+            raise NormswapError(f"{file}: there is no such shard; check the pattern {pattern}")
+    if len(files) < distributed.world():
+        raise NormswapError(
+            f"{pattern}: {len(files)} shards for {distributed.world()} processes; start fewer, or "
+            f"make more shards"
+        )
+    own = files[distributed.rank() :: distributed.world()]
+    counts = distributed.gathered(sum(map(_count, own)))
+    for number, count in enumerate(counts):
+        if not count:
+            raise NormswapError(f"{pattern}: the shards of process {number} hold no samples")
+    decode = _Decoder(pattern, model)
+    head: dict[str, Array] | None = None
+    if distributed.rank() == 0:
+        head = decode(list(islice(_read(library, files), some)))
+    head = distributed.from_first(head)
+    assert head is not None
+    labels = head.pop(LABELS, None)
+
+    def batches(options: TrainOptions) -> Batches:
+        return _Stream(library, own, options.seed, options.batch // distributed.world(), decode)
+
+    return Samples(pattern, sum(counts), Data(head, labels), batches)
+
+
+class _Stream:
+    """The batch of a step: the next one without delay, another one by reading up to it again."""
+
+    def __init__(
+        self, library: ModuleType, files: Sequence[str], seed: int, share: int, decode: _Decoder
+    ) -> None:
+        self._library, self._files, self._seed = library, files, seed
+        self._share, self._decode = share, decode
+        self._next: int | None = None
+        self._samples: Iterator[Raw] = iter(())
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        if step != self._next:
+            self._samples = self._endless()
+            for _ in islice(self._samples, step * self._share):
+                pass
+        self._next = step + 1
+        arrays = self._decode(list(islice(self._samples, self._share)))
+        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+    def _endless(self) -> Iterator[Raw]:
+        epoch = 0
+        while True:
+            draw = random.Random(f"{self._seed} {epoch}")
+            files = list(self._files)
+            draw.shuffle(files)
+            shuffle = self._library.filters.shuffle(_SHUFFLED, initial=_SHUFFLED, rng=draw)
+            yield from shuffle(_read(self._library, files))
+            epoch += 1
+
+
+class _Decoder:
+    """Arrays by name, of a batch of samples."""
+
+    def __init__(self, pattern: str, model: Model) -> None:
+        self._pattern, self._model = pattern, model
+
+    def __call__(self, samples: Sequence[Raw]) -> dict[str, Array]:
+        images = [_image(sample) for sample in samples]
+        if all(image is not None for image in images):
+            spec = required_image_input(self._pattern, self._model)
+            preprocessing = known_preprocessing(self._pattern, self._model, spec)
+
+            def opened(number: int) -> Image.Image:
+                return Image.open(io.BytesIO(images[number] or b""), formats=_FORMATS)
+
+            names = [sample["__key__"] for sample in samples]
+            feeds = {spec.name: prepare(self._pattern, names, opened, preprocessing, spec)}
+        else:
+            feeds = self._arrays(samples)
+        if all("cls" in sample for sample in samples):
+            feeds[LABELS] = self._labels(samples)
+        return feeds
+
+    def _arrays(self, samples: Sequence[Raw]) -> dict[str, Array]:
+        names = {spec.name.lower(): spec.name for spec in self._model.inputs}
+        found: dict[str, list[Array]] = {}
+        for sample in samples:
+            for key, value in sample.items():
+                if (name := names.get(key.removesuffix(".npy"))) and key.endswith(".npy"):
+                    found.setdefault(name, []).append(np.load(io.BytesIO(value)))
+        if not found or any(len(arrays) != len(samples) for arrays in found.values()):
+            key = next((s["__key__"] for s in samples), "")
+            raise NormswapError(
+                f"{self._pattern}: not every sample, like {key}, holds an image or an array "
+                f"({', '.join(f'.{name}.npy' for name in names)})"
+            )
+        stacked = {name: np.stack(arrays) for name, arrays in found.items()}
+        return dict(load_data(stacked, self._model).feeds)
+
+    def _labels(self, samples: Sequence[Raw]) -> Array:
+        try:
+            return np.array([int(sample["cls"]) for sample in samples], np.int64)
+        except ValueError as error:
+            raise NormswapError(f"{self._pattern}: a .cls holds no number: {error}") from error
+
+
+def _read(library: ModuleType, files: Sequence[str]) -> Iterator[Raw]:
+    """The samples of the shards, undecoded. This process's share is chosen before."""
+    try:
+        yield from library.WebDataset(list(files), shardshuffle=False, nodesplitter=iter)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise NormswapError(
+            f"{files[0]}...: a shard cannot be read ({first_line(error)})"
+        ) from error
+
+
+def _count(file: str) -> int:
+    """The samples of a shard: its names up to the first dot."""
+    try:
+        with tarfile.open(file) as archive:
+            return len({_key(member.name) for member in archive if member.isfile()})
+    except (OSError, tarfile.TarError) as error:
+        raise NormswapError(f"{file}: is no tar file ({first_line(error)})") from error
+
+
+def _key(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
+
+
+def _image(sample: Raw) -> bytes | None:
+    return next((v for k, v in sample.items() if f".{k.lower()}".endswith(SUFFIXES)), None)
+
+
+def _webdataset(pattern: str) -> ModuleType:
+    try:
+        return importlib.import_module("webdataset")
+    except ImportError as error:
+        raise NormswapError(
+            f'{pattern}: shards need webdataset; pip install "normswap[train]"'
+        ) from error

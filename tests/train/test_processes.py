@@ -1,0 +1,63 @@
+"""Runs of several processes, and runs that are killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train import kills, processes
+
+# Softmax does not see the keys' bias: its gradient is rounding, which AdamW scales up.
+_FREE = "attention.k.bias"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The folders of one process and of two, and how the two ended."""
+
+    one: Path
+    two: Path
+    statuses: list[int]
+    errors: list[str]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    started = processes.start("distilled", two, 2)
+    processes.distilled(one)
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    return Runs(one, two, [process.returncode for process in started], errors)
+
+
+@pytest.mark.parametrize("name", ["batchnorm", "affine", "distilled"])
+def test_two_processes_give_the_weights_of_one(runs: Runs, name: str) -> None:
+    one, two = (torch.load(folder / f"{name}.pt") for folder in (runs.one, runs.two))
+    assert one.keys() == two.keys()
+    compared = [key for key in one if one[key].is_floating_point() and _FREE not in key]
+    if name != "affine":
+        assert any("running_var" in key for key in compared)
+    for key in compared:
+        error = float((one[key].double() - two[key].double()).abs().max())
+        assert error <= 2e-5 * max(float(one[key].double().abs().max()), 0.1), key
+
+
+def test_a_process_that_dies_is_told_of_in_one_line(runs: Runs) -> None:
+    assert runs.statuses == [1, 3]
+    told = [line for line in runs.errors[0].splitlines() if line.startswith("normswap:")]
+    assert len(told) == 1
+    assert "another one died or did not answer" in told[0]
+    assert "Traceback" not in runs.errors[0]
+
+
+def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    killed.mkdir()
+    processes.killable(calm)
+    expected, _ = torch.load(calm / "weights.pt")
+    found, advanced = kills.weights_after(killed, 2, 1)
+    assert advanced == 2
+    assert kills.same(expected, found)
