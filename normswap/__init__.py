@@ -10,6 +10,7 @@ normswap.save(folded.model, "clip-bn.onnx")
 
 from normswap.api import (
     bench,
+    compare,
     distill,
     fold,
     fold_affine,
@@ -35,6 +36,7 @@ __all__ = [
     "Preprocessing",
     "Site",
     "bench",
+    "compare",
     "distill",
     "fold",
     "fold_affine",

@@ -17,11 +17,13 @@ from normswap.model import Model
 from normswap.passes.base import PassResult, swaps
 from normswap.passes.fold import Fold
 from normswap.passes.fold_affine import FoldAffine
+from normswap.train.comparison.compare import compare
 from normswap.train.distill import distill
 from normswap.validate import validate
 
 __all__ = [
     "bench",
+    "compare",
     "distill",
     "fold",
     "fold_affine",

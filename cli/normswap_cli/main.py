@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from normswap_cli.bench import bench
+from normswap_cli.compare import compare
 from normswap_cli.demo import demo
 from normswap_cli.distill import distill
 from normswap_cli.export import export
@@ -114,7 +115,7 @@ def main(ctx: click.Context, verbose: int) -> None:
     ctx.with_resource(logs_on_stderr(verbose))
 
 
-for command in (inspect, swap, fold, validate, bench, distill, export, demo):
+for command in (inspect, swap, fold, validate, bench, distill, compare, export, demo):
     main.add_command(command)
 
 

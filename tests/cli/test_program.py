@@ -17,7 +17,7 @@ from normswap import __version__
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("inspect", "swap", "fold", "validate", "bench", "export", "demo")
+COMMANDS = ("inspect", "swap", "fold", "validate", "bench", "distill", "compare", "export", "demo")
 
 
 def command_line(*args: object) -> list[str]:

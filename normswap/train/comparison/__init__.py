@@ -1,0 +1,1 @@
+"""``compare``: LayerNorm against BatchNorm, trained from the same weights."""

@@ -1,0 +1,60 @@
+"""``normswap compare``: its options, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normswap.train.comparison.findings import find
+from normswap.train.comparison.results import Comparison, Options
+from normswap.train.comparison.variants import BN, LN
+from tests.cli.conftest import Run
+from tests.train.made_up_runs import STEPS, made_up, made_up_bench
+
+RATES = [0.01, 0.1]
+
+
+def _comparison() -> Comparison:
+    fine: list[float | None] = [93.0, 92.0]
+    groups = {(LN, 0.01): fine, (LN, 0.1): fine, (BN, 0.01): fine, (BN, 0.1): [93.0, None]}
+    runs = made_up(groups)
+    bench = made_up_bench({"torch": (0.9, 0.88, 0.92)})
+    options = Options("a model", "data", "0", 80, 20, [LN, BN], RATES, 2, STEPS, 32)
+    return Comparison(options, "a machine", {}, runs, [], bench, find(runs, (LN, BN), bench))
+
+
+def test_options_and_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compare(folder: Path, model: object, **options: Any) -> Comparison:
+        asked.append({"folder": folder, "model": model, **options})
+        return _comparison()
+
+    monkeypatch.setattr("normswap.api.compare", compare)
+    given = ["--rates", "0.01, 0.1", "--seeds", "2", "--variants", "ln,bn", "-o", "made"]
+    outcome = run("compare", *given, "--resume")
+    assert outcome.status == 0
+    (options,) = asked
+    assert options["folder"] == Path("made")
+    assert options["model"] is None
+    assert (options["rates"], options["seeds"], options["resume"]) == (RATES, 2, True)
+    assert options["variants"] == ["ln", "bn"]
+    assert "1 of 4" in outcome.out
+    assert "faster, but by less than claimed" in outcome.out
+    assert "made/README.md" in outcome.out
+    document = run("compare", *given, "--json").json
+    assert document["schema"] == "normswap.comparison/1"
+    assert document["difference_from_ln"].keys() == {BN}
+    assert sum(result["outcome"] == "diverged" for result in document["runs"]) == 1
+
+
+def test_bad_input(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    error = run("compare", "--data", "samples.npz", "-o", folder).error
+    assert error == "compare: data is for a model of yours; name MODEL too"
+    outcome = run("compare", "--rates", "fast", "-o", folder)
+    assert outcome.status == 2
+    assert "'fast' is not a list of numbers" in outcome.err
+    assert not folder.exists()
