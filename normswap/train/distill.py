@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from normswap.errors import NormswapError
 from normswap.fit.moments import ChannelMoments
+from normswap.graph.module_tree import deepcopied
 from normswap.io.data import Data
 from normswap.io.data_items import LABELS
 from normswap.io.fx_model import model_from_module
@@ -21,6 +22,7 @@ from normswap.model import Model, Step
 from normswap.progress import Progress
 from normswap.train import distributed, losses
 from normswap.train.checkpoint import Checkpoints
+from normswap.train.effect import without_effect
 from normswap.train.group_batch_norm import over_group, without_group
 from normswap.train.loop import Batch, Log, train
 from normswap.train.matches import Match, Matches, match
@@ -206,6 +208,7 @@ class _Run:
                     f"it holds {', '.join(some.feeds)}"
                 )
         self.variances = self._variances()
+        self._freeze_what_has_no_effect()
 
     @property
     def matches(self) -> list[Match]:
@@ -226,6 +229,27 @@ class _Run:
             self.notes.append(
                 f"{frozen} weights stay as they are: the swap changed no output of theirs"
             )
+
+    def _freeze_what_has_no_effect(self) -> None:
+        names = distributed.from_first(self._without_effect())
+        for name in names:
+            self.student.get_parameter(name).requires_grad_(False)
+        if names:
+            self.notes.append(f"{len(names)} weights stay as they are: nothing depends on them")
+
+    def _without_effect(self) -> list[str]:
+        """Found on one batch in float64; none where a part of the graph insists on float32."""
+        batch = next(self._batches())
+        doubled = {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}
+        student, teacher = deepcopied(self.student).double().train(), self.teacher
+        set_share(student, 0.5)  # both halves of a progressive norm count
+        self.teacher = deepcopied(teacher).double()
+        try:
+            return without_effect(student, self.compare(student, doubled))
+        except RuntimeError:
+            return []
+        finally:
+            self.teacher = teacher
 
     @torch.no_grad()
     def _variances(self) -> list[float]:

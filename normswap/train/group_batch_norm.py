@@ -31,7 +31,7 @@ class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         # The mean first, then squares about it: no digits go where the mean is large.
         count = torch.full_like(x[0, :1].reshape(-1)[:1], x.numel() / x.shape[1])
         sums = all_reduce(torch.cat([x.sum(axes), count]))

@@ -54,7 +54,9 @@ def distilled(folder: Path) -> None:
     data = tiny.inputs(96)
     with distributed.process_group(timeout=60):
         swapped = {
-            "batchnorm": ns.swap(teacher, to="batchnorm", fit="least-squares", data=data).model,
+            "batchnorm": ns.swap(
+                teacher, to="batchnorm", fit="least-squares", ffn_batchnorm=True, data=data
+            ).model,
             "affine": ns.swap(teacher, to="affine", refit_writers=True, data=data[:61]).model,
         }
         result = distill(
