@@ -49,13 +49,13 @@ def _curve(losses: Sequence[float]) -> Picture:
         Point(mean if math.isfinite(mean) else None, word)
         for mean, word in zip(means, words, strict=True)
     ]
-    quarters = sorted({round(len(losses) * part / 4) for part in range(5)})
+    quarters = sorted({round(len(losses) * part / 4) for part in range(4)})
     depth = Depth(
         "loss, logarithmic: lower is closer",
         logarithmic(means),
         [points],
         [(step / len(losses), f"{step:,}") for step in quarters],
-        "step",
+        f"step, of {len(losses):,}",
     )
     low = min((mean for mean in means if math.isfinite(mean)), default=math.nan)
     told = f"From {means[0]:.3g} to {means[-1]:.3g}, lowest {low:.3g}; {len(points)} points."
