@@ -75,7 +75,8 @@ class Bisector:
 
     def _coarse(self, region: Sequence[Node]) -> list[Value]:
         values = _computed(region)
-        return [v for v in values if v in self._ends or v in set(_landmarks(values))]
+        wanted = self._ends.union(_landmarks(values))
+        return [value for value in values if value in wanted]
 
     def _search(
         self, feeds: Feeds, starts: Sequence[Value], ours: Sequence[Value], others: Sequence[Value]

@@ -56,9 +56,9 @@ def validate(
     lacks are drawn at random. ``labels``: integers [N], for the approximate contract; by default
     the data's own. ``bisect``: also look for the first place at which the models part; the inputs
     that show it are written to ``reproducer``, an .npz that ``data`` takes. ``*_runtime``: what the
-    model is run in ('torch', 'onnxruntime', 'openvino'), by default torch for a torch graph and
-    ONNX Runtime without its optimisations for ONNX; norms are compared and the parting is looked
-    for there. ``command``: what makes the report again, to stand in it.
+    model's outputs come from ('torch', 'onnxruntime', 'openvino'); by default, and for all inside
+    the models, torch for a torch graph and ONNX Runtime without its optimisations for ONNX.
+    ``command``: what makes the report again, to stand in it.
     ``progress(done, total, what)`` is called before each step.
 
     Raises NormswapError for bad data or labels, models whose inputs or outputs do not match, a
