@@ -106,11 +106,10 @@ def distill(
     if residual and not progressive:
         raise click.UsageError("--residual belongs to --progressive.")
     with working(lines=True) as progress:
-        from normswap import api
+        from normswap import api, distributed
         from normswap.io.atomic import check_writable
         from normswap.io.save import check_output
         from normswap.report.distillation import distillation_view, write_report
-        from normswap.train import distributed
         from normswap.train.distill import distill
         from normswap.train.log import JsonLines
         from normswap.train.pace import throttled

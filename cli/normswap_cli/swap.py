@@ -141,9 +141,9 @@ def swap(
     options.pop("fold_affine", None)
     with working() as progress:
         from normswap import api
+        from normswap.distributed import process_group, rank
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
-        from normswap.train.distributed import process_group, rank
 
         check_output(output)
         source = api.load(model, trust=trust)

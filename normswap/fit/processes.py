@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Protocol, Self, TypeVar
 
+from normswap import distributed
 from normswap.io.data import Data
-from normswap.train import distributed
 
 
 class Moments(Protocol):

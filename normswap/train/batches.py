@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from normswap import distributed
 from normswap.graph.graph import Array
-from normswap.train import distributed
 
 
 def sample_indices(count: int, batch: int, seed: int, step: int) -> Array:

@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path
 from normswap.io.messages import first_line
-from normswap.train import distributed
 from normswap.train.average import WeightAverage
 from normswap.train.options import TrainOptions
 

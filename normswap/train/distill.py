@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.moments import ChannelMoments
 from normswap.graph.module_tree import deepcopied
@@ -20,7 +21,7 @@ from normswap.io.data_items import LABELS
 from normswap.io.fx_model import model_from_module
 from normswap.model import Model, Step
 from normswap.progress import Progress
-from normswap.train import distributed, losses
+from normswap.train import losses
 from normswap.train.checkpoint import Checkpoints
 from normswap.train.effect import without_effect
 from normswap.train.group_batch_norm import over_group, without_group

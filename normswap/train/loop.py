@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from normswap import distributed
 from normswap.progress import Progress
-from normswap.train import distributed
 from normswap.train.average import WeightAverage
 from normswap.train.checkpoint import Checkpoints, State
 from normswap.train.divergence import Diverged, Watch, first_bad_gradient

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from normswap import distributed
 from normswap.graph.graph import Array
 from normswap.io.data import Data, load_data
 from normswap.io.data_items import LABELS, required_image_input
@@ -17,7 +18,6 @@ from normswap.io.image_folder import folder_labels, list_images, opener
 from normswap.io.images import known_preprocessing, prepare
 from normswap.model import Model
 from normswap.progress import Progress
-from normswap.train import distributed
 from normswap.train.batches import own_indices, shuffled
 from normswap.train.options import TrainOptions
 

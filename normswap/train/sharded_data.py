@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data, load_data
@@ -24,7 +25,6 @@ from normswap.io.image_folder import SUFFIXES
 from normswap.io.images import known_preprocessing, prepare
 from normswap.io.messages import first_line
 from normswap.model import Model
-from normswap.train import distributed
 from normswap.train.options import TrainOptions
 from normswap.train.samples import Batches, Samples
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import normswap as ns
-from normswap.train import distributed
+from normswap import distributed
 from normswap.train.checkpoint import Checkpoints
 from normswap.train.distill import distill
 from normswap.train.loop import Batch, TrainOptions, train

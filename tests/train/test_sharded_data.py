@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from normswap import distributed
 from normswap.assets import digits
 from normswap.errors import NormswapError
 from normswap.io.load import load
 from normswap.model import Model
-from normswap.train import distributed
 from normswap.train.options import TrainOptions
 from normswap.train.samples import open_samples
 from tests.train import tiny
