@@ -21,7 +21,7 @@ from normswap.graph.fx_kernels import KERNELS
 from normswap.graph.fx_state import random_drops, written_state
 from normswap.graph.module_tree import deepcopied
 from normswap.io.fx_model import model_from_module, model_from_program, program_from_model
-from normswap.io.messages import first_line
+from normswap.io.messages import first_line, root_cause
 from normswap.io.onnx_model import model_from_onnx
 from normswap.passes.base import Pass, PassResult
 
@@ -127,10 +127,8 @@ def _cloned(model: ir.Model, name: str) -> ir.Model:
     try:
         return model.clone()
     except Exception as error:  # whatever a damaged graph or function leads to
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        raise NormswapError(f"{name}: is damaged ({first_line(root)}); export it again") from error
+        reason = first_line(root_cause(error))
+        raise NormswapError(f"{name}: is damaged ({reason}); export it again") from error
 
 
 def _on_module(inner: Pass, module: fx.GraphModule) -> PassResult:

@@ -10,7 +10,7 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import InputSpec, Model
-from normswap.validate.pairing import shared_inputs
+from normswap.validate.pairing import matched_names, shared_inputs
 from normswap.validate.probes import draw_feeds
 
 
@@ -46,8 +46,8 @@ def named_for(
     """``feeds`` of inputs ``specs`` for the inputs of ``model``, in its order: those of the same
     names, and the others in turn, as ``shared_inputs`` matches them."""
     own = [spec.name for spec in model.inputs]
-    others = iter([spec.name for spec in specs if spec.name not in own])
-    return {n: np.asarray(feeds[n] if n in feeds else feeds[next(others)]) for n in own}
+    given = matched_names(own, [spec.name for spec in specs])
+    return {name: np.asarray(feeds[given[name]]) for name in own}
 
 
 def described(feeds: Mapping[str, Array]) -> dict[str, str]:

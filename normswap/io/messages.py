@@ -12,6 +12,13 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What ``error`` was raised from, and that from, to the first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def plain(name: object) -> str:
     """A name from a file, fit for a line: short, and without control characters."""
     text = "".join(c if c.isprintable() else "?" for c in str(name)[:_LONGEST])

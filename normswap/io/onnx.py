@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from normswap.errors import NormswapError
 from normswap.io.atomic import PathLike, atomic_path, check_writable
-from normswap.io.messages import first_line
+from normswap.io.messages import first_line, root_cause
 from normswap.io.onnx_data import DATA_FILE, DataFiles, superseded_files
 from normswap.io.onnx_external import data_file, map_data_files
 from normswap.io.onnx_inline import Starts, blanks, filled, parse, put_into, write_pieces
@@ -38,7 +38,7 @@ def read_onnx(path: PathLike) -> ir.Model:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:  # SerdeError around whatever the content led to
         raise NormswapError(
-            f"{path}: is damaged ({first_line(_root(error))}); {_EXPORT_AGAIN}"
+            f"{path}: is damaged ({first_line(root_cause(error))}); {_EXPORT_AGAIN}"
         ) from error
     put_into(model, proto, starts, mapping)
     map_data_files(model, path)
@@ -166,9 +166,3 @@ def _placed(placed: list[tuple[Slot, ir.TensorProtocol]], model: ir.Model) -> It
                 slot.put(tensor)
             if tensor.name != name:
                 tensor.name = name
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

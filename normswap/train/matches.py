@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normswap.errors import NormswapError
@@ -11,7 +11,7 @@ from normswap.graph.graph import Graph, Value
 from normswap.locate import locate
 from normswap.locate.site import Site
 from normswap.model import Model
-from normswap.validate.pairing import matched_inputs, matched_outputs, shared_inputs
+from normswap.validate.pairing import matched_inputs, matched_positions, shared_inputs
 from normswap.validate.retrieval import EMBEDDING_NAMES, EmbeddingPairs
 from normswap.validate.site_pairs import Side, SitePair, pair_sites
 
@@ -58,9 +58,7 @@ def match(teacher: Model, student: Model) -> Matches:
             f"{teacher.name} and {student.name}: their inputs have other names; distil from the "
             f"model that was swapped"
         )
-    names = matched_outputs(teacher, student)
-    theirs = dict(zip(student.output_names, student.graph.outputs, strict=True))
-    ends = [theirs[name] for name in names.values()]
+    ends = [student.graph.outputs[place] for place in matched_positions(teacher, student)]
     sites, swapped = (list(locate(model.graph).sites) for model in (teacher, student))
     sides = (
         Side(teacher.graph, sites, teacher.graph.outputs),
@@ -68,7 +66,7 @@ def match(teacher: Model, student: Model) -> Matches:
     )
     pairs, unmatched = pair_sites(*sides)
     _check_student(teacher, student, pairs, sites, swapped)
-    changed = _descendants(_swapped_values(student.graph, pairs, swapped))
+    changed = student.graph.descendants(_swapped_values(student.graph, pairs, swapped))
     if not pairs and unmatched:
         raise NormswapError(
             f"{teacher.name}: no norm matches one of {student.name}: {unmatched[0]}"
@@ -113,17 +111,6 @@ def _swapped_values(
 ) -> list[Value]:
     own = [graph.value(site.output) for site in swapped if site.kind == "batch_norm"]
     return own + [pair.theirs for pair in pairs if pair.twin is None]
-
-
-def _descendants(values: Iterable[Value]) -> set[Value]:
-    queue = list(values)
-    seen = set(queue)
-    while queue:
-        for node, _ in queue.pop().uses:
-            fresh = [value for value in node.outputs if value not in seen]
-            seen.update(fresh)
-            queue += fresh
-    return seen
 
 
 def _blocks(

@@ -12,7 +12,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
 from normswap.validate.class_scores import ClassScores
-from normswap.validate.metrics import ErrorHistogram, Similarity, accuracy
+from normswap.validate.metrics import ErrorHistogram, Similarity, accuracy, finite_or_none
 from normswap.validate.pairing import Pair, Runs, agreeing_finite
 from normswap.validate.report import (
     ApproximateOutput,
@@ -129,13 +129,13 @@ class _Approximate:
                     *names,
                     self._dtypes[index].name if index in self._dtypes else "",
                     self._rows,
-                    _number(similarity.sqnr_db),
-                    _number(similarity.cosine_mean),
-                    _number(similarity.cosine_worst),
-                    _number(similarity.max_abs_error),
-                    _number(similarity.top1_agreement) if ranked else None,
-                    _number(scores.top5_agreement),
-                    _number(scores.kl_mean),
+                    finite_or_none(similarity.sqnr_db),
+                    finite_or_none(similarity.cosine_mean),
+                    finite_or_none(similarity.cosine_worst),
+                    finite_or_none(similarity.max_abs_error),
+                    finite_or_none(similarity.top1_agreement) if ranked else None,
+                    finite_or_none(scores.top5_agreement),
+                    finite_or_none(scores.kl_mean),
                     *accuracies,
                 )
             )
@@ -169,7 +169,3 @@ class _Approximate:
         shares = np.array(self._correct[output])
         means = np.average(shares[:, :2], axis=0, weights=shares[:, 2])
         return float(means[0]), float(means[1])
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -18,6 +18,11 @@ from normswap.validate.report import Finding
 BATCH = 32
 
 
+def has_dynamic_batch(model: Model) -> bool:
+    """Whether any number of rows may be fed to every input."""
+    return all(spec.shape and isinstance(spec.shape[0], str) for spec in model.inputs)
+
+
 def batches_of(model: Model, data: Data) -> tuple[list[dict[str, Array]], list[Finding]]:
     """The data as feeds for every input of ``model``, and what the reader must know of them."""
     leading = {spec.shape[0] for spec in model.inputs if spec.name in data.feeds}

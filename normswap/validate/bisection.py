@@ -9,8 +9,9 @@ import numpy as np
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.validate.batches import has_dynamic_batch
 from normswap.validate.bisect import Bisector, Parting
-from normswap.validate.pairing import RunFailed, matched_inputs, matched_outputs, runner
+from normswap.validate.pairing import Pair, RunFailed, matched_inputs
 from normswap.validate.probes import Probe
 from normswap.validate.report import Bisection, ValidationReport
 from normswap.validate.site_pairs import SitePair
@@ -36,11 +37,12 @@ def bisected(
     if not starts:
         return Bisection(None, note="the models agree: there is no parting to look for"), None
     inputs = matched_inputs(reference, candidate)
+    pair = Pair(reference, candidate)
     bisector = Bisector(reference, candidate, inputs, sites)
     failure = ""
     for probe in _likely(probes, report):
         try:
-            for feeds in _rows_first(reference, candidate, probe.feeds):
+            for feeds in _rows_first(pair, probe.feeds):
                 for values in starts:
                     parting = bisector.parting(feeds, values)
                     if parting.node is not None:
@@ -64,8 +66,8 @@ def _first_wrong(pairs: Sequence[SitePair], report: ValidationReport) -> list[Va
 
 
 def _differing(reference: Model, report: ValidationReport) -> list[Value]:
-    """The outputs with a fatal finding; under the approximate contract
-    all outputs that are not bit-equal."""
+    """The outputs with a fatal finding; under the approximate contract all outputs that are not
+    bit-equal."""
     fatal = [f for f in report.findings if f.fatal]
     named: set[str | None] = {finding.output for finding in fatal}
     if report.contract == "approximate":
@@ -86,25 +88,22 @@ def _likely(probes: Sequence[Probe], report: ValidationReport) -> Iterator[Probe
     yield from (probe for probe in probes if probe.name not in shown)
 
 
-def _rows_first(reference: Model, candidate: Model, feeds: Feeds) -> Iterator[Feeds]:
+def _rows_first(pair: Pair, feeds: Feeds) -> Iterator[Feeds]:
     """The row whose outputs differ most, where a batch may have one row; then the whole batch."""
-    dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in reference.inputs)
-    if dynamic and all(len(array) > 1 for array in feeds.values()):
-        row = _worst_row(reference, candidate, feeds)
+    if has_dynamic_batch(pair.reference) and all(len(array) > 1 for array in feeds.values()):
+        row = _worst_row(pair, feeds)
         if row is not None:
             yield {name: array[row : row + 1] for name, array in feeds.items()}
     yield feeds
 
 
-def _worst_row(reference: Model, candidate: Model, feeds: Feeds) -> int | None:
-    names = matched_inputs(reference, candidate)
-    order = matched_outputs(reference, candidate)
-    ours = runner(reference)(feeds)
-    theirs = runner(candidate)({names[name]: array for name, array in feeds.items()})
+def _worst_row(pair: Pair, feeds: Feeds) -> int | None:
+    results = pair.run(feeds, "bisection")
+    if results is None:
+        return None
     rows = len(next(iter(feeds.values())))
     total = np.zeros(rows)
-    for index, own in enumerate(ours):
-        other = theirs[candidate.output_names.index(order[reference.output_names[index]])]
+    for own, other in zip(*results, strict=True):
         if own.shape != other.shape or own.ndim == 0 or len(own) != rows:
             continue
         a, b = (np.asarray(x, np.float64).reshape(rows, -1) for x in (own, other))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from normswap.graph.graph import Array
 from normswap.validate.metrics import ErrorTally
 from normswap.validate.report import ProbeErrors
 
@@ -45,12 +47,30 @@ class BoundedErrors:
             _FACTOR * largest + slack, rms, self.candidate.rms, _FACTOR * rms + slack,
         )  # fmt: skip
 
+    def add(self, truth: Array, original: Array, candidate: Array) -> None:
+        """Counts arrays of one shape, in float64, the first two of them finite; where the candidate
+        is not, its error is infinite."""
+        self.scale = max(self.scale, float(np.abs(truth).max(initial=0)))
+        self.original.add(original - truth)
+        error = candidate - truth
+        self.candidate.add(np.where(np.isfinite(error), error, np.inf))
+
+    def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
+        """Counts what the original's neighbour ``draw`` gives, where that is finite."""
+        with np.errstate(invalid="ignore"):
+            error = np.asarray(nearby, np.float64) - truth
+        self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
+
     @property
     def excess(self) -> float:
         """The error as a multiple of its bound."""
         result = self.result()
         pairs = [(result.max_candidate, result.max_bound), (result.rms_candidate, result.rms_bound)]
         return max(0.0 if not e else e / bound if bound else np.inf for e, bound in pairs)
+
+
+def largest_excess(errors: Iterable[BoundedErrors]) -> float:
+    return max((tally.excess for tally in errors), default=0.0)
 
 
 def draws_in_doubt(excess: float, drawn: int) -> range:

@@ -12,8 +12,8 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
 from normswap.progress import Progress
-from normswap.validate.bounds import BoundedErrors, draws_in_doubt
-from normswap.validate.metrics import ErrorHistogram, ErrorTally
+from normswap.validate.bounds import BoundedErrors, draws_in_doubt, largest_excess
+from normswap.validate.metrics import ErrorHistogram
 from normswap.validate.neighbours import Neighbours
 from normswap.validate.pairing import Pair, RunFailed, Runs, agreeing_finite, runner
 from normswap.validate.probes import EXTREMES, Probe
@@ -76,7 +76,7 @@ class _Exact:
         errors: dict[int, BoundedErrors] = {}
         compared = [(probe, truths) for probe in probes if (truths := self._compare(probe, errors))]
         drawn = 0
-        while draws := draws_in_doubt(_excess(errors), drawn):
+        while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
             self._try_neighbours(compared, errors, draws)
             drawn = draws.stop
         for output, tally in errors.items():
@@ -114,9 +114,7 @@ class _Exact:
                 continue
             exact, original, rewritten = (a[finite] for a in arrays)
             tally = errors.setdefault(output, BoundedErrors(probe.name, ours.dtype))
-            tally.scale = max(tally.scale, float(np.abs(exact).max(initial=0)))
-            tally.original.add(original - exact)
-            tally.candidate.add(rewritten - exact)
+            tally.add(exact, original, rewritten)
             own, other = self._histograms.setdefault(output, (ErrorHistogram(), ErrorHistogram()))
             own.add(exact, original)
             other.add(exact, rewritten)
@@ -139,10 +137,7 @@ class _Exact:
             for draw in draws:
                 nearby = self._neighbours.run(probe.feeds, draw)
                 for output, tally in errors.items():
-                    with np.errstate(invalid="ignore"):
-                        error = np.asarray(nearby[output], np.float64) - truths[output]
-                    total = tally.neighbours.setdefault(draw, ErrorTally())
-                    total.add(error[np.isfinite(error)])
+                    tally.add_neighbour(draw, truths[output], nearby[output])
 
     def _in_double(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
@@ -161,7 +156,3 @@ class _Exact:
             for i, (own, other) in sorted(self._histograms.items())
         ]
         return replace(self._pair.report("exact", outputs), errors=errors)
-
-
-def _excess(errors: Mapping[int, BoundedErrors]) -> float:
-    return max((tally.excess for tally in errors.values()), default=0.0)

@@ -80,6 +80,11 @@ def accuracy(outputs: Array, labels: Array) -> float:
     return float(((scores.argmax(-1) == labels) & ~np.isnan(scores).any(-1)).mean())
 
 
+def finite_or_none(value: float) -> float | None:
+    """For reports, which hold no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
 @dataclass
 class ErrorTally:
     """Largest and root-mean-square error over all arrays added; 0 before the first one."""

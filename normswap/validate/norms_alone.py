@@ -17,6 +17,7 @@ from normswap.graph.graph import Array, Graph
 from normswap.locate.site import Site
 from normswap.validate.bounds import BoundedErrors, draws_in_doubt
 from normswap.validate.neighbours import one_ulp_off
+from normswap.validate.pairing import RunFailed, reported_failures
 
 _LARGE_MEAN = 1e4
 _ULPS_OF_DEVIATION = 64.0  # a mean that large leaves a deviation of one this many units
@@ -41,23 +42,21 @@ def errors_alone(
         rng = np.random.default_rng(seed)
         rows = draw(rng, value.shape, site, value.dtype).astype(value.dtype)
         try:
-            [exact], [own], [rewritten] = truth([rows]), ours([rows]), theirs([rows])
-        except NormswapError:
+            with reported_failures():
+                [exact], [own], [rewritten] = truth([rows]), ours([rows]), theirs([rows])
+        except RunFailed:
             return
-        exact = np.asarray(exact, np.float64)
-        if rewritten.shape != exact.shape or not np.isfinite(exact).all():
+        exact, own = np.asarray(exact, np.float64), np.asarray(own)
+        finite = np.isfinite(exact).all() and np.isfinite(own).all()
+        if rewritten.shape != exact.shape or not finite:
             continue
         errors = BoundedErrors(f"the norm alone, {name}", own.dtype)
-        errors.scale = float(np.abs(exact).max(initial=0))
-        errors.original.add(np.asarray(own, np.float64) - exact)
-        error = np.asarray(rewritten, np.float64) - exact
-        errors.candidate.add(np.where(np.isfinite(error), error, np.inf))
+        errors.add(exact, np.asarray(own, np.float64), np.asarray(rewritten, np.float64))
         drawn = 0
         while draws := draws_in_doubt(errors.excess, drawn):
             for number in draws:
                 [near] = ours([one_ulp_off(np.random.default_rng(number), rows)])
-                tally = errors.neighbours.setdefault(number, type(errors.original)())
-                tally.add(np.asarray(near, np.float64) - exact)
+                errors.add_neighbour(number, exact, near)
             drawn = draws.stop
         yield errors
 

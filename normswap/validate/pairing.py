@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def matched_inputs(reference: Model, candidate: Model) -> dict[str, str]:
     ours, theirs = ([spec.name for spec in m.inputs] for m in (reference, candidate))
     if len(ours) != len(theirs):
         raise _different_counts("inputs", reference.name, ours, candidate.name, theirs)
-    return _matched(ours, theirs)
+    return matched_names(ours, theirs)
 
 
 def matched_outputs(reference: Model, candidate: Model) -> dict[str, str]:
@@ -75,7 +76,13 @@ def matched_outputs(reference: Model, candidate: Model) -> dict[str, str]:
     ours, theirs = list(reference.output_names), list(candidate.output_names)
     if len(ours) != len(theirs):
         raise _different_counts("outputs", reference.name, ours, candidate.name, theirs)
-    return _matched(ours, theirs)
+    return matched_names(ours, theirs)
+
+
+def matched_positions(reference: Model, candidate: Model) -> list[int]:
+    """The position of the candidate's output for each of the reference's, in their order."""
+    names = matched_outputs(reference, candidate)
+    return [candidate.output_names.index(name) for name in names.values()]
 
 
 def _different_counts(
@@ -87,7 +94,8 @@ def _different_counts(
     )
 
 
-def _matched(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
+def matched_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
+    """The one of ``theirs`` for each of ``ours``: of the same name, else the next that is left."""
     rest = iter([name for name in theirs if name not in ours])
     return {name: name if name in theirs else next(rest) for name in ours}
 
@@ -106,7 +114,7 @@ class Pair:
         self._inputs = matched_inputs(reference, candidate)
         names = matched_outputs(reference, candidate)
         self.outputs = list(names.items())
-        self._order = [candidate.output_names.index(name) for name in names.values()]
+        self._order = matched_positions(reference, candidate)
         self._run_reference, self._run_candidate = runs or (runner(reference), runner(candidate))
         self._variations = [(Variation(), Variation()) for _ in self.outputs]
         self.ran = False
@@ -198,15 +206,22 @@ def runner(model: Model, dtype: Any = None) -> Run:
         raise NormswapError(f"{model.name}: {error}") from error
 
     def call(feeds: Mapping[str, Array]) -> list[Array]:
-        try:
+        with reported_failures():
             model.check_feeds(feeds)
             return [np.asarray(a) for a in run([feeds[spec.name] for spec in model.inputs])]
-        except MemoryError:
-            raise
-        except Exception as error:  # the runtimes' exceptions share no base class
-            raise RunFailed(first_line(error)) from error
 
     return call
+
+
+@contextlib.contextmanager
+def reported_failures() -> Iterator[None]:
+    """Whatever goes wrong in a run is RunFailed, with its first line; all but a lack of memory."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # the runtimes' exceptions share no base class
+        raise RunFailed(first_line(error)) from error
 
 
 def agreeing_finite(arrays: Sequence[Array]) -> Array | None:

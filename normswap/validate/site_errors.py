@@ -10,13 +10,13 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Value
-from normswap.io.messages import first_line
 from normswap.model import Model
-from normswap.validate.bounds import BoundedErrors, draws_in_doubt
-from normswap.validate.metrics import Similarity
+from normswap.validate.batches import has_dynamic_batch
+from normswap.validate.bounds import BoundedErrors, draws_in_doubt, largest_excess
+from normswap.validate.metrics import Similarity, finite_or_none
 from normswap.validate.neighbours import Neighbours
 from normswap.validate.norms_alone import errors_alone
-from normswap.validate.pairing import RunFailed
+from normswap.validate.pairing import RunFailed, reported_failures
 from normswap.validate.probes import Probe
 from normswap.validate.report import Finding, ProbeErrors, SiteComparison
 from normswap.validate.site_pairs import SitePair
@@ -74,14 +74,11 @@ class SiteErrors:
             exact, original, rewritten = (np.asarray(a, np.float64) for a in (truth, own, other))
             if not np.isfinite(exact).all() or not np.isfinite(original).all():
                 continue
-            tally = errors[index] = BoundedErrors(probe.name, own.dtype)
-            tally.scale = float(np.abs(exact).max(initial=0))
-            tally.original.add(original - exact)
-            error = rewritten - exact
-            tally.candidate.add(np.where(np.isfinite(error), error, np.inf))
+            errors[index] = BoundedErrors(probe.name, own.dtype)
+            errors[index].add(exact, original, rewritten)
             self._tallies[index].similarity.add(exact, rewritten)
         drawn = 0
-        while draws := draws_in_doubt(max((t.excess for t in errors.values()), default=0), drawn):
+        while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
             for draw in draws:
                 self._add_neighbour(feeds, draw, truths, errors)
             drawn = draws.stop
@@ -126,9 +123,7 @@ class SiteErrors:
         except NormswapError:  # then the original's own error is all there is
             return
         for index, tally in errors.items():
-            error = np.asarray(nearby[index], np.float64) - truths[index]
-            known = tally.neighbours.setdefault(draw, type(tally.original)())
-            known.add(error[np.isfinite(error)])
+            tally.add_neighbour(draw, truths[index], nearby[index])
 
 
 def comparable(
@@ -174,19 +169,15 @@ def value_runner(
         return refuse
 
     def call(feeds: Feeds) -> list[Array]:
-        try:
+        with reported_failures():
             found = run([feeds[spec.name] for spec in model.inputs])
-        except MemoryError:
-            raise
-        except Exception as error:  # the runtimes' exceptions share no base class
-            raise RunFailed(first_line(error)) from error
         return [np.asarray(found[place]) for place in places]
 
     return call
 
 
 def _few_rows(model: Model, feeds: Feeds) -> dict[str, Array]:
-    dynamic = all(spec.shape and isinstance(spec.shape[0], str) for spec in model.inputs)
+    dynamic = has_dynamic_batch(model)
     return {name: array[:_ROWS] if dynamic else array for name, array in feeds.items()}
 
 
@@ -199,16 +190,12 @@ def _comparison(pair: SitePair, tally: _Tally) -> SiteComparison:
         site.kind,
         None if pair.twin is None else pair.twin.kind,
         pair.at,
-        _number(similarity.sqnr_db),
-        _number(similarity.cosine_mean),
-        _number(similarity.cosine_worst),
-        _number(similarity.max_abs_error),
+        finite_or_none(similarity.sqnr_db),
+        finite_or_none(similarity.cosine_mean),
+        finite_or_none(similarity.cosine_worst),
+        finite_or_none(similarity.max_abs_error),
     )
     if tally.worst is None:
         return made
     excess, probe = tally.excess, tally.worst.probe
     return replace(made, excess=excess, probe=probe, passed=excess <= 1)
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

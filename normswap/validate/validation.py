@@ -23,7 +23,7 @@ from normswap.validate.batches import BATCH, batches_of, checked_labels, masks_o
 from normswap.validate.bisection import bisected
 from normswap.validate.chosen_runtimes import opened
 from normswap.validate.exact import exact_contract
-from normswap.validate.pairing import matched_inputs, matched_outputs, shared_inputs
+from normswap.validate.pairing import matched_inputs, matched_positions, shared_inputs
 from normswap.validate.probes import Probe, draw_feeds, make_probes
 from normswap.validate.report import Finding, ValidationReport
 from normswap.validate.site_errors import SiteErrors, comparable, judged
@@ -67,7 +67,7 @@ def validate(
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
     shared = replace(reference, inputs=shared_inputs(reference, candidate))
-    matched_outputs(reference, candidate)
+    matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
     make = _exact_inputs if contract == "exact" else _approximate_inputs
@@ -165,9 +165,7 @@ def _at_outputs(
 def _paired_norms(
     reference: Model, candidate: Model, ours: Sequence[Site], theirs: Sequence[Site]
 ) -> tuple[list[SitePair], list[tuple[str, str]]]:
-    order = matched_outputs(reference, candidate)
-    places = [candidate.output_names.index(order[name]) for name in reference.output_names]
-    ends = [candidate.graph.outputs[place] for place in places]
+    ends = [candidate.graph.outputs[place] for place in matched_positions(reference, candidate)]
     return pair_sites(
         Side(reference.graph, ours, reference.graph.outputs), Side(candidate.graph, theirs, ends)
     )
