@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from normswap.errors import NormswapError
+from normswap.graph.arrays import has_own_memory
 from normswap.graph.graph import Array
 
 MEMORY = 1 << 30
@@ -33,7 +34,7 @@ class Activations:
 
         Raises NormswapError if the temporary folder has no room for it.
         """
-        if not array.flags.owndata:
+        if not has_own_memory(array):
             array = array.copy()  # a part of a larger one would keep all of it
         if self.held + array.nbytes <= self.memory or not array.size:
             self.held += array.nbytes

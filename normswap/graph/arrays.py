@@ -29,6 +29,16 @@ def to_torch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def has_own_memory(array: np.ndarray) -> bool:
+    """Whether the memory that the array keeps alive is no larger than the array."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if isinstance(base, torch.Tensor):
+        return base.untyped_storage().nbytes() <= array.nbytes
+    return isinstance(base, np.ndarray) and base.nbytes <= array.nbytes
+
+
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """The numpy dtype (ml_dtypes' for bfloat16) of a torch dtype."""
     return to_numpy(torch.empty(0, dtype=dtype)).dtype
