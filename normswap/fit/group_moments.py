@@ -47,17 +47,14 @@ class GroupMoments:
         if len(x) == 0:
             return
         x, y = x.astype(np.float64), y.astype(np.float64)
-        if len(self.count) > 1:
-            order = np.argsort(group, kind="stable")
-            x, y, group = x[order], y[order], group[order]
-        present, starts = np.unique(group, return_index=True)
-        count = np.diff(np.append(starts, len(group))).astype(np.float64)
-        x_mean = np.add.reduceat(x, starts) / count[:, None]
-        y_mean = np.add.reduceat(y, starts) / count[:, None]
-        repeats = count.astype(np.intp)
-        x -= np.repeat(x_mean, repeats, axis=0)
-        y -= np.repeat(y_mean, repeats, axis=0)
-        squares = (np.add.reduceat(a, starts) for a in (x * x, y * y, x * y))
+        present, own, counts = np.unique(group, return_inverse=True, return_counts=True)
+        count = counts.astype(np.float64)
+        # Sums by group as a product: many times as fast as np.add.reduceat.
+        member = (own == np.arange(len(present))[:, None]).astype(np.float64)
+        x_mean, y_mean = (member @ a / count[:, None] for a in (x, y))
+        x -= x_mean[own]
+        y -= y_mean[own]
+        squares = (member @ a for a in (x * x, y * y, x * y))
         self._merge(present, _Sums(count, x_mean, y_mean, *squares))
 
     def merged(self, other: GroupMoments) -> GroupMoments:
