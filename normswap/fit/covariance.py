@@ -2,94 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 
+from normswap.fit.memory import empty
+from normswap.fit.processes import over_processes
+from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Array
 
+_ROWS = 2048  # that wait to be summed together: fewer make slow products, more take memory
+_BLOCK = 256  # features whose products are taken at once
 
+Parts = Callable[[], Iterable[tuple[Array, Array, Array]]]
+"""Gives rows in parts, as often as it is asked: x [N, F] and y [N, C], of any float dtype, and
+which of them are held out [N]."""
+
+
+@dataclass(frozen=True)
 class JointMoments:
-    """Over rows of features x [F] and targets y [C]: their number, means, the centred sums
-    ``xx`` [F, F] and ``xy`` [F, C], and of y its squares ``yy`` [C]; all in float64.
+    """Of rows of features x [F] and targets y [C]: their number, means, the centred sums ``xx``
+    [F, F] and ``xy`` [F, C], and of y its squares ``yy`` [C]; all in float64."""
 
-    Parts are merged by the formula of Chan, Golub and LeVeque (1979) for covariances, so that
-    neither a large mean nor the order of the parts costs digits.
-    """
-
-    def __init__(self, features: int, targets: int) -> None:
-        self.count = 0
-        self.x_mean: Array = np.zeros(features)
-        self.y_mean: Array = np.zeros(targets)
-        self.xx: Array = np.zeros((features, features))
-        self.xy: Array = np.zeros((features, targets))
-        self.yy: Array = np.zeros(targets)
-
-    def add(self, x: Array, y: Array) -> None:
-        """Adds rows: ``x`` [N, F] and ``y`` [N, C] of any float dtype."""
-        if len(x) == 0:
-            return
-        # What the merge adds for the distance of the means is one more row's products.
-        rows_x, x_mean = _centred(x, self.count, self.x_mean)
-        rows_y, y_mean = _centred(y, self.count, self.y_mean)
-        xx, xy = rows_x.T @ rows_x, rows_x.T @ rows_y
-        xx += self.xx
-        xy += self.xy
-        self.xx, self.xy = xx, xy  # new arrays: others may share the old ones
-        self.yy = self.yy + np.square(rows_y).sum(0)
-        self._shift(len(x), x_mean, y_mean)
+    count: int
+    x_mean: Array
+    y_mean: Array
+    xx: Array
+    xy: Array
+    yy: Array
 
     def merged(self, other: JointMoments) -> JointMoments:
-        """Those of the rows of both."""
-        total = JointMoments(*self.xy.shape)
-        for part in (self, other):
-            total._merge(part)
-        return total
+        """Those of the rows of both, by the formula of Chan, Golub and LeVeque (1979)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        total = self.count + other.count
+        dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
+        share = other.count / total
+        between = torch.from_numpy(self.count * share * dx)
+        xx, xy = np.empty(self.xx.shape), np.empty(self.xy.shape)
+        for sums, a, b, d in ((xx, self.xx, other.xx, dx), (xy, self.xy, other.xy, dy)):
+            of_both = torch.add(*map(torch.from_numpy, (a, b)), out=torch.from_numpy(sums))
+            of_both.addr_(between, torch.from_numpy(d))
+        yy = self.yy + other.yy + self.count * share * np.square(dy)
+        means = self.x_mean + dx * share, self.y_mean + dy * share
+        return JointMoments(total, *means, xx, xy, yy)
 
     def scaled(self, scale: Array, shift: Array) -> JointMoments:
         """Those of scale * x + shift and of y; ``scale`` and ``shift`` [F]."""
-        new = JointMoments(*self.xy.shape)
-        new.count, new.y_mean, new.yy = self.count, self.y_mean, self.yy
-        new.x_mean = scale * self.x_mean + shift
-        new.xx = self.xx * scale * scale[:, None]
-        new.xy = self.xy * scale[:, None]
-        return new
+        return replace(
+            self,
+            x_mean=scale * self.x_mean + shift,
+            xx=self.xx * scale * scale[:, None],
+            xy=self.xy * scale[:, None],
+        )
 
-    def residual(self, weight: Array, bias: Array) -> JointMoments:
-        """Those of x and of y - x weight - bias; ``weight`` [F, C], ``bias`` [C]."""
-        left = JointMoments(*self.xy.shape)
-        left.count, left.x_mean, left.xx = self.count, self.x_mean, self.xx
-        left.y_mean = self.y_mean - self.x_mean @ weight - bias
-        explained = self.xx @ weight
-        left.xy = self.xy - explained
-        left.yy = self.yy + np.sum(weight * (explained - 2 * self.xy), axis=0)
-        return left
+    def targets(self, chosen: slice) -> JointMoments:
+        """Those of x and of some of the targets."""
+        return replace(self, y_mean=self.y_mean[chosen], xy=self.xy[:, chosen], yy=self.yy[chosen])
 
-    def _merge(self, other: JointMoments) -> None:
-        if other.count == 0:
+    def residual(self, weight: Array) -> JointMoments:
+        """Those of x and of y - x weight; ``weight`` [F, C]."""
+        explained = (torch.from_numpy(self.xx) @ torch.from_numpy(weight)).numpy()
+        return replace(
+            self,
+            y_mean=self.y_mean - self.x_mean @ weight,
+            xy=self.xy - explained,
+            yy=self.yy + np.sum(weight * (explained - 2 * self.xy), axis=0),
+        )
+
+
+def held_out_rows(parts: Parts) -> Iterator[tuple[Array, Array]]:
+    """x and y of the rows that are held out, of this process."""
+    for x, y, held_out in parts():
+        yield x[held_out], y[held_out]
+
+
+def joint_moments(parts: Parts, features: int, targets: int) -> JointMoments:
+    """Of the rows that are not held out, of all processes."""
+    sums = JointSums(features, targets)
+    for x, y, held_out in parts():
+        sums.add(x, y, ~held_out)
+    return over_processes(sums.moments())
+
+
+class JointSums:
+    """Adds up rows of ``features`` and ``targets`` to their joint moments.
+
+    The parts that are added are merged by the formula of Chan, Golub and LeVeque (1979) for
+    covariances, so that neither a large mean nor the order of the parts costs digits. Takes
+    F * (F + C) float64 numbers, and two thousand rows.
+    """
+
+    def __init__(self, features: int, targets: int) -> None:
+        self._features = features
+        self._count = 0
+        self._mean = empty(features + targets).zero_()
+        # Of the features with all; on the left only what lies right of each block's start.
+        self._products = empty(features, features + targets).zero_()
+        self._squares = empty(targets).zero_()
+        self._rows = empty(_ROWS + 1, features + targets)
+        self._waiting = 0
+
+    def add(self, x: Array, y: Array, chosen: Array) -> None:
+        """Adds the rows of ``x`` [N, F] and ``y`` [N, C], of any float dtype, that are ``chosen``
+        [N] (booleans)."""
+        for start, stop in _runs(chosen).tolist():
+            while start < stop:
+                count = min(stop - start, _ROWS - self._waiting)
+                place = self._rows[self._waiting : self._waiting + count]
+                place[:, : self._features] = to_torch(x[start : start + count])
+                place[:, self._features :] = to_torch(y[start : start + count])
+                start += count
+                self._waiting += count
+                if self._waiting == _ROWS:
+                    self._sum_waiting()
+
+    def moments(self) -> JointMoments:
+        """The moments of all rows. They take over the sums, to which no row can be added then."""
+        self._sum_waiting()
+        self._rows = torch.empty(1, 0)
+        features, products = self._features, self._products
+        for start in range(0, features, _BLOCK):
+            stop = min(start + _BLOCK, features)
+            products[stop:, start:stop] = products[start:stop, stop:features].T
+        means, sums = self._mean.numpy(), products.numpy()
+        return JointMoments(
+            self._count,
+            means[:features],
+            means[features:],
+            sums[:, :features],
+            sums[:, features:],
+            self._squares.numpy(),
+        )
+
+    def _sum_waiting(self) -> None:
+        count = self._waiting
+        if not count:
             return
-        total = self.count + other.count
-        dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
-        between = self.count * other.count / total * dx
-        self.xx, self.xy = self.xx + other.xx, self.xy + other.xy
-        for sums, d in ((self.xx, dx), (self.xy, dy)):
-            torch.from_numpy(sums).addr_(torch.from_numpy(between), torch.from_numpy(d))
-        self.yy = self.yy + other.yy + self.count * other.count / total * np.square(dy)
-        self._shift(other.count, other.x_mean, other.y_mean)
+        rows = self._rows[: count + 1]
+        mean = rows[:count].mean(0)
+        rows[:count] -= mean
+        # What the merge adds for the distance of the means is one more row's products.
+        distance = mean - self._mean
+        rows[count] = distance * (self._count * count / (self._count + count)) ** 0.5
+        for start in range(0, self._features, _BLOCK):
+            block = rows[:, start : min(start + _BLOCK, self._features)]
+            self._products[start : start + _BLOCK, start:].addmm_(block.T, rows[:, start:])
+        self._squares += rows[:, self._features :].square().sum(0)
+        self._count += count
+        self._mean += distance * (count / self._count)
+        self._waiting = 0
 
-    def _shift(self, count: int, x_mean: Array, y_mean: Array) -> None:
-        """Moves the means towards those of ``count`` more rows."""
-        self.count += count
-        self.x_mean = self.x_mean + (x_mean - self.x_mean) * (count / self.count)
-        self.y_mean = self.y_mean + (y_mean - self.y_mean) * (count / self.count)
 
-
-def _centred(new: Array, count: int, mean: Array) -> tuple[Array, Array]:
-    """The rows of ``new`` about their mean, and one for its distance from the ``mean`` of ``count``
-    rows before; the mean too. In float64."""
-    rows = torch.empty(len(new) + 1, new.shape[1], dtype=torch.float64)
-    rows[:-1] = torch.from_numpy(new)
-    new_mean = rows[:-1].mean(0)
-    rows[:-1] -= new_mean
-    share = count * len(new) / (count + len(new))
-    rows[-1] = (new_mean - torch.from_numpy(mean)) * share**0.5
-    return rows.numpy(), new_mean.numpy()
+def _runs(chosen: Array) -> Array:
+    """Where each run of True starts and ends: [R, 2]."""
+    edges = np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8))
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1)

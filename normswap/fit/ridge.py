@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from normswap.errors import NormswapError
 from normswap.fit.covariance import JointMoments
 from normswap.fit.moments import varies
+from normswap.fit.ridge_strength import (
+    NOT_FINITE,
+    STRENGTHS,
+    Choice,
+    best_strength,
+    factored,
+    mean_variance,
+    solve,
+)
+from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Array
 
-# Of the features' mean variance. Hoerl and Kennard, "Ridge Regression" (1970).
-STRENGTHS = tuple(10.0**power for power in range(-6, 3))
-_TARGETS = 128  # at most that many are looked at to choose the strength
+_TARGETS = 32  # at most that many are looked at to choose the strength
+
+HeldOut = Callable[[], Iterable[tuple[Array, Array]]]
+"""Gives the rows held out in parts, as often as it is asked: x [N, F] and y [N, C]."""
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """y = x @ weight + bias: [F, C] and [C] in float64; the strength, and the share of the
-    targets' variance that it left on the held-out rows (nan where there was none), of those targets
-    that were looked at."""
+    """y = x @ weight + bias: [F, C] and [C] in float64; the strength, and the share that it left of
+    the held-out rows' squares of y - x @ towards about its mean (nan where there were none), of
+    those targets that were looked at."""
 
     weight: Array
     bias: Array
@@ -29,61 +40,55 @@ class RidgeFit:
     held_out_error: float
 
 
-def fit_ridge(train: JointMoments, held_out: JointMoments) -> RidgeFit:
-    """Minimises |y - x W - b|^2 + strength * v * |W|^2, v the mean variance of the features.
+class RidgeFits:
+    """Ridge fits of several maps that are alike: each looks for its strength near the last one's.
 
-    The strength is that of ``STRENGTHS`` with the least squared error on ``held_out`` (of every
-    second one and then of the best one's neighbours; over 128 evenly spaced targets where there are
-    more); W and b are then those of all rows together. The weight shrinks towards zero: fit the
-    residual of what it is to shrink towards. Features that never vary get weight 0.
-    Raises NormswapError if ``train`` or ``held_out`` has no rows.
+    A fit minimises |y - x W - b|^2 + strength * v * |W - towards|^2 over the rows that are not held
+    out, v the mean variance of the features. The strength is that of ``STRENGTHS`` with the least
+    squared error on the rows held out, over 32 evenly spaced targets where there are more.
     """
-    if not train.count or not held_out.count:
-        raise NormswapError("a ridge fit needs rows to fit and rows to hold out")
-    some = slice(None, None, -(-train.xy.shape[1] // _TARGETS))
-    errors: dict[int, float] = {}
 
-    def error(index: int) -> float:
-        if index not in errors:
-            weight = _solve(train, STRENGTHS[index], some)
-            errors[index] = float("inf")
-            if weight is not None:
-                errors[index] = _squared_error(train, held_out, weight, some)
-        return errors[index]
+    def __init__(self) -> None:
+        self._near = len(STRENGTHS) // 2
 
-    best = min(range(1, len(STRENGTHS), 2), key=error)
-    best = min((best - 1, best, best + 1), key=error)
-    total = train.merged(held_out)
-    weight = _solve(total, STRENGTHS[best], slice(None))
-    if weight is None:  # sums that are not finite
-        raise NormswapError("a ridge fit met activations that are not finite or far too large")
-    weight[~varies(total.xx.diagonal() / total.count, total.x_mean)] = 0
-    spread = float(held_out.yy[some].sum())
-    share = error(best) / spread if spread > 0 else float("nan")
-    return RidgeFit(weight, total.y_mean - total.x_mean @ weight, STRENGTHS[best], share)
+    def fit(self, train: JointMoments, held_out: HeldOut, towards: Array) -> RidgeFit:
+        """``train``: of the rows that are not held out; ``towards`` [F, C]: features that never
+        vary keep its weights.
 
+        Raises NormswapError if there are no rows to fit, or numbers that are not finite.
+        """
+        if not train.count:
+            raise NormswapError("a ridge fit needs rows to fit and rows to hold out")
+        some = slice(None, None, -(-train.xy.shape[1] // _TARGETS))
+        left = train.targets(some).residual(towards[:, some])
 
-def _solve(moments: JointMoments, strength: float, targets: slice) -> Array | None:
-    """The weight [F, targets]; None where the sums are too ill-conditioned for the strength."""
-    wanted = moments.xy[:, targets]
-    level = float(np.trace(moments.xx)) / len(moments.xx)
-    if level <= 0:
-        return np.zeros(wanted.shape)
-    regular = torch.from_numpy(moments.xx.copy())
-    regular.diagonal().add_(strength * level)
-    factor, failed = torch.linalg.cholesky_ex(regular)
-    if failed:
-        return None
-    solution = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(wanted)), factor)
-    return solution.numpy()
+        def residual() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            x_mean, y_mean = train.x_mean, train.y_mean[some]
+            for x, y in held_out():
+                centred = to_torch(x).double() - torch.from_numpy(x_mean)
+                explained = centred @ torch.from_numpy(towards[:, some])
+                yield centred, to_torch(y[:, some]) - torch.from_numpy(y_mean) - explained
+
+        choice = best_strength(left, residual, self._near)
+        self._near = choice.index
+        weight, strength = _solved(train, towards, choice)
+        still = ~varies(train.xx.diagonal() / train.count, train.x_mean)
+        weight[still] = towards[still]
+        bias = train.y_mean - train.x_mean @ weight
+        return RidgeFit(weight, bias, strength, choice.error)
 
 
-def _squared_error(
-    train: JointMoments, held_out: JointMoments, weight: Array, targets: slice
-) -> float:
-    """The sum over held-out rows of |y - x W - b|^2, b that of ``train``; from the sums alone."""
-    shift = (held_out.y_mean - train.y_mean)[targets]
-    offset = shift - (held_out.x_mean - train.x_mean) @ weight
-    spread = held_out.yy[targets].sum() - 2 * np.sum(weight * held_out.xy[:, targets])
-    spread += np.sum((held_out.xx @ weight) * weight)
-    return float(spread + held_out.count * np.square(offset).sum())
+def _solved(train: JointMoments, towards: Array, choice: Choice) -> tuple[Array, float]:
+    """The weight [F, C] and its strength: the chosen one or, where the sums are too ill-conditioned
+    for it, the next that will do."""
+    variance = mean_variance(train)
+    if variance <= 0:
+        return towards.copy(), STRENGTHS[choice.index]
+    factor = choice.factor
+    for strength in STRENGTHS[choice.index :]:
+        level = strength * variance
+        factor = factored(train, level) if factor is None else factor
+        if factor is not None:
+            wanted = torch.from_numpy(train.xy + level * towards)
+            return solve(factor, wanted).numpy(), strength
+    raise NormswapError(NOT_FINITE)

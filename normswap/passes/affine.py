@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.fit.channelwise import ChannelFit, least_squares
-from normswap.fit.covariance import JointMoments
+from normswap.fit.covariance import held_out_rows, joint_moments
 from normswap.fit.group_moments import GroupMoments
-from normswap.fit.processes import over_processes
-from normswap.fit.ridge import fit_ridge
+from normswap.fit.ridge import RidgeFits
+from normswap.fit.rows import Rows
 from normswap.fit.sweep import HELD_OUT, Readings, Stop
 from normswap.graph.graph import Array, Value
 from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_finite
@@ -21,7 +21,7 @@ from normswap.passes.insert import insert_linear
 from normswap.passes.refit_writers import writer_stops
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
 
-_FEW = "rows of calibration data are fewer than its"
+_FEW = "rows to fit are fewer than its"
 
 
 @dataclass
@@ -30,10 +30,10 @@ class Affine(Calibrated):
 
     Approximate. A and b are the ridge regression of the original norm's output on the input that
     the swapped model has there, which shrinks towards the scale and shift per channel of least
-    squares; its strength is that with the least error on held-out samples, every fifth. The norm's
-    readers absorb A and b (``Fold``). With groups of ``tokens`` the scale and shift are each
-    group's own and stay in the graph, A and b are common to all and fold: y = A (s_g x + t_g) + b,
-    and s_g (A x + b) + t_g for a norm of the embedding, where A moves up.
+    squares; its strength is that with the least error on every fifth sample, which it is not fitted
+    to. The norm's readers absorb A and b (``Fold``). With groups of ``tokens`` the scale and shift
+    are each group's own and stay in the graph, A and b are common to all and fold:
+    y = A (s_g x + t_g) + b, and s_g (A x + b) + t_g for a norm of the embedding, where A moves up.
     ``refit_writers`` also refits what writes to the residual stream behind the first swapped norm
     (attention out-projection, second linear layer of the FFN) towards the original's stream,
     shrinking towards the old weights.
@@ -52,7 +52,8 @@ class Affine(Calibrated):
                 f"--to affine: {count} samples are too few, every fifth is held out to choose how "
                 f"far to trust the others; give it hundreds"
             )
-        plan.stops += [_Swap(plan, fitted, self.tokens) for fitted in sites]
+        fits = RidgeFits()
+        plan.stops += [_Swap(plan, fitted, self.tokens, fits) for fitted in sites]
         if self.refit_writers:
             stops, notes = writer_stops(plan, sites)
             plan.stops += stops
@@ -62,10 +63,10 @@ class Affine(Calibrated):
 class _Swap(Stop):
     """An affine map in place of one norm."""
 
-    def __init__(self, plan: Plan, fitted: Fitted, tokens: str) -> None:
+    def __init__(self, plan: Plan, fitted: Fitted, tokens: str, fits: RidgeFits) -> None:
         self.reads = (plan.graph.value(fitted.site.input),)
         self.targets = (plan.original.value(fitted.site.output),)
-        self._plan, self._fitted, self._tokens = plan, fitted, tokens
+        self._plan, self._fitted, self._tokens, self._fits = plan, fitted, tokens, fits
 
     def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
         graph, site, x = self._plan.graph, self._fitted.site, reads[0]
@@ -94,43 +95,45 @@ class _Swap(Stop):
 
     def _fit_together(self, readings: Readings) -> tuple[Array, Array]:
         """The map [C, C], [C] from the input to the original's output."""
-        axis, channels = self._fitted.axis, self._fitted.channels
-        sums = JointMoments(channels, channels), JointMoments(channels, channels)
-        for part in self._fitted.rows(readings, (axis, axis)):
-            for moments, arrays in zip(sums, part.parts(*part.arrays), strict=True):
-                moments.add(*arrays)
-        sums = over_processes(sums[0]), over_processes(sums[1])
-        for moments in sums:
-            check_finite(self._fitted.site, moments.x_mean, moments.y_mean, moments.xx)
-        rows = sum(moments.count for moments in sums)
-        if rows < channels and not any(_FEW in note for note in self._plan.notes):
-            told = f"'{self._fitted.site.name}': {rows} {_FEW} {channels} channels"
+        channels = self._fitted.channels
+
+        def parts() -> Iterator[tuple[Array, Array, Array]]:
+            for part in self._rows(readings):
+                x, y = part.arrays
+                yield x, y, part.held_out
+
+        def scaled() -> Iterator[tuple[Array, Array]]:
+            return ((x.astype(np.float64) * scale + shift, y) for x, y in held_out_rows(parts))
+
+        train = joint_moments(parts, channels, channels)
+        check_finite(self._fitted.site, train.x_mean, train.y_mean, train.xx)
+        if train.count < channels and not any(_FEW in note for note in self._plan.notes):
+            told = f"'{self._fitted.site.name}': {train.count} {_FEW} {channels} channels"
             self._plan.notes.append(
                 f"{told}: the fit leans on scales per channel; give it more data"
             )
-        start = least_squares(self._fitted.site, *map(GroupMoments.of_one_group, sums))
+        none = GroupMoments(1, channels)  # of one group nothing is held out
+        start = least_squares(self._fitted.site, GroupMoments.of_one_group(train), none)
         scale, shift = start.scale[0], start.shift[0]
-        fit = fit_ridge(*(_unexplained(moments, scale, shift) for moments in sums))
-        weight = np.eye(channels) + fit.weight.T
-        return weight * scale, fit.bias + weight @ shift
+        fit = self._fits.fit(train.scaled(scale, shift), scaled, np.eye(channels))
+        return fit.weight.T * scale, fit.bias + shift @ fit.weight
 
     def _fit_groups(self, readings: Readings, table: Array) -> tuple[ChannelFit, Array, Array]:
         """Scale and shift by group, and the map [C, C], [C] from what they give to the original's
         output."""
-        axis, channels = self._fitted.axis, self._fitted.channels
+        channels = self._fitted.channels
         start = least_squares(self._fitted.site, *group_moments(self._fitted, readings, table))
         scale, shift = start.scale[table], start.shift[table]
-        sums = JointMoments(channels, channels), JointMoments(channels, channels)
-        for part in self._fitted.rows(readings, (axis, axis)):
-            x, y = part.arrays
-            z = x.astype(np.float64) * scale[part.position] + shift[part.position]
-            for moments, arrays in zip(sums, part.parts(z, y - z), strict=True):
-                moments.add(*arrays)
-        fit = fit_ridge(*map(over_processes, sums))
-        return start, np.eye(channels) + fit.weight.T, fit.bias
 
+        def parts() -> Iterator[tuple[Array, Array, Array]]:
+            for part in self._rows(readings):
+                x, y = part.arrays
+                z = x.astype(np.float64) * scale[part.position] + shift[part.position]
+                yield z, y, part.held_out
 
-def _unexplained(moments: JointMoments, scale: Array, shift: Array) -> JointMoments:
-    """Of z = scale * x + shift and of y - z, from those of x and y."""
-    scaled = moments.scaled(scale, shift)
-    return scaled.residual(np.eye(len(scale)), np.zeros(len(scale)))
+        train = joint_moments(parts, channels, channels)
+        fit = self._fits.fit(train, lambda: held_out_rows(parts), np.eye(channels))
+        return start, fit.weight.T, fit.bias
+
+    def _rows(self, readings: Readings) -> Iterator[Rows]:
+        return self._fitted.rows(readings, (self._fitted.axis, self._fitted.axis))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.fit.covariance import JointMoments
-from normswap.fit.processes import over_processes
-from normswap.fit.ridge import fit_ridge
+from normswap.errors import NormswapError
+from normswap.fit.covariance import joint_moments
+from normswap.fit.ridge import RidgeFits
 from normswap.fit.rows import Layout, Masks, Rows, rows_of
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Array, Graph, Runner, Value
@@ -32,6 +33,7 @@ def writer_stops(plan: Plan, sites: Sequence[Fitted]) -> tuple[list[Stop], list[
     changed = graph.descendants(graph.value(f.site.output) for f in sites)
     masks = {f.site.tower: f.masks for f in reversed(sites)}  # the first's: not [EOS] alone
     stops: list[Stop] = []
+    fits: dict[tuple[int, int], RidgeFits] = defaultdict(RidgeFits)
     moved = []
     for residual in residuals(graph):
         if residual.branch not in changed:
@@ -40,7 +42,8 @@ def writer_stops(plan: Plan, sites: Sequence[Fitted]) -> tuple[list[Stop], list[
         if writer is None:
             moved.append(residual.add.output.name)
         else:
-            stops.append(_Refit(plan, writer, masks.get(tower.get(residual.branch, ""))))
+            mask = masks.get(tower.get(residual.branch, ""))
+            stops.append(_Refit(plan, writer, mask, fits[writer.linear.sizes]))
     if not moved:
         return stops, []
     told = f"{len(moved)} writers of the stream keep their weights, since what they write is moved"
@@ -124,43 +127,59 @@ class _Refit(Stop):
     """W and b such that the stream comes as near to the original's as they can make it.
 
     With t = (original's total - skip), each row of it beside the row of h that it comes from, the
-    ridge regression of t - scale * (W h + b) on h gives what W and b lack. ``scale`` is LayerScale,
-    or ones.
+    ridge regression of t on h gives scale * W and scale * b; it shrinks towards the old scale * W.
+    ``scale`` is LayerScale, or ones.
     """
 
-    def __init__(self, plan: Plan, writer: _Writer, masks: Masks | None) -> None:
+    def __init__(self, plan: Plan, writer: _Writer, masks: Masks | None, fits: RidgeFits) -> None:
         self.reads = (writer.linear.input, writer.skip, *writer.inputs)
         self.targets = (plan.original.value(writer.total.name),)
-        self._plan, self._writer, self._masks = plan, writer, masks
+        self._plan, self._writer, self._masks, self._fits = plan, writer, masks, fits
 
     def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
         linear = self._writer.linear
         size = linear.weight.shape
+        hidden, _, *inputs, _ = next(iter(readings))
+        first = _arrival(self._writer, hidden, inputs)
+        if first is None or not first.scale.any():
+            self._plan.notes.append(f"'{linear.name}' keeps its weight: it is not in place")
+            return {}
+        scale = first.scale
+
+        def parts() -> Iterator[tuple[Array, Array, Array]]:
+            for read, skips, totals, held_out in self._parts(readings):
+                yield read, totals.astype(np.float64) - skips, held_out
+
+        def held() -> Iterator[tuple[Array, Array]]:
+            for read, skips, totals, out in self._parts(readings):
+                yield read[out], totals[out].astype(np.float64) - skips[out]
+
+        train = joint_moments(parts, size[1], size[0])
+        fit = self._fits.fit(train, held, (scale[:, None] * linear.weight).T)
+        alive = scale != 0
+        divided = np.where(alive, scale, 1.0)
+        weight = np.where(alive[:, None], fit.weight.T / divided[:, None], linear.weight)
         old_bias = np.zeros(size[0]) if linear.bias is None else linear.bias
-        sums = JointMoments(size[1], size[0]), JointMoments(size[1], size[0])
-        scale = np.zeros(size[0])
+        linear.write(weight, np.where(alive, fit.bias / divided, old_bias))
+        return {}
+
+    def _parts(self, readings: Readings) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """By batch the rows of what the layer reads and of where they arrive: of the skip, of the
+        original's total; and which are held out."""
+        linear = self._writer.linear
         for number, (hidden, skip, *inputs, total) in enumerate(readings):
             arrival = _arrival(self._writer, hidden, inputs)
-            if arrival is None or not arrival.scale.any():
-                self._plan.notes.append(f"'{linear.name}' keeps its weight: it is not in place")
-                return {}
-            scale = arrival.scale
+            if arrival is None:  # though it is in place in the first batch
+                raise NormswapError(
+                    f"'{linear.name}' cannot be refitted to a batch of {len(hidden)} rows; give as "
+                    f"many samples as fill the batches"
+                )
             part = self._rows(readings, number, [skip, total, arrival.source], arrival.axis)
             skips, totals, source = part.arrays
-            read = np.moveaxis(hidden, linear.axis, -1).reshape(-1, size[1])
+            read = np.moveaxis(hidden, linear.axis, -1).reshape(-1, linear.weight.shape[1])
             if self._writer.is_moved or len(source) != len(read):
                 read = read[source[:, 0]]
-            wanted = totals.astype(np.float64) - skips
-            for moments, arrays in zip(sums, part.parts(read, wanted), strict=True):
-                moments.add(*arrays)
-        old = (scale[:, None] * linear.weight).T
-        merged = [over_processes(moments) for moments in sums]
-        fit = fit_ridge(*(moments.residual(old, scale * old_bias) for moments in merged))
-        alive = scale != 0
-        inverse = np.where(alive, 1 / np.where(alive, scale, 1.0), 0.0)
-        weight = linear.weight + inverse[:, None] * fit.weight.T
-        linear.write(weight, old_bias + inverse * fit.bias)
-        return {}
+            yield read, skips, totals, part.held_out
 
     def _rows(self, readings: Readings, number: int, arrays: Sequence[Array], axis: int) -> Rows:
         """The rows of ``arrays``, which are shaped like the stream."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normswap.fit.covariance import JointMoments
+from normswap.fit import covariance
+from normswap.fit.covariance import JointMoments, JointSums, held_out_rows, joint_moments
 
 _ULP = 2.0**-52
 
@@ -46,19 +50,28 @@ def _close(got: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
     assert (excess <= 0).all(), (got, expected, bound)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small_parts() -> Iterator[None]:
+    """So that a few rows and features fill several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance, "_ROWS", 7)
+        patch.setattr(covariance, "_BLOCK", 3)
+        yield
+
+
 def _of(x: np.ndarray, y: np.ndarray, splits: list[int]) -> JointMoments:
-    moments = JointMoments(x.shape[1], y.shape[1])
+    sums = JointSums(x.shape[1], y.shape[1])
     cuts = sorted(s for s in splits if s <= len(x))
     for part in zip(np.split(x, cuts), np.split(y, cuts), strict=True):
-        moments.add(*part)
-    return moments
+        sums.add(*part, np.ones(len(part[0]), bool))
+    return sums.moments()
 
 
 @st.composite
 def _rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Rows of features and targets that depend on them, of any size and offset."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    count, features, targets = (draw(st.integers(1, n)) for n in (30, 4, 3))
+    count, features, targets = (draw(st.integers(1, n)) for n in (30, 7, 3))
     x = random.standard_normal((count, features))
     y = x @ random.standard_normal((features, targets)) + random.standard_normal((count, targets))
     means = st.sampled_from([0.0, 1.0, -1e4, 1e6])
@@ -85,7 +98,6 @@ def test_merging_is_exact_and_leaves_both_parts_alone(
     before = [_copied(part) for part in parts]
     merged = parts[0].merged(parts[1])
     _Direct(x, y).check(merged)
-    merged.add(x, y)
     for part, kept in zip(parts, before, strict=True):
         _unchanged(part, kept)
 
@@ -98,20 +110,18 @@ def test_residual_is_that_of_what_the_map_leaves(
     x = x / max(np.abs(x).max(), 1e-300) + 3  # the size of x and of the map trade off
     random = np.random.default_rng(seed)
     weight = np.abs(y).max() * random.standard_normal((x.shape[1], y.shape[1]))
-    bias = random.standard_normal(y.shape[1])
     moments = _of(x, y, [7])
     before = _copied(moments)
-    left = moments.residual(weight, bias)
-    expected = _Direct(x, y - x @ weight - bias)
+    left = moments.residual(weight)
+    expected = _Direct(x, y - x @ weight)
     # What is subtracted from each other has the size of the targets and of the map's values.
-    size = max(np.abs(y).max(), np.abs(x @ weight).max(), np.abs(bias).max())
+    size = max(np.abs(y).max(), np.abs(x @ weight).max())
     tiny = 1e-13 * len(x)
     assert left.count == len(x)
-    _close(left.y_mean, expected.y_mean, np.full(len(bias), tiny * size))
+    _close(left.y_mean, expected.y_mean, np.full(y.shape[1], tiny * size))
     _close(left.xx, expected.xx, np.full(left.xx.shape, tiny))
     _close(left.xy, expected.xy, np.full(left.xy.shape, tiny * size))
     _close(left.yy, expected.yy, np.full(left.yy.shape, tiny * size * size))
-    left.add(x, y)  # what is done with the result does not come back
     _unchanged(moments, before)
 
 
@@ -120,22 +130,51 @@ def test_the_rows_that_are_added_stay_as_they_are() -> None:
     for dtype in (np.float64, np.float32, np.float16):
         given_x, given_y = x.astype(dtype), y.astype(dtype)
         before = given_x.copy(), given_y.copy()
-        JointMoments(3, 2).add(given_x, given_y)
+        JointSums(3, 2).add(given_x, given_y, np.ones(5, bool))
         np.testing.assert_array_equal(given_x, before[0])
         np.testing.assert_array_equal(given_y, before[1])
 
 
-def test_half_precision_is_summed_in_double() -> None:
-    x = np.random.default_rng(0).standard_normal((3000, 2)).astype(np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_summed_in_double(dtype: type) -> None:
+    x = np.random.default_rng(0).standard_normal((3000, 2)).astype(dtype)
     moments = _of(x, x, [1000])
     _Direct(x.astype(np.float64), x.astype(np.float64)).check(moments)
 
 
 def test_no_rows_change_nothing() -> None:
-    moments = JointMoments(3, 2)
-    moments.add(np.zeros((0, 3)), np.zeros((0, 2)))
+    sums = JointSums(3, 2)
+    sums.add(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0, bool))
+    sums.add(np.ones((4, 3)), np.ones((4, 2)), np.zeros(4, bool))
+    moments = sums.moments()
     assert moments.count == 0
     assert not moments.xx.any()
+
+
+@given(_rows(), st.integers(0, 2**32 - 1))
+def test_rows_held_out_are_not_summed(rows: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    x, y = rows
+    held_out = np.random.default_rng(seed).random(len(x)) < 0.5
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for chosen in np.array_split(np.arange(len(x)), 3):
+            yield x[chosen], y[chosen], held_out[chosen]
+
+    moments = joint_moments(parts, x.shape[1], y.shape[1])
+    assert moments.count == (~held_out).sum()
+    if moments.count:
+        _Direct(x[~held_out], y[~held_out]).check(moments)
+    others = list(held_out_rows(parts))
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in others]), x[held_out])
+    np.testing.assert_array_equal(np.concatenate([y for _, y in others]), y[held_out])
+
+
+def test_some_targets_and_scaled_features() -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((20, 4)) + 9, random.standard_normal((20, 5))
+    scale, shift = random.standard_normal(4), random.standard_normal(4)
+    _Direct(x, y[:, ::2]).check(_of(x, y, []).targets(slice(None, None, 2)))
+    _Direct(scale * x + shift, y).check(_of(x, y, []).scaled(scale, shift))
 
 
 def _copied(moments: JointMoments) -> dict[str, np.ndarray]:

@@ -127,7 +127,8 @@ def test_groups_of_tokens_leave_a_scale_and_shift(tokens: str) -> None:
         for name in ("scale", "shift"):
             assert constants[f"{site.name}.{name}"] == (17, 48)
     assert added["Mul"] == 5
-    table = result.model.graph.constant(result.model.graph.value(f"{result.done[0].name}.scale"))
+    second = result.done[1].name  # at the first norm the class token does not vary
+    table = result.model.graph.constant(result.model.graph.value(f"{second}.scale"))
     assert table is not None
     rows = np.unique(table, axis=0)
     assert len(rows) == (2 if tokens == "class" else 17)
@@ -214,11 +215,11 @@ def test_half_precision() -> None:
 
 
 def test_fewer_rows_than_channels_are_told_of_once() -> None:
-    """The final norm of a CLIP reads one row for each image."""
+    """The final norm of a CLIP reads one row for each image, and every fifth is held out."""
     zoo = zoo_model("hf_clip")
     shape = (20, *zoo.inputs[zoo.image].shape[1:])
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     result = ns.swap(model_as("hf_clip", FX), to="affine", data={zoo.image: images})
     told = [note for note in result.notes if "fewer than its" in note]
     assert len(told) == 1
-    assert "20 rows" in told[0]
+    assert "16 rows" in told[0]
