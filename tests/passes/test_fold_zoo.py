@@ -42,8 +42,6 @@ SHIFTS = {
     "torch_conv_stem-fx": ["stem.2"],  # a BatchNorm in front of a convolution that pads
     "torch_conv_stem-onnx": ["stem.2"],
 }
-# ONNX stores epsilon in float32, and it is folded as the decimal number that this stands for.
-BOUNDS = {FX: EXACT, ONNX: 1e-9}
 
 
 def _model(name: str, kind: str) -> ns.Model:
@@ -111,7 +109,7 @@ def test_every_norm_folds(case: tuple[str, str]) -> None:
     model = swapped.model if kind == FX else in_double(swapped.model)
     feeds = {spec.name: array.astype(spec.dtype) for spec, array in _examples(name, model)}
     rounded = kind == FX and name in MIXED
-    result = check_fold(model, feeds, bound=2e-3 if rounded else BOUNDS[kind], reload=False)
+    result = check_fold(model, feeds, bound=2e-3 if rounded else EXACT, reload=False)
     assert not any(site.kind in FOLDABLE for site in ns.locate(result.model))
     shifts = SHIFTS.get(f"{name}-{kind}", [])
     told = [note for note in result.notes if "its shift stays" in note]

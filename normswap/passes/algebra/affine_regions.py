@@ -59,11 +59,13 @@ def affine_regions(
     return sorted(found, key=lambda r: order[r.exit.producer.output] if r.exit.producer else -1)
 
 
-def batch_norm_map(site: Site, rank: int) -> ChannelMap:
+def batch_norm_map(graph: Graph, site: Site, rank: int) -> ChannelMap:
     """y = s x + t with s = gamma / sqrt(var + eps) and t = beta - s mean."""
     assert site.mean is not None  # a batch_norm site has statistics
     assert site.variance is not None
-    scale = 1 / np.sqrt(site.variance + site.epsilon)
+    # The site has the decimal that was meant; what an ONNX graph adds is its float32.
+    epsilon = float(np.float32(site.epsilon)) if graph.kind == "onnx" else site.epsilon
+    scale = 1 / np.sqrt(site.variance + epsilon)
     scale = scale if site.weight is None else scale * site.weight
     shift = -scale * site.mean
     shift = shift if site.bias is None else shift + site.bias
@@ -228,7 +230,7 @@ class _Finder:
             if step.norm is not None:
                 (x,) = step.reads
                 assert x is not None
-                maps[step.output] = _after(batch_norm_map(step.norm, rank), maps[x])
+                maps[step.output] = _after(batch_norm_map(self.graph, step.norm, rank), maps[x])
             else:
                 maps[step.output] = self._step_map(step, maps, rank)
         return maps[chain.steps[-1].output]
