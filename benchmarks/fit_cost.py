@@ -1,13 +1,15 @@
 """Time and memory of fitting a swap, beside one forward pass over the same images.
 
-    python -m benchmarks.fit_cost [--model timm:NAME] [--images N] [--memory MIB] [--json FILE]
+    python -m benchmarks.fit_cost [--model timm:NAME] [--images N] [--memory MIB] [--rounds N]
+        [--json FILE]
 
 in the repository's root. By default timm's ViT-B/16 at 224 with random weights and 64 random
-images. Each measurement is a process of its own, with as many threads as torch takes. *forward s*
-is one pass of the graph over the images in the fit's batches; *fit s* the swap, locating included;
-*ratio* the one by the other. *memory* is the largest resident size above that before the images
-were made, in MiB, of the forward pass and of the fit; *bound* what the fit's activations may take
-in memory.
+images. Each round of each fit is a process of its own, with as many threads as torch takes; it runs
+one pass of the graph over the images in the fit's batches, the fit, and the pass again. *ratio*:
+the time of the fit (locating included) by the mean of the two passes around it, the median over the
+rounds with the lowest and the highest; *forward s* and *fit s* are medians. *memory* is the largest
+resident size above that before the images were made, in MiB, of the first pass and of the fit, with
+what the allocator keeps of freed memory; *bound* what the fit's activations may take.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -30,30 +33,32 @@ FITS: dict[str, dict[str, Any]] = {
 }
 
 
-def forward(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
-    """Seconds and memory of one pass over the images."""
+def measured(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
+    """Seconds and memory of one fit and of the passes around it."""
+    import normswap as ns
     from normswap.fit.batches import calibration_batches
 
     model, data = _prepared(name, images)
-    import normswap as ns
-
     batches = calibration_batches(model, ns.locate(model), data)
     run = model.graph.slice(model.graph.inputs, model.graph.outputs)
     inputs = [spec.name for spec in model.inputs]
 
-    def work() -> None:
+    def forward() -> None:
         for batch in batches:
             run([batch[n] for n in inputs])
 
-    return _measured(work)
-
-
-def fitted(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
-    """Seconds and memory of one fit."""
-    import normswap as ns
-
-    model, data = _prepared(name, images)
-    return _measured(lambda: ns.swap(model, data=data, memory=memory, **FITS[fit]))
+    start = _resident()
+    before = _measured(forward, start)
+    whole = _measured(lambda: ns.swap(model, data=data, memory=memory, **FITS[fit]), start)
+    after = _measured(forward, start)
+    passes = (before["seconds"] + after["seconds"]) / 2
+    return {
+        "forward": passes,
+        "fit": whole["seconds"],
+        "ratio": whole["seconds"] / passes,
+        "forward_mib": before["mib"],
+        "fit_mib": whole["mib"],
+    }
 
 
 def _prepared(name: str, images: int) -> Any:
@@ -67,9 +72,8 @@ def _prepared(name: str, images: int) -> Any:
     return model, ns.load_data(array, model)
 
 
-def _measured(work: Callable[[], object]) -> dict[str, float]:
-    before = _resident()
-    largest, running = [before], [True]
+def _measured(work: Callable[[], object], start_mib: float) -> dict[str, float]:
+    largest, running = [0.0], [True]
 
     def watch() -> None:
         while running[0]:
@@ -83,7 +87,7 @@ def _measured(work: Callable[[], object]) -> dict[str, float]:
     seconds = time.perf_counter() - start
     running[0] = False
     watcher.join()
-    return {"seconds": seconds, "mib": largest[0] - before}
+    return {"seconds": seconds, "mib": largest[0] - start_mib}
 
 
 def _resident() -> float:
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--memory", type=int, default=1024, metavar="MIB")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     memory = options.memory << 20
@@ -115,13 +120,17 @@ def main() -> None:
     print("| fit | forward s | fit s | ratio | memory: forward | fit | bound |")
     print("|---|---|---|---|---|---|---|")
     for fit in FITS:
-        once = alone(forward, options.model, options.images, memory, fit)
-        whole = alone(fitted, options.model, options.images, memory, fit)
-        found.append({"fit": fit, "forward": once, "fitted": whole, "bound_mib": options.memory})
+        rounds = [
+            alone(measured, options.model, options.images, memory, fit)
+            for _ in range(options.rounds)
+        ]
+        found.append({"fit": fit, "rounds": rounds, "bound_mib": options.memory})
+        middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+        ratios = [r["ratio"] for r in rounds]
         print(
-            f"| {fit} | {once['seconds']:.1f} | {whole['seconds']:.1f} "
-            f"| {whole['seconds'] / once['seconds']:.2f} | {once['mib']:.0f} | {whole['mib']:.0f} "
-            f"| {options.memory} |",
+            f"| {fit} | {middle['forward']:.1f} | {middle['fit']:.1f} "
+            f"| {middle['ratio']:.1f} ({min(ratios):.1f}-{max(ratios):.1f}) "
+            f"| {middle['forward_mib']:.0f} | {middle['fit_mib']:.0f} | {options.memory} |",
             flush=True,
         )
     if options.json:
