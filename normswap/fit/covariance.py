@@ -41,10 +41,12 @@ class JointMoments:
         dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
         share = other.count / total
         between = torch.from_numpy(self.count * share * dx)
-        xx, xy = np.empty(self.xx.shape), np.empty(self.xy.shape)
-        for sums, a, b, d in ((xx, self.xx, other.xx, dx), (xy, self.xy, other.xy, dy)):
-            of_both = torch.add(*map(torch.from_numpy, (a, b)), out=torch.from_numpy(sums))
-            of_both.addr_(between, torch.from_numpy(d))
+        xx, xy = (
+            torch.add(torch.from_numpy(a), torch.from_numpy(b), out=empty(*a.shape))
+            .addr_(between, torch.from_numpy(d))
+            .numpy()
+            for a, b, d in ((self.xx, other.xx, dx), (self.xy, other.xy, dy))
+        )
         yy = self.yy + other.yy + self.count * share * np.square(dy)
         means = self.x_mean + dx * share, self.y_mean + dy * share
         return JointMoments(total, *means, xx, xy, yy)
