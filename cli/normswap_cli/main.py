@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import os
 import signal
 import sys
-from typing import Any, NoReturn
+import threading
+from typing import Any
 
 import click
 
@@ -45,15 +47,21 @@ class Program(click.Group):
         except (Exception, SystemExit) as error:
             # Libraries turn an interrupt into an error of their own: torch's import does.
             if self.interrupted and (not isinstance(error, SystemExit) or error.code):
+                # CPython dies of the signal in the end if an interrupt went through an exec() of
+                # text (dataclasses have one), caught or not, unless another exec() came after it.
+                exec("")
                 sys.exit(INTERRUPTED)
             raise
 
     def watch_for_interrupts(self) -> None:
         """Remembers Ctrl-C, whatever becomes of the KeyboardInterrupt."""
 
-        def interrupt(_signal: int, _frame: object) -> NoReturn:
+        def interrupt(number: int, _frame: object) -> None:
             self.interrupted = True
-            raise KeyboardInterrupt
+            if _is_importing("torch"):  # its C++ aborts at an exception: try again soon
+                threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            else:
+                raise KeyboardInterrupt
 
         signal.signal(signal.SIGINT, interrupt)
 
@@ -73,6 +81,11 @@ class Program(click.Group):
                 raise BadInput(str(error)) from error
             raise
         ctx.exit(status or 0)
+
+
+def _is_importing(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:

@@ -112,6 +112,46 @@ def test_interrupted_by_a_signal(files: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+_INTERRUPTED_WITHIN = """
+import os, signal, sys, types
+from normswap_cli.main import main
+main.watch_for_interrupts()
+
+@main.command()
+def wait():
+    interrupt = "os.kill(os.getpid(), signal.SIGINT); sum(range(10**8))"
+    {work}
+    print("went on")
+
+main(["wait"])
+"""
+_WITHIN = {
+    "text that is executed": "exec(interrupt)",
+    "another error": "try: exec(interrupt)\n    except BaseException: raise ValueError",
+    "torch's import": """
+    torch = sys.modules["torch"] = types.ModuleType("torch")
+    torch.__spec__ = types.SimpleNamespace(_initializing=True)
+    exec(interrupt)
+    print("imported", flush=True)
+    torch.__spec__._initializing = False
+    import time; time.sleep(60)""",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+@pytest.mark.parametrize("work", _WITHIN)
+def test_interrupted_within(work: str, tmp_path: Path) -> None:
+    """As a module, which CPython ends as it does not end a script. An import of torch is let to
+    its end: it would abort."""
+    (tmp_path / "waiting.py").write_text(_INTERRUPTED_WITHIN.format(work=_WITHIN[work]))
+    command = [sys.executable, "-m", "waiting"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stdout == ("imported\n" if "torch" in work else "")
+
+
 def _wait_until_it_has_worked(process: subprocess.Popen[str], seconds: float) -> None:
     """Until a process has used as much time of a processor, however busy the machine is."""
     stat = Path(f"/proc/{process.pid}/stat")
