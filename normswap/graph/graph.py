@@ -294,6 +294,10 @@ class Graph(abc.ABC):
         An ONNX graph raises its opset where it must. Raises NormswapError where it cannot.
         """
 
+    def as_attribute(self, number: float) -> float:
+        """The number that an operator has where ``number`` is written as its attribute."""
+        return number
+
     def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:  # noqa: B027
         """Lets operator ``norms`` run as fused kernels ``besides`` some in inference, where the
         graph's runtime has such; what they compute stays."""

@@ -226,6 +226,9 @@ class OnnxGraph(Graph):
 
     # -- editing ---------------------------------------------------------------------------------
 
+    def as_attribute(self, number: float) -> float:
+        return float(np.float32(number))
+
     def require(self, op: str) -> None:
         wanted = _OPSETS.get(op, 1)
         if self.opset >= wanted:

@@ -63,8 +63,8 @@ def batch_norm_map(graph: Graph, site: Site, rank: int) -> ChannelMap:
     """y = s x + t with s = gamma / sqrt(var + eps) and t = beta - s mean."""
     assert site.mean is not None  # a batch_norm site has statistics
     assert site.variance is not None
-    # The site has the decimal that was meant; what an ONNX graph adds is its float32.
-    epsilon = float(np.float32(site.epsilon)) if graph.kind == "onnx" else site.epsilon
+    # The site has the decimal that was meant; an operator adds what its attribute holds of it.
+    epsilon = graph.as_attribute(site.epsilon) if site.spelling == "op" else site.epsilon
     scale = 1 / np.sqrt(site.variance + epsilon)
     scale = scale if site.weight is None else scale * site.weight
     shift = -scale * site.mean
