@@ -59,7 +59,9 @@ class Program(click.Group):
         def interrupt(number: int, _frame: object) -> None:
             self.interrupted = True
             if _is_importing("torch"):  # its C++ aborts at an exception: try again soon
-                threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+                later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+                later.daemon = True  # not into what is ending by then
+                later.start()
             else:
                 raise KeyboardInterrupt
 

@@ -11,6 +11,7 @@ from normswap.errors import NormswapError
 from normswap.fit.covariance import JointMoments
 from normswap.fit.moments import varies
 from normswap.fit.ridge_strength import (
+    NO_ROWS,
     NOT_FINITE,
     STRENGTHS,
     Choice,
@@ -58,7 +59,7 @@ class RidgeFits:
         Raises NormswapError if there are no rows to fit, or numbers that are not finite.
         """
         if not train.count:
-            raise NormswapError("a ridge fit needs rows to fit and rows to hold out")
+            raise NormswapError(NO_ROWS)
         some = slice(None, None, -(-train.xy.shape[1] // _TARGETS))
         left = train.targets(some).residual(towards[:, some])
 

@@ -16,9 +16,10 @@ from normswap.fit.processes import over_processes
 # Of the features' mean variance. Hoerl and Kennard, "Ridge Regression" (1970).
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 _POWERS = 3  # of the inverse at a pole
+NO_ROWS = "a ridge fit needs rows to fit and rows to hold out"
 NOT_FINITE = "a ridge fit met activations that are not finite or far too large"
 
-HeldOut = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+CentredRows = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 """Gives the rows held out in parts, as often as it is asked: x [N, F] and y [N, C] in float64, less
 the means of the rows to fit."""
 
@@ -33,7 +34,7 @@ class Choice:
     factor: torch.Tensor | None = None
 
 
-def best_strength(train: JointMoments, held_out: HeldOut, near: int) -> Choice:
+def best_strength(train: JointMoments, held_out: CentredRows, near: int) -> Choice:
     """The strength with the least squared error on the rows held out.
 
     The solutions at all strengths are approximated within the span of (xx + pole)^-k xy, k = 1, 2,
@@ -91,7 +92,7 @@ def solve(factor: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _errors(
-    train: JointMoments, held_out: HeldOut, span: torch.Tensor, levels: Sequence[float]
+    train: JointMoments, held_out: CentredRows, span: torch.Tensor, levels: Sequence[float]
 ) -> list[float]:
     """For the solution at each of ``levels`` within ``span`` [F, K] the share that it leaves of the
     held-out rows' squares (nan where these are 0)."""
@@ -101,7 +102,7 @@ def _errors(
     xy = basis.T @ torch.from_numpy(train.xy)
     held = over_processes(_Within.of(basis, held_out, xy.shape[1]))
     if not held.count:
-        raise NormswapError("a ridge fit needs rows to fit and rows to hold out")
+        raise NormswapError(NO_ROWS)
     if not all(a.isfinite().all() for a in (held.xx, held.xy, held.squares)):
         raise NormswapError(NOT_FINITE)
     errors: list[float] = []
@@ -126,7 +127,7 @@ class _Within:
     squares: torch.Tensor
 
     @classmethod
-    def of(cls, basis: torch.Tensor, rows: HeldOut, targets: int) -> _Within:
+    def of(cls, basis: torch.Tensor, rows: CentredRows, targets: int) -> _Within:
         none = torch.zeros(0, basis.shape[1]).double(), torch.zeros(0, targets).double()
         total = cls._of(*none)
         for x, y in rows():
