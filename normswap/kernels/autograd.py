@@ -121,4 +121,7 @@ def _through_sum(
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+    if grad is None or parameter is None:
+        return None
+    # At batch 1 a call that does nothing shows.
+    return grad if grad.dtype is parameter.dtype else grad.to(parameter.dtype)

@@ -11,7 +11,13 @@ import subprocess
 from importlib.resources import files
 from pathlib import Path
 
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-w")
+SOURCES = ("norms.c", "operators.c")
+HEADERS = ("norms.h", "torch_interface.h")
+FLAGS = (
+    *("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-w", "-fvisibility=hidden"),
+    "-fexceptions",  # torch's C++ exceptions pass through C to its dispatcher
+)
+_LIBRARIES = ("-lm", "-ldl")
 NATIVE = "-march=native"
 _SECONDS = 120
 _CPU = ("vendor_id", "cpu family", "model", "flags", "Features", "CPU implementer", "CPU part")
@@ -43,27 +49,28 @@ def library_name(compiler: list[str]) -> str:
     It changes with the source, the compiler, the flags and the CPU. Raises CompilerError.
     """
     version = _output([*compiler, "--version"])
-    parts = (source(), version, shlex.join(compiler), shlex.join((*FLAGS, NATIVE)), _cpu())
+    flags = (*FLAGS, NATIVE, *_LIBRARIES)
+    parts = (*source().values(), version, shlex.join(compiler), shlex.join(flags), _cpu())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"norms-{digest[:32]}.so"
 
 
 def compile_library(compiler: list[str], target: Path) -> None:
-    """Writes the library to ``target``. Raises CompilerError."""
-    path = target.with_suffix(".c")
+    """Writes the library to ``target``, whose folder gets the sources too. Raises CompilerError."""
+    for name, text in source().items():
+        (target.parent / name).write_text(text)
+    paths = [str(target.parent / name) for name in SOURCES]
+    command = [*compiler, *FLAGS, "-o", str(target), *paths, *_LIBRARIES]
     try:
-        path.write_text(source())
-        command = [*compiler, *FLAGS, "-o", str(target), str(path), "-lm"]
-        try:
-            _output([*command, NATIVE])
-        except CompilerError:  # not every compiler knows every CPU
-            _output(command)
-    finally:
-        path.unlink(missing_ok=True)
+        _output([*command, NATIVE])
+    except CompilerError:  # not every compiler knows every CPU
+        _output(command)
 
 
-def source() -> str:
-    return files("normswap.kernels").joinpath("norms.c").read_text()
+def source() -> dict[str, str]:
+    """The text of every source file, by name."""
+    folder = files("normswap.kernels")
+    return {name: folder.joinpath(name).read_text() for name in (*SOURCES, *HEADERS)}
 
 
 def _output(command: list[str]) -> str:

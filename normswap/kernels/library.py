@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: found in the cache or made, loaded once, and declared."""
+"""The compiled CPU kernels: found in the cache or made, loaded once, and given to torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,14 +24,22 @@ from normswap.kernels.compiler import (
 
 _LOG = logging.getLogger("normswap")
 _LOCK = threading.Lock()
-_loaded: list[ctypes.CDLL | None] = []
-
-_FUNCTIONS = ("normswap_forward", "normswap_backward")
 
 
-def kernels() -> ctypes.CDLL | None:
-    """The library, or None where torch's own operators have to do: with NORMSWAP_KERNELS=torch,
-    and, after one line on the log, without a working compiler.
+@dataclass(frozen=True)
+class Kernels:
+    """The loaded library, and torch's handle of the operators' CPU kernels in it."""
+
+    library: ctypes.CDLL
+    handle: int
+
+
+_loaded: list[Kernels | None] = []
+
+
+def kernels() -> Kernels | None:
+    """What runs the operators on CPU tensors, or None where torch's own operators have to do: with
+    NORMSWAP_KERNELS=torch, and, after one line on the log, without a working compiler.
 
     Raises NormswapError for another value of NORMSWAP_KERNELS.
     """
@@ -45,14 +54,14 @@ def wanted() -> bool:
     return choice == "c"
 
 
-def _load() -> ctypes.CDLL | None:
+def _load() -> Kernels | None:
     with _LOCK:
         if not _loaded:
             _loaded.append(_found_or_made() if wanted() and os.name == "posix" else None)
         return _loaded[0]
 
 
-def _found_or_made() -> ctypes.CDLL | None:
+def _found_or_made() -> Kernels | None:
     try:
         compiler = find_compiler()
         name = library_name(compiler)
@@ -70,16 +79,20 @@ def _found_or_made() -> ctypes.CDLL | None:
         return None
 
 
-def _opened(compiler: list[str], path: Path) -> ctypes.CDLL:
+def _opened(compiler: list[str], path: Path) -> Kernels:
     if not is_whole(path):
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / "norms.so"
             compile_library(compiler, made)
             store(made, path)
-    library = ctypes.CDLL(str(path))
-    for function in _FUNCTIONS:
-        getattr(library, function).argtypes = (ctypes.c_char_p,)
-    # The stable C interface of torch: its threads, whatever they are made of.
-    parallel_for = ctypes.CDLL(torch._C.__file__).torch_parallel_for
-    library.normswap_threads(ctypes.cast(parallel_for, ctypes.c_void_p))
-    return library
+    return _registered(ctypes.CDLL(str(path)))
+
+
+def _registered(library: ctypes.CDLL) -> Kernels:
+    register = library.normswap_register
+    register.restype = ctypes.c_void_p
+    missing = ctypes.c_char_p()
+    handle = register(os.fsencode(torch._C.__file__), ctypes.byref(missing))
+    if not handle:
+        raise OSError(f"torch {torch.__version__} lacks {(missing.value or b'').decode()}")
+    return Kernels(library, handle)

@@ -1,11 +1,12 @@
 /* LayerNorm and RMSNorm over rows of C contiguous numbers, for the CPU.
  *
  * A row is read once, kept as float32 in the first-level cache while its statistics are taken, and
- * written once. Every statistic is float32; rows[] holds what a row became after the addition, not
- * rounded to the tensors' type. cpu.py holds the declarations for ctypes.
+ * written once. Every statistic is float32, and that of a sum is of the sum before it is rounded to
+ * the tensors' type.
  */
+#include "norms.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__AVX512F__) || defined(__F16C__)
@@ -20,24 +21,13 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
 
-enum { FLOAT32, BFLOAT16, FLOAT16 };
-
-typedef void (*range_fn)(int64_t begin, int64_t end, void *task);
-typedef int32_t (*parallel_for_fn)(int64_t, int64_t, int64_t, range_fn, void *);
-
-static parallel_for_fn parallel_for;
-
-/* torch's own parallel_for: the same threads, the same number of them. */
-void normswap_threads(void *torch_parallel_for) {
-    parallel_for = (parallel_for_fn)torch_parallel_for;
-}
-
 /* Below this many elements a second thread costs more than it saves (torch's grain). */
 #define GRAIN 32768
 
-static void over_rows(int64_t rows, int64_t columns, range_fn work, void *task) {
+static void over_rows(int64_t rows, int64_t columns, parallel_for_fn parallel_for, range_fn work,
+                      void *task) {
     int64_t grain = columns < GRAIN ? GRAIN / columns : 1;
-    if (!parallel_for || rows <= grain || parallel_for(0, rows, grain, work, task)) {
+    if (rows <= grain || parallel_for(0, rows, grain, work, task)) {
         work(0, rows, task);
     }
 }
@@ -61,8 +51,12 @@ INLINE float total(vf v) {
 }
 
 INLINE vf from_bfloat16(vh half) {
-    vu bits = __builtin_convertvector(half, vu) << 16;
-    return (vf)bits;
+#if defined(__AVX512F__)
+    vu bits = (vu)_mm512_cvtepu16_epi32((__m256i)half); /* gcc makes five instructions of it */
+#else
+    vu bits = __builtin_convertvector(half, vu);
+#endif
+    return (vf)(bits << 16);
 }
 
 INLINE vh to_bfloat16(vf value) {
@@ -170,8 +164,8 @@ INLINE void store(char *row, int64_t i, int count, int type, vf value) {
         }                                                                   \
     } while (0)
 
-INLINE float total_of(const vf *accumulators) {
-    return total((accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]));
+INLINE vf added(const vf *accumulators) {
+    return (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
 }
 
 /* The first `count` lanes; the others become zero. */
@@ -183,17 +177,12 @@ INLINE vf keep(vf value, int count) {
 
 /* ---- parameters: one float32 row each ---------------------------------------------------- */
 
-typedef struct {
-    const void *data; /* or NULL */
-    int64_t type;
-} parameter;
-
 /* The parameter itself if it is float32, else `scratch`, filled with it or with `absent`. */
 static const char *as_float32(parameter p, float absent, int64_t columns, float *scratch) {
     if (p.data && p.type == FLOAT32) return p.data;
     for (int64_t i = 0; i < columns; i += LANES) {
         int count = columns - i < LANES ? (int)(columns - i) : LANES;
-        vf value = p.data ? load(p.data, i, count, (int)p.type) : spread(absent);
+        vf value = p.data ? load(p.data, i, count, p.type) : spread(absent);
         store((char *)scratch, i, count, FLOAT32, value);
     }
     return (const char *)scratch;
@@ -211,97 +200,130 @@ static float *scratch_rows(int64_t count, int64_t columns) {
 
 /* ---- statistics --------------------------------------------------------------------------- */
 
+/* Rows that are worked on together: what is found of one is waited for while the others go on. */
+#define ROWS 4
+
 typedef struct {
     float mean, shift, rstd; /* (x - mean) * rstd + shift is the normalised value */
 } statistics;
 
-/* Two passes over the row: the mean, then the centred values and their squares. What the rounded
+/* Two passes over each row: the mean, then the centred values and their squares. What the rounded
  * mean leaves in the centred values is taken off again (the corrected two-pass algorithm; Chan,
  * Golub, LeVeque 1983), so that rows of mean 1e4 keep their accuracy. */
-INLINE statistics layer_statistics(float sum, const char *row, int64_t columns, double epsilon) {
+INLINE void layer_statistics(int rows, const vf *sums, const char *const *row, int64_t columns,
+                             double epsilon, statistics *found) {
     const double share = 1.0 / columns;
-    const float mean = (float)(sum * share);
-    vf rest[UNROLL] = {{0}}, squares[UNROLL] = {{0}};
-    OVER_ROW(columns, {
-        vf d = keep(load(row, i, count, FLOAT32) - mean, count);
-        rest[k] += d;
-        squares[k] += d * d;
-    });
-    const double left = total_of(rest) * share;
-    double variance = total_of(squares) * share - left * left;
-    if (variance < 0) variance = 0;
-    const double rstd = 1 / sqrt(variance + epsilon);
-    /* x - mean is exact where the mean is large; where it is small its rounding would show. */
-    if (fabs(mean * rstd) < 1) return (statistics){0, (float)(-(mean + left) * rstd), (float)rstd};
-    return (statistics){mean, (float)(-left * rstd), (float)rstd};
+    float mean[ROWS];
+    vf rests[ROWS], squared[ROWS];
+    for (int j = 0; j < rows; j++) mean[j] = (float)(total(sums[j]) * share);
+    for (int j = 0; j < rows; j++) {
+        vf rest[UNROLL] = {{0}}, squares[UNROLL] = {{0}};
+        OVER_ROW(columns, {
+            vf d = keep(load(row[j], i, count, FLOAT32) - mean[j], count);
+            rest[k] += d;
+            squares[k] += d * d;
+        });
+        rests[j] = added(rest);
+        squared[j] = added(squares);
+    }
+    for (int j = 0; j < rows; j++) {
+        const double left = total(rests[j]) * share;
+        double variance = total(squared[j]) * share - left * left;
+        if (variance < 0) variance = 0;
+        const double rstd = 1 / sqrt(variance + epsilon);
+        /* x - mean is exact where the mean is large; where it is small its rounding would show. */
+        if (fabs(mean[j] * rstd) < 1)
+            found[j] = (statistics){0, (float)(-(mean[j] + left) * rstd), (float)rstd};
+        else
+            found[j] = (statistics){mean[j], (float)(-left * rstd), (float)rstd};
+    }
 }
 
-INLINE statistics rms_statistics(const char *row, int64_t columns, double epsilon) {
-    vf squares[UNROLL] = {{0}};
-    OVER_ROW(columns, {
-        vf v = load(row, i, count, FLOAT32);
-        squares[k] += v * v;
-    });
-    const double mean = total_of(squares) / (double)columns;
-    return (statistics){0, 0, (float)(1 / sqrt(mean + epsilon))};
+INLINE void rms_statistics(int rows, const vf *squares, int64_t columns, double epsilon,
+                           statistics *found) {
+    for (int j = 0; j < rows; j++) {
+        const double mean = total(squares[j]) / (double)columns;
+        found[j] = (statistics){0, 0, (float)(1 / sqrt(mean + epsilon))};
+    }
 }
 
 /* ---- forward ------------------------------------------------------------------------------ */
 
 typedef struct {
-    const char *branch, *residual; /* residual NULL: nothing is added */
-    char *normalised, *sum;
-    parameter weight, bias, scale;
-    int64_t columns;
-    double epsilon;
+    const forward_call *call;
     int failed;
 } forward_task;
 
-INLINE void forward_rows(int64_t begin, int64_t end, forward_task *t, int type, int add,
-                         int centred) {
-    const int64_t columns = t->columns, step = columns * width(type);
-    float *scratch = scratch_rows(4, columns);
-    if (!scratch) {
-        t->failed = 1;
-        return;
-    }
-    const int64_t next = padded(columns);
-    const char *weight = as_float32(t->weight, 1, columns, scratch + next);
-    const char *bias = as_float32(t->bias, 0, columns, scratch + 2 * next);
-    const char *scale = t->scale.data ? as_float32(t->scale, 1, columns, scratch + 3 * next) : NULL;
-    for (int64_t r = begin; r < end; r++) {
-        const char *branch = t->branch + r * step, *residual = t->residual + r * step;
-        char *normalised = t->normalised + r * step, *sum = t->sum + r * step;
+typedef struct {
+    const char *weight, *bias, *scale; /* float32; scale may be NULL */
+    float *rows;                       /* ROWS of them */
+} forward_scratch;
+
+INLINE void forward_rows(int64_t first, int rows, const forward_call *c, const forward_scratch *s,
+                         int type, int add, int centred) {
+    const int64_t columns = c->columns, step = columns * width(type);
+    const char *row[ROWS];
+    vf found[ROWS]; /* sums, or sums of squares */
+    for (int j = 0; j < rows; j++) {
+        const int64_t offset = (first + j) * step;
+        const char *branch = c->branch + offset, *residual = add ? c->residual + offset : NULL;
+        char *sum = add ? c->sum + offset : NULL;
+        char *copy = (char *)(s->rows + j * padded(columns));
         /* What is float32 already needs no copy of the row. */
-        const char *row = type != FLOAT32 ? (char *)scratch : add ? sum : branch;
+        row[j] = type != FLOAT32 ? copy : add ? sum : branch;
         vf sums[UNROLL] = {{0}};
         OVER_ROW(columns, {
             vf v = load(branch, i, count, type);
             if (add) {
-                if (scale) v = v * load(scale, i, count, FLOAT32);
+                if (s->scale) v = v * load(s->scale, i, count, FLOAT32);
                 v = v + load(residual, i, count, type);
                 store(sum, i, count, type, v);
             }
-            if (type != FLOAT32) store((char *)scratch, i, count, FLOAT32, v);
-            if (centred) sums[k] += v;
+            if (type != FLOAT32) store(copy, i, count, FLOAT32, v);
+            sums[k] += centred ? v : v * v;
         });
-        statistics s = centred ? layer_statistics(total_of(sums), row, columns, t->epsilon)
-                               : rms_statistics(row, columns, t->epsilon);
-        const float mean = s.mean, shift = s.shift, rstd = s.rstd;
-        OVER_ROW(columns, {
-            vf v = load(row, i, count, FLOAT32);
-            v = centred ? (v - mean) * rstd + shift : v * rstd;
-            v = v * load(weight, i, count, FLOAT32);
-            if (centred) v = v + load(bias, i, count, FLOAT32);
-            store(normalised, i, count, type, v);
-        });
+        found[j] = added(sums);
     }
+    statistics of[ROWS];
+    if (centred) layer_statistics(rows, found, row, columns, c->epsilon, of);
+    else rms_statistics(rows, found, columns, c->epsilon, of);
+    char *normalised = c->normalised + first * step;
+    OVER_ROW(columns, {
+        (void)k;
+        const vf weight = load(s->weight, i, count, FLOAT32);
+        const vf bias = centred ? load(s->bias, i, count, FLOAT32) : spread(0);
+        for (int j = 0; j < rows; j++) {
+            vf v = load(row[j], i, count, FLOAT32);
+            v = centred ? (v - of[j].mean) * of[j].rstd + of[j].shift : v * of[j].rstd;
+            v = centred ? v * weight + bias : v * weight;
+            store(normalised + j * step, i, count, type, v);
+        }
+    });
+}
+
+INLINE void forward_range(int64_t begin, int64_t end, forward_task *t, int type, int add,
+                          int centred) {
+    const forward_call *c = t->call;
+    const int64_t columns = c->columns, next = padded(columns);
+    float *scratch = scratch_rows(3 + ROWS, columns);
+    if (!scratch) {
+        t->failed = 1;
+        return;
+    }
+    const forward_scratch s = {
+        as_float32(c->weight, 1, columns, scratch),
+        as_float32(c->bias, 0, columns, scratch + next),
+        c->scale.data ? as_float32(c->scale, 1, columns, scratch + 2 * next) : NULL,
+        scratch + 3 * next};
+    int64_t r = begin;
+    for (; r + ROWS <= end; r += ROWS) forward_rows(r, ROWS, c, &s, type, add, centred);
+    for (; r < end; r++) forward_rows(r, 1, c, &s, type, add, centred);
     free(scratch);
 }
 
 #define FORWARD(NAME, TYPE, ADD, CENTRED)                                        \
     static void NAME(int64_t begin, int64_t end, void *task) {                   \
-        forward_rows(begin, end, task, TYPE, ADD, CENTRED);                      \
+        forward_range(begin, end, task, TYPE, ADD, CENTRED);                     \
     }
 #define FORWARDS(TYPE)                        \
     FORWARD(layer_##TYPE, TYPE, 0, 1)         \
@@ -314,25 +336,10 @@ FORWARDS(FLOAT16)
 #define ENTRIES(TYPE) {{rms_##TYPE, layer_##TYPE}, {add_rms_##TYPE, add_layer_##TYPE}}
 static const range_fn forwards[3][2][2] = {ENTRIES(FLOAT32), ENTRIES(BFLOAT16), ENTRIES(FLOAT16)};
 
-/* `kinds` packs the types of weight, bias and scale, two bits each. The outputs may be the inputs;
- * without a residual nothing is added. One packed argument: ctypes takes long over many. */
-typedef struct {
-    uint64_t centred;
-    const void *branch, *residual;
-    void *normalised, *sum;
-    const void *weight, *bias, *scale;
-    uint64_t rows, columns, type, kinds;
-    double epsilon;
-} forward_call;
-
-/* Returns 0, or 1 if there was no memory. */
-int normswap_forward(const char *packed) {
-    forward_call c;
-    memcpy(&c, packed, sizeof c);
-    forward_task task = {c.branch, c.residual, c.normalised, c.sum, {c.weight, c.kinds & 3},
-                         {c.bias, c.kinds >> 2 & 3}, {c.scale, c.kinds >> 4 & 3}, c.columns,
-                         c.epsilon, 0};
-    over_rows(c.rows, c.columns, forwards[c.type][c.residual != NULL][c.centred], &task);
+int norm_forward(const forward_call *call, parallel_for_fn parallel_for) {
+    forward_task task = {call, 0};
+    range_fn work = forwards[call->type][call->residual != NULL][call->centred];
+    over_rows(call->rows, call->columns, parallel_for, work, &task);
     return task.failed;
 }
 
@@ -343,66 +350,95 @@ int normswap_forward(const char *packed) {
  *     dbias = sum(grad) over the rows; RMSNorm has neither mean(g) nor dbias.
  * The statistics are taken again: the row is in the cache, and nothing had to be saved. */
 typedef struct {
-    const char *grad, *grad_sum, *x; /* grad_sum may be NULL */
-    char *grad_x;
+    const backward_call *call;
     float *partial; /* blocks x 2 x padded columns: dweight, dbias */
-    parameter weight;
-    int64_t rows, columns, block;
-    double epsilon;
+    int64_t block;  /* rows in one */
     int failed;
 } backward_task;
 
+typedef struct {
+    const char *weight;            /* float32 */
+    char *rows;                    /* ROWS of float32, for halves */
+    char *grad_weight, *grad_bias; /* float32, to be added to */
+} backward_scratch;
+
+INLINE void backward_rows(int64_t first, int rows, const backward_call *c,
+                          const backward_scratch *s, int type, int centred) {
+    const int64_t columns = c->columns, step = columns * width(type), next = 4 * padded(columns);
+    const char *row[ROWS], *grad = c->grad + first * step;
+    vf found[ROWS]; /* sums, or sums of squares */
+    for (int j = 0; j < rows; j++) {
+        const char *x = c->x + (first + j) * step;
+        char *copy = s->rows + j * next;
+        row[j] = type != FLOAT32 ? copy : x;
+        vf sums[UNROLL] = {{0}};
+        OVER_ROW(columns, {
+            vf v = load(x, i, count, type);
+            if (type != FLOAT32) store(copy, i, count, FLOAT32, v);
+            sums[k] += centred ? v : v * v;
+        });
+        found[j] = added(sums);
+    }
+    statistics of[ROWS];
+    if (centred) layer_statistics(rows, found, row, columns, c->epsilon, of);
+    else rms_statistics(rows, found, columns, c->epsilon, of);
+    vf of_g[ROWS] = {{0}}, of_gh[ROWS] = {{0}};
+    OVER_ROW(columns, {
+        (void)k;
+        const vf weight = load(s->weight, i, count, FLOAT32);
+        vf grad_weight = load(s->grad_weight, i, count, FLOAT32);
+        vf grad_bias = centred ? load(s->grad_bias, i, count, FLOAT32) : spread(0);
+        for (int j = 0; j < rows; j++) {
+            vf v = load(row[j], i, count, FLOAT32);
+            vf g = load(grad + j * step, i, count, type);
+            v = centred ? (v - of[j].mean) * of[j].rstd + of[j].shift : v * of[j].rstd;
+            vf h = keep(v, count);
+            grad_weight += g * h;
+            grad_bias += g;
+            g = g * weight;
+            of_g[j] += g;
+            of_gh[j] += g * h;
+        }
+        store(s->grad_weight, i, count, FLOAT32, grad_weight);
+        if (centred) store(s->grad_bias, i, count, FLOAT32, grad_bias);
+    });
+    for (int j = 0; j < rows; j++) {
+        const float mean_g = centred ? total(of_g[j]) / columns : 0;
+        const float mean_gh = total(of_gh[j]) / columns, rstd = of[j].rstd;
+        const float mean = of[j].mean, shift = of[j].shift;
+        const char *own_grad = grad + j * step;
+        const char *grad_sum = c->grad_sum ? c->grad_sum + (first + j) * step : NULL;
+        char *grad_x = c->grad_x + (first + j) * step;
+        OVER_ROW(columns, {
+            (void)k;
+            vf v = load(row[j], i, count, FLOAT32);
+            vf g = load(own_grad, i, count, type) * load(s->weight, i, count, FLOAT32);
+            vf h = centred ? (v - mean) * rstd + shift : v * rstd;
+            v = (g - mean_g - h * mean_gh) * rstd;
+            if (grad_sum) v = v + load(grad_sum, i, count, type);
+            store(grad_x, i, count, type, v);
+        });
+    }
+}
+
 INLINE void backward_blocks(int64_t begin, int64_t end, backward_task *t, int type, int centred) {
-    const int64_t columns = t->columns, step = columns * width(type), next = padded(columns);
-    float *scratch = scratch_rows(3, columns);
+    const backward_call *c = t->call;
+    const int64_t next = padded(c->columns);
+    float *scratch = scratch_rows(1 + ROWS, c->columns);
     if (!scratch) {
         t->failed = 1;
         return;
     }
-    char *normed = (char *)scratch, *gradient = (char *)(scratch + next);
-    const char *weight = as_float32(t->weight, 1, columns, scratch + 2 * next);
+    backward_scratch s = {as_float32(c->weight, 1, c->columns, scratch), (char *)(scratch + next),
+                          NULL, NULL};
     for (int64_t b = begin; b < end; b++) {
-        char *dweight = (char *)(t->partial + b * 2 * next);
-        char *dbias = dweight + 4 * next;
-        memset(dweight, 0, 8 * next);
-        int64_t last = (b + 1) * t->block < t->rows ? (b + 1) * t->block : t->rows;
-        for (int64_t r = b * t->block; r < last; r++) {
-            const char *x = t->x + r * step, *grad = t->grad + r * step;
-            const char *grad_sum = t->grad_sum ? t->grad_sum + r * step : NULL;
-            const char *row = type != FLOAT32 ? normed : x;
-            char *grad_x = t->grad_x + r * step;
-            vf sums[UNROLL] = {{0}};
-            OVER_ROW(columns, {
-                vf v = load(x, i, count, type);
-                if (type != FLOAT32) store(normed, i, count, FLOAT32, v);
-                if (centred) sums[k] += v;
-            });
-            statistics s = centred ? layer_statistics(total_of(sums), row, columns, t->epsilon)
-                                   : rms_statistics(row, columns, t->epsilon);
-            const float mean = s.mean, shift = s.shift, rstd = s.rstd;
-            vf of_g[UNROLL] = {{0}}, of_gh[UNROLL] = {{0}};
-            OVER_ROW(columns, {
-                vf v = load(row, i, count, FLOAT32);
-                vf g = load(grad, i, count, type);
-                vf h = keep(centred ? (v - mean) * rstd + shift : v * rstd, count);
-                store(dweight, i, count, FLOAT32, load(dweight, i, count, FLOAT32) + g * h);
-                if (centred) store(dbias, i, count, FLOAT32, load(dbias, i, count, FLOAT32) + g);
-                g = g * load(weight, i, count, FLOAT32);
-                store(normed, i, count, FLOAT32, h);
-                store(gradient, i, count, FLOAT32, g);
-                of_g[k] += g;
-                of_gh[k] += g * h;
-            });
-            const float mean_g = centred ? total_of(of_g) / columns : 0;
-            const float mean_gh = total_of(of_gh) / columns;
-            OVER_ROW(columns, {
-                vf g = load(gradient, i, count, FLOAT32);
-                vf h = load(normed, i, count, FLOAT32);
-                vf v = (g - mean_g - h * mean_gh) * rstd;
-                if (grad_sum) v = v + load(grad_sum, i, count, type);
-                store(grad_x, i, count, type, v);
-            });
-        }
+        s.grad_weight = (char *)(t->partial + b * 2 * next);
+        s.grad_bias = s.grad_weight + 4 * next;
+        memset(s.grad_weight, 0, 8 * next);
+        const int64_t last = (b + 1) * t->block < c->rows ? (b + 1) * t->block : c->rows;
+        int64_t r = b * t->block;
+        for (; r + ROWS <= last; r += ROWS) backward_rows(r, ROWS, c, &s, type, centred);
+        for (; r < last; r++) backward_rows(r, 1, c, &s, type, centred);
     }
     free(scratch);
 }
@@ -423,34 +459,23 @@ static const range_fn backwards[3][2] = {{rms_backward_FLOAT32, layer_backward_F
 
 /* The blocks of rows do not depend on the number of threads, so neither does the result. */
 #define BLOCKS 64
+#define SMALLEST_BLOCK 16 /* rows */
 
-typedef struct {
-    uint64_t centred;
-    const void *grad, *grad_sum, *x;
-    void *grad_x;
-    const void *weight;
-    float *dweight, *dbias;
-    uint64_t rows, columns, type, kinds;
-    double epsilon;
-} backward_call;
-
-/* Returns 0, or 1 if there was no memory. */
-int normswap_backward(const char *packed) {
-    backward_call c;
-    memcpy(&c, packed, sizeof c);
-    const int64_t rows = c.rows, columns = c.columns, next = padded(columns);
-    const int64_t block = (rows + BLOCKS - 1) / BLOCKS, blocks = (rows + block - 1) / block;
+int norm_backward(const backward_call *call, parallel_for_fn parallel_for) {
+    const int64_t rows = call->rows, columns = call->columns, next = padded(columns);
+    int64_t block = (rows + BLOCKS - 1) / BLOCKS;
+    if (block < SMALLEST_BLOCK) block = SMALLEST_BLOCK;
+    const int64_t blocks = (rows + block - 1) / block;
     float *partial = scratch_rows(2 * blocks, columns);
     if (!partial) return 1;
-    backward_task task = {c.grad, c.grad_sum, c.x, c.grad_x, partial, {c.weight, c.kinds & 3},
-                          rows, columns, block, c.epsilon, 0};
-    over_rows(blocks, columns * block, backwards[c.type][c.centred], &task);
+    backward_task task = {call, partial, block, 0};
+    over_rows(blocks, columns * block, parallel_for, backwards[call->type][call->centred], &task);
     for (int64_t half = 1; half < blocks; half *= 2) /* pairwise */
         for (int64_t b = 0; b + half < blocks; b += 2 * half)
             for (int64_t i = 0; i < 2 * next; i++)
                 partial[b * 2 * next + i] += partial[(b + half) * 2 * next + i];
-    memcpy(c.dweight, partial, 4 * columns);
-    if (c.dbias) memcpy(c.dbias, partial + next, 4 * columns);
+    memcpy(call->grad_weight, partial, 4 * columns);
+    if (call->grad_bias) memcpy(call->grad_bias, partial + next, 4 * columns);
     free(partial);
     return task.failed;
 }

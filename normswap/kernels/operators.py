@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from normswap.kernels import cpu, cuda, eager, fakes
+from normswap.kernels import cuda, eager, fakes, fallback
 from normswap.kernels.arguments import check_no_grad
+from normswap.kernels.library import kernels
 
 LIBRARY = torch.library.Library("normswap", "DEF")
 
@@ -44,24 +45,27 @@ _IN_PLACE = (
     "add_rms_norm_(Tensor(a!) branch, Tensor(b!) residual, Tensor? weight, Tensor? scale,"
     " float eps) -> ()",
 )
-_IMPLEMENTATIONS: dict[str, Any] = {
-    "CPU": cpu.BACKEND,
-    "CUDA": cuda.BACKEND,
-    "CompositeExplicitAutograd": eager,
-}
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 def register() -> None:
-    """Declares the operators and what runs them; autograd is ``autograd.register``'s."""
+    """Declares the operators and what runs them; autograd is ``autograd.register``'s.
+
+    C takes the CPU's kernels over when it is loaded, which the first call does.
+    """
     for schema in _FUNCTIONAL:
         name = _declare(schema)
-        for key, kernels in _IMPLEMENTATIONS.items():
-            LIBRARY.impl(name, getattr(kernels, name), key)
+        LIBRARY.impl(name, getattr(cuda.BACKEND, name), "CUDA")
+        LIBRARY.impl(name, _after_loading(name, getattr(eager, name)), "CompositeExplicitAutograd")
+        _define(f"{name}_fallback", schema, fallback.functional(name))
     for schema in _IN_PLACE:
         name = _declare(schema)
-        for key, kernels in _IMPLEMENTATIONS.items():
-            kernel = _for_inference(name, getattr(kernels, name), schema.count("!"))
-            LIBRARY.impl(name, kernel, key)
+        written = schema.count("!")
+        for_cuda = _for_inference(name, getattr(cuda.BACKEND, name), written)
+        otherwise = _for_inference(name, getattr(eager, name), written)
+        LIBRARY.impl(name, for_cuda, "CUDA")
+        LIBRARY.impl(name, _after_loading(name, otherwise), "CompositeExplicitAutograd")
+        _define(f"{name}_fallback", schema, fallback.in_place(name))
         # A kernel of its own for autograd would cost as much as the work at batch 1.
         LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
@@ -71,6 +75,25 @@ def _declare(schema: str) -> str:
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"normswap::{name}", getattr(fakes, name), lib=LIBRARY)
     return name
+
+
+def _define(name: str, like: str, kernel: Callable[..., Any]) -> None:
+    """An operator that only C calls, from below autograd."""
+    LIBRARY.define(name + like[like.index("(") :])
+    LIBRARY.impl(name, kernel, "CPU")
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+
+def _after_loading(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel``, but on the CPU what is loaded then."""
+    operator = getattr(torch.ops.normswap, name).default
+
+    def run(*arguments: Any) -> Any:
+        if arguments[0].device.type == "cpu" and kernels() is not None:
+            return operator.redispatch(_CPU, *arguments)
+        return kernel(*arguments)
+
+    return run
 
 
 def _for_inference(name: str, kernel: Callable[..., None], written: int) -> Callable[..., None]:

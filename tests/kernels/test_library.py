@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import logging
 import multiprocessing
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,29 @@ import pytest
 import torch
 
 from normswap.errors import NormswapError
-from normswap.kernels import cache, compiler, cpu, eager, library
+from normswap.kernels import cache, compiler, eager, library
 from normswap.kernels.compiler import CompilerError
 
 ops = torch.ops.normswap
 
 
 @pytest.fixture(autouse=True)
-def _forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a new process, with a cache of its own."""
-    monkeypatch.setattr(library, "_loaded", [])
+    _forget()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NORMSWAP_KERNELS", raising=False)
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    """Takes what is loaded from torch again."""
+    for kernels in library._loaded:
+        if kernels is not None:
+            torch_library = ctypes.CDLL(torch._C.__file__)
+            torch_library.aoti_torch_delete_library_object(ctypes.c_void_p(kernels.handle))
+    library._loaded.clear()
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +84,15 @@ def _cached(tmp_path: Path) -> Path:
 
 def _works() -> bool:
     x = torch.randn(3, 40)
-    y = torch.empty_like(x)
-    return cpu.norm(1, x, y, None, None, 1e-6) and torch.allclose(
+    y = ops.layer_norm(x, None, None, 1e-6)
+    return library._loaded != [None] and torch.allclose(
         y, eager.layer_norm(x, None, None, 1e-6), atol=1e-5
     )
 
 
 def test_made_once_and_kept_for_this_user_alone(runs: Path, tmp_path: Path) -> None:
     assert _works()
-    library._loaded.clear()
+    _forget()
     assert _works()
     assert _count(runs) == 1
     kept = _cached(tmp_path)
@@ -111,7 +124,7 @@ def test_damaged_or_exposed_files_are_made_again(runs: Path, tmp_path: Path) -> 
     ]
     for times, damage in enumerate(damages, start=2):
         _damage(kept, damage)
-        library._loaded.clear()
+        _forget()
         assert _works()
         assert _count(runs) == times
         assert kept.read_bytes() == whole
@@ -132,7 +145,7 @@ def test_another_users_cache_is_not_used(
 ) -> None:
     assert _works()
     before = _cached(tmp_path).read_bytes()
-    library._loaded.clear()
+    _forget()
     own = os.geteuid()
     opened: list[str] = []
     real = ctypes.CDLL
@@ -171,6 +184,14 @@ def test_failing_compiler(
     assert os.listdir(tmp_path / "cache" / "normswap") == []
 
 
+def test_a_torch_that_lacks_a_function(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The C library is loaded, and none of torch's functions is in it.
+    monkeypatch.setattr(torch._C, "__file__", ctypes.util.find_library("c"))
+    _falls_back(caplog, "lacks aoti_torch_library_init_impl; norms run in torch's own operators")
+
+
 def _falls_back(caplog: pytest.LogCaptureFixture, expected: str) -> None:
     x, weight = torch.randn(2, 6, 40), torch.rand(40)
     with caplog.at_level(logging.WARNING, "normswap"):
@@ -188,7 +209,7 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
     monkeypatch.setenv("CC", "no-such-compiler")
     assert library.kernels() is None
     assert not caplog.records
-    library._loaded.clear()
+    _forget()
     monkeypatch.setenv("NORMSWAP_KERNELS", "cuda")
     with pytest.raises(NormswapError, match='NORMSWAP_KERNELS is "cuda"; set it to'):
         ops.rms_norm(torch.ones(2, 3), None, 1e-6)
@@ -216,6 +237,6 @@ def test_processes_that_compile_at_once(runs: Path, tmp_path: Path) -> None:
 
 
 def _in_a_process(_: int) -> bool:
-    library._loaded.clear()
+    _forget()
     torch.set_num_threads(1)  # a forked process has none of torch's threads
     return _works()

@@ -54,7 +54,11 @@ def test_in_place_is_out_of_place_bit_for_bit(name: str) -> None:
             given = arguments(name, torch.randn(shape).to(dtype), parameters)
             wanted = outputs(getattr(ops, name)(*given))
             reference = outputs(getattr(eager, name)(*given))
-            for a, b, c in zip(written(name, _copied(given)), wanted, reference, strict=True):
+            with torch.no_grad():
+                inference = written(name, _copied(given))
+            trained = written(name, _copied(given))
+            assert all(torch.equal(a, b) for a, b in zip(inference, trained, strict=True))
+            for a, b, c in zip(inference, wanted, reference, strict=True):
                 assert a.dtype == b.dtype == dtype
                 assert torch.equal(a, b)
                 ulps = 8 * torch.finfo(dtype).eps
@@ -123,16 +127,27 @@ def test_refusals_are_one_line() -> None:
         assert f"normswap::{name}" in str(caught.value)
     with torch.no_grad():
         ops.layer_norm_(x, needs, None, EPS)
+        for one, two in ((x, x), (wide[:32], wide[4:36]), (wide[4:36], wide[:32])):
+            with pytest.raises(RuntimeError, match="share memory") as caught:
+                ops.add_layer_norm_(one, two, None, None, None, EPS)
+            assert "\n" not in str(caught.value)
+        apart = wide.clone()
+        ops.add_layer_norm_(apart[:20], apart[20:], None, None, None, EPS)
+        y, total = ops.add_layer_norm(wide[:20], wide[20:], None, None, None, EPS)
+        assert torch.equal(apart, torch.cat([y, total]))
 
 
-def test_autograd_hears_of_a_buffer_that_it_saved() -> None:
-    x = torch.randn(3, 8, requires_grad=True)
-    inner = x * 2
-    loss = inner.square().sum()
-    with torch.no_grad():
-        ops.rms_norm_(inner, None, EPS)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autograd_hears_of_a_buffer_that_it_saved(dtype: torch.dtype) -> None:
+    for name in NAMES:
+        given = arguments(name, torch.randn(3, 8, dtype=dtype), dtype)
+        for saved in range(2 if name.startswith("add") else 1):
+            inner = given[saved].requires_grad_() * 2
+            loss = inner.square().sum()
+            with torch.no_grad():
+                written(name, [*given[:saved], inner, *given[saved + 1 :]])
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
 
 
 @pytest.mark.parametrize("name", NAMES)
