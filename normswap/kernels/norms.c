@@ -287,18 +287,18 @@ INLINE void forward_rows(int64_t first, int rows, const forward_call *c, const f
     statistics of[ROWS];
     if (centred) layer_statistics(rows, found, row, columns, c->epsilon, of);
     else rms_statistics(rows, found, columns, c->epsilon, of);
-    char *normalised = c->normalised + first * step;
-    OVER_ROW(columns, {
-        (void)k;
-        const vf weight = load(s->weight, i, count, FLOAT32);
-        const vf bias = centred ? load(s->bias, i, count, FLOAT32) : spread(0);
-        for (int j = 0; j < rows; j++) {
+    for (int j = 0; j < rows; j++) {
+        char *normalised = c->normalised + (first + j) * step;
+        const float mean = of[j].mean, shift = of[j].shift, rstd = of[j].rstd;
+        OVER_ROW(columns, {
+            (void)k;
             vf v = load(row[j], i, count, FLOAT32);
-            v = centred ? (v - of[j].mean) * of[j].rstd + of[j].shift : v * of[j].rstd;
-            v = centred ? v * weight + bias : v * weight;
-            store(normalised + j * step, i, count, type, v);
-        }
-    });
+            v = centred ? (v - mean) * rstd + shift : v * rstd;
+            v = v * load(s->weight, i, count, FLOAT32);
+            if (centred) v = v + load(s->bias, i, count, FLOAT32);
+            store(normalised, i, count, type, v);
+        });
+    }
 }
 
 INLINE void forward_range(int64_t begin, int64_t end, forward_task *t, int type, int add,
