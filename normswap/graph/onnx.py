@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
-from onnxscript.version_converter import convert_version
 
 from normswap.errors import NormswapError
 from normswap.graph import onnx_ops
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.onnx_constants import constant_tensor
 from normswap.graph.onnx_fixed import settle_fixed_parameters
 from normswap.graph.onnx_names import module_scope, name_everything, scoped_name
+from normswap.graph.onnx_opset import raise_opset
 from normswap.graph.onnx_runner import double_runner, runtime_runner, slice_proto
 from normswap.graph.onnx_subgraphs import (
     captured_values,
@@ -84,7 +85,7 @@ class OnnxGraph(Graph):
     def _view_node(self, raw: ir.Node) -> None:
         if raw.op_type == "Constant" and raw.domain in _DOMAINS:
             output = raw.outputs[0]
-            tensor = ir.convenience.get_const_tensor(output)
+            tensor = constant_tensor(output)
             if tensor is not None:
                 output.const_value = tensor
                 output.dtype = tensor.dtype
@@ -234,12 +235,14 @@ class OnnxGraph(Graph):
         if self.opset >= wanted:
             return
         before = self.opset
-        convert_version(self.model, wanted, fallback=True)
+        anew = raise_opset(self.model, wanted, self._types)
         if self.opset < wanted:
             raise NormswapError(
                 f"{op} needs opset {wanted}, and opset {before} could not be raised to it; export "
                 f"the model again with a newer opset"
             )
+        if not anew:
+            return
         # The converter made all nodes anew; values of the same names have the same types.
         known = {v.name: (v.shape, v.dtype) for v in self._values.values() if v.shape is not None}
         made = {str(v.name) for node in self.model.graph for v in node.outputs if v.name}
@@ -336,6 +339,8 @@ class OnnxGraph(Graph):
         producers = [p for v in raw_inputs if v is not None and (p := v.producer()) is not None]
         if not producers:
             self.model.graph.insert_before(next(iter(self.model.graph)), raw)
+        elif len(set(producers)) == 1:
+            self.model.graph.insert_after(producers[0], raw)
         else:
             order = {n: i for i, n in enumerate(self.model.graph)}
             self.model.graph.insert_after(max(producers, key=order.__getitem__), raw)
