@@ -12,7 +12,6 @@ import logging
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
-from onnxscript.optimizer import fold_constants
 
 from normswap.graph.onnx_sizes import forget_shapes
 
@@ -51,10 +50,10 @@ def _is_computed(value: ir.Value) -> bool:
 
 
 def _folded(model: ir.Model, wanted: set[str]) -> dict[str, ir.TensorProtocol]:
-    sized = model.clone()
-    computed = {str(v.name): v for node in sized.graph for v in node.outputs}
-    sized.graph.outputs[:] = [computed[name] for name in sorted(wanted)]
-    RemoveUnusedNodesPass()(sized)  # the rest does not matter here
+    from onnxscript.optimizer import fold_constants  # many files have nothing to settle
+
+    behind = ir.convenience.extract(model.graph, model.graph.inputs, sorted(wanted))
+    sized = ir.Model(behind, ir_version=model.ir_version)
     forget_shapes(sized)
     found: dict[str, ir.TensorProtocol] = {}
     try:

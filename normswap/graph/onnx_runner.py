@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Runner
-from normswap.graph.onnx_fast_ops import FAST_OPS
-from normswap.graph.onnx_subgraphs import captured_values
+from normswap.graph.onnx_fast_ops import fast_ops
+from normswap.graph.onnx_subgraphs import captured_values, nested_operators
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
@@ -48,6 +47,8 @@ def runtime_runner(
     ``outputs``: names.
     Raises NormswapError where the runtime refuses the slice.
     """
+    import onnxruntime  # proofs and sizes need none
+
     names = [name for name, _, _ in inputs]
     proto, fetched = slice_proto(model, nodes, constants, inputs, outputs)
     options = onnxruntime.SessionOptions()
@@ -110,8 +111,7 @@ def double_runner(
     ``fetch``: how to get each constant that the nodes read. ``dtype=None`` keeps the dtypes.
     Raises NormswapError for an operator that the evaluator lacks.
     """
-    opsets = dict(model.opset_imports)
-    steps = [_Step(node, opsets, dtype) for node in nodes]
+    steps = [Step(node, model.opset_imports, dtype) for node in nodes]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
 
@@ -148,10 +148,10 @@ def double_runner(
     return run
 
 
-class _Step:
+class Step:
     """One node as a graph of its own for the reference evaluator."""
 
-    def __init__(self, node: ir.Node, opsets: dict[str, int], dtype: Any) -> None:
+    def __init__(self, node: ir.Node, opsets: Mapping[str, int], dtype: Any) -> None:
         proto = ir.serde.serialize_node(node)
         if dtype is not None:
             _cast_to_double(proto)
@@ -161,7 +161,8 @@ class _Step:
         graph.input.extend(onnx.ValueInfoProto(name=name) for name in self.reads)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
         try:
-            self._evaluator = ReferenceEvaluator(graph, opsets=opsets, new_ops=FAST_OPS)
+            ops = fast_ops({node.op_type, *nested_operators(node)})
+            self._evaluator = ReferenceEvaluator(graph, opsets=dict(opsets), new_ops=ops)
         except (NotImplementedError, RuntimeError) as error:
             raise NormswapError(
                 f"the operator {node.domain or 'ai.onnx'}.{node.op_type} cannot be evaluated in "
@@ -188,6 +189,8 @@ def _tensor(value: ir.Value) -> onnx.TensorProto:
 
 
 def _session(proto: onnx.ModelProto, options: Any) -> Any:
+    import onnxruntime
+
     providers = ["CPUExecutionProvider"]
     size = sum(len(t.raw_data) for t in proto.graph.initializer)
     if size < _INLINE_LIMIT:

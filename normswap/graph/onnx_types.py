@@ -3,48 +3,56 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
-from onnxscript.optimizer import fold_constants
 
-from normswap.graph.onnx_sizes import example_shapes, forget_shapes
+from normswap.graph.onnx_known_sizes import KnownSizes
+from normswap.graph.onnx_outline import fix, outline
+from normswap.graph.onnx_sizes import example_shapes
 
 ValueType = tuple[tuple[int, ...] | None, np.dtype[Any] | None]
 _log = logging.getLogger(__name__)
 
 
 def infer_types(model: ir.Model) -> dict[str, ValueType]:
-    """Sizes and dtypes of values, at the inputs' ``example_shapes``."""
-    shapes = example_shapes(model)
-    sized = model.clone()
-    for value in sized.graph.inputs:
-        if value.name in shapes:
-            value.shape = ir.Shape(shapes[str(value.name)])
-    forget_shapes(sized)
+    """Sizes and dtypes of values, at the inputs' ``example_shapes``.
+
+    The nodes of ``model`` are in topological order.
+    """
+    proto = outline(model, example_shapes(model))
+    values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+    types = _inferred(proto, values)
+    sizes = KnownSizes(model.graph)
+    # What the graph computes from shapes gives other values their shapes, stage by stage.
+    while found := sizes.found({name: shape for name, (shape, _) in types.items()}):
+        fix(proto, found)
+        types |= _inferred(proto, [v for v in values if types[str(v.name)][0] is None])
+    return types
+
+
+def _inferred(proto: onnx.ModelProto, values: Iterable[ir.Value]) -> dict[str, ValueType]:
     try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(sized)
+        # Without data_prop: KnownSizes does more, in less time and memory.
+        graph = onnx.shape_inference.infer_shapes(proto).graph
     except Exception as error:  # inference is best effort: what it cannot give stays unknown
         _log.debug("shape inference failed: %s", error)
-    types = _types(sized)
-    if any(shape is None for shape, _ in types.values()):
-        # Sizes that the graph computes from its own shapes are constants now.
-        try:
-            fold_constants(sized, onnx_shape_inference=True)
-        except Exception as error:
-            _log.debug("folding sizes failed: %s", error)
-        else:
-            known = {name: found for name, found in _types(sized).items() if found[0] is not None}
-            types |= {name: known[name] for name in types if name in known}
-    return types
+        graph = proto.graph
+    infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    return {str(v.name): _type(v, infos.get(str(v.name))) for v in values}
 
 
-def _types(model: ir.Model) -> dict[str, ValueType]:
-    types: dict[str, ValueType] = {}
-    for value in [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]:
-        static = value.shape is not None and value.shape.is_static()
-        shape = tuple(int(d) for d in value.shape) if static else None  # type: ignore[union-attr, arg-type]
-        types[str(value.name)] = (shape, value.dtype.numpy() if value.dtype else None)
-    return types
+def _type(value: ir.Value, info: onnx.ValueInfoProto | None) -> ValueType:
+    """What was inferred of ``value``, else what the model says of its dtype."""
+    kind = value.dtype
+    if info is None or not info.type.HasField("tensor_type"):
+        return None, kind.numpy() if kind else None
+    tensor = info.type.tensor_type
+    if tensor.elem_type:
+        kind = ir.DataType(tensor.elem_type)
+    dims = tensor.shape.dim
+    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+    return tuple(d.dim_value for d in dims) if known else None, kind.numpy() if kind else None
