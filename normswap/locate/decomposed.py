@@ -6,8 +6,9 @@ the largest proven part of a region becomes a site.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from normswap.locate.half import overflowing_in_half
 from normswap.locate.judgement import likeliest
 from normswap.locate.names import site_name
 from normswap.locate.passthrough import PASS_THROUGH
-from normswap.locate.proof import prove
+from normswap.locate.proof import Verdict, prove
 from normswap.locate.regions import Region, behind_control_flow, obstacle, regions
 from normswap.locate.site import Rejection, Site
 
@@ -95,10 +96,10 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
     best: list[_Part] | None = None
     seen: set[Node] = {anchor}
     for region in regions(graph, anchor):
-        verdicts = prove(graph, region)
-        proven = {e: v for e, v in zip(region.exits, verdicts, strict=True) if isinstance(v, Norm)}
+        verdicts = _verdicts(graph, region)
+        proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
         if not proven:
-            reasons += [str(verdict) for verdict in verdicts]
+            reasons += [str(verdict) for verdict in verdicts.values()]
             seen |= set(region.nodes)
             continue
         if best is None or any(n.statistics.centred for n in proven.values()):
@@ -120,6 +121,33 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
         if reason:
             return _Rejected(reason, nodes)
     return best
+
+
+def _verdicts(graph: Graph, region: Region) -> dict[Value, Verdict]:
+    """What the exits of a region are; the last one alone if it is a norm and they are in a row,
+    for then the norm is no smaller."""
+    last = _last_in_row(graph, region)
+    if last is not None:
+        (verdict,) = prove(graph, replace(region, exits=(last,)))
+        if isinstance(verdict, Norm):
+            return {last: verdict}
+    return dict(zip(region.exits, prove(graph, region), strict=True))
+
+
+def _last_in_row(graph: Graph, region: Region) -> Value | None:
+    """The last of several exits that does more than to move the one before it, if each of them is
+    read by the node behind the next one alone."""
+    for value, behind in itertools.pairwise(region.exits):
+        if value in graph.outputs or value.readers != [behind.producer]:
+            return None
+    exits = list(region.exits)
+    while len(exits) > 1 and _is_move(exits[-1]):
+        exits.pop()
+    return exits[-1] if len(region.exits) > 1 else None
+
+
+def _is_move(value: Value) -> bool:
+    return value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad")
 
 
 def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_Part]:
@@ -188,7 +216,7 @@ def _adds(before: Norm, behind: Norm) -> bool:
 def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
     """The end without what only copies it, in steps perhaps: a single window, padded by nothing."""
     value = end
-    while value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad"):
+    while value.producer is not None and _is_move(value):
         value = value.producer.data_input()
         if value in proven:
             end = value

