@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from normswap.bench.run import bench
 from normswap.errors import NormswapError
-from normswap.io.data import Data, load_data
-from normswap.io.load import load
-from normswap.io.save import save
+from normswap.lazy import lazily
 from normswap.locate import locate as locate_in_graph
 from normswap.locate.site import Site
 from normswap.model import Model
-from normswap.passes.base import PassResult, swaps
-from normswap.passes.fold import Fold
-from normswap.passes.fold_affine import FoldAffine
-from normswap.train.comparison.compare import compare
-from normswap.train.distill import distill
-from normswap.validate import validate
+from normswap.passes.base import PassResult, swap_called, swaps
+
+if TYPE_CHECKING:
+    from normswap.bench.run import bench
+    from normswap.io.data import load_data
+    from normswap.io.load import load
+    from normswap.io.save import save
+    from normswap.train.comparison.compare import compare
+    from normswap.train.distill import distill
+    from normswap.validate import validate
+else:  # most of them need torch, which takes longer to import than ONNX models take to swap
+    __getattr__ = lazily(
+        __name__,
+        {
+            "bench": "normswap.bench.run",
+            "compare": "normswap.train.comparison.compare",
+            "distill": "normswap.train.distill",
+            "load": "normswap.io.load",
+            "load_data": "normswap.io.data",
+            "save": "normswap.io.save",
+            "validate": "normswap.validate",
+        },
+    )
 
 __all__ = [
     "bench",
@@ -60,10 +74,9 @@ def swap(
     long. Further options are the fields of the pass (see ``normswap.passes``).
     Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
     """
-    known = swaps()
-    if to not in known:
-        raise NormswapError(f"swap: '{to}' is none of {', '.join(known)}")
-    kind = known[to]
+    kind = swap_called(to)
+    if kind is None:
+        raise NormswapError(f"swap: '{to}' is none of {', '.join(swaps())}")
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in options:
         if name not in fields:
@@ -71,6 +84,8 @@ def swap(
     if kind.needs_data:
         if data is None:
             raise NormswapError(f"swap: '{to}' needs calibration data")
+        from normswap.io.data import Data, load_data
+
         given = isinstance(data, Data)
         options["data"] = data if given else load_data(data, model, samples, progress=progress)
     elif data is not None:
@@ -84,10 +99,14 @@ def swap(
 def fold(model: Model, *, sites: str | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
     neighbouring weights."""
+    from normswap.passes.fold import Fold
+
     return Fold(sites=sites)(model).recorded("fold")
 
 
 def fold_affine(model: Model, *, sites: str | None = None) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
     exact."""
+    from normswap.passes.fold_affine import FoldAffine
+
     return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")

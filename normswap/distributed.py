@@ -15,15 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normswap.errors import NormswapError
 from normswap.io.messages import first_line
+from normswap.torchrun import launched
 
 T = TypeVar("T")
 TIMEOUT = 300.0
 """Seconds after which a process that gets no answer gives up."""
-
-
-def launched() -> bool:
-    """Whether ``torchrun`` started this process, as one of a group."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ and dist.is_available()
 
 
 def active() -> bool:
@@ -45,7 +41,7 @@ def process_group(timeout: float = TIMEOUT) -> Iterator[None]:
     nccl where every process has a CUDA device, else gloo. A process that died, or does not answer
     within ``timeout`` seconds, is a NormswapError in the others.
     """
-    if not launched() or active():
+    if not (launched() and dist.is_available()) or active():
         yield
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))

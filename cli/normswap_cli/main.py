@@ -77,7 +77,7 @@ class Program(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            from normswap.errors import NormswapError  # normswap imports torch: only if need be
+            from normswap.errors import NormswapError  # normswap imports numpy: only if need be
 
             if isinstance(error, NormswapError):
                 raise BadInput(str(error)) from error

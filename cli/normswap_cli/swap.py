@@ -141,15 +141,14 @@ def swap(
     options.pop("fold_affine", None)
     with working() as progress:
         from normswap import api
-        from normswap.distributed import process_group, rank
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
+        from normswap.torchrun import joined
 
         check_output(output)
         source = api.load(model, trust=trust)
-        with process_group():  # under torchrun each process fits to its share of the data
+        with joined() as first:  # under torchrun each process fits to its share of the data
             swapped = api.swap(source, to=kind.to, sites=sites, progress=progress, **options)
-            first = rank() == 0
         if not first:
             return 0
         steps = [(kind.to, swapped)]

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 class To(click.ParamType):  # type: ignore[type-arg]
-    """One of the passes that swap. A ``click.Choice`` would need torch for ``normswap --help``."""
+    """One of the passes that swap. A ``click.Choice`` would import all for ``normswap --help``."""
 
     name = "swap"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> type[Pass]:
-        known = _swaps()
-        if value not in known:
-            self.fail(f"'{value}' is none of {', '.join(known)}.", param, ctx)
-        return known[value]
+        from normswap.passes import swap_called
+
+        kind = swap_called(value)
+        if kind is None:
+            self.fail(f"'{value}' is none of {', '.join(_swaps())}.", param, ctx)
+        return kind
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return f"[{'|'.join(_swaps())}]"
@@ -37,8 +39,8 @@ def check_options(swap: type[Pass], given: Mapping[str, Any]) -> dict[str, Any]:
     """
     chosen = {name: value for name, value in given.items() if value not in (None, False)}
     for name in chosen:
-        takers = [word for word, kind in _swaps().items() if _takes(kind, name)]
-        if swap.to not in takers:
+        if not _takes(swap, name):
+            takers = [word for word, kind in _swaps().items() if _takes(kind, name)]
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(
                 f"{option} belongs to --to {' or '.join(takers)}, not to {swap.to}."

@@ -11,7 +11,8 @@ import torch
 from normswap.demo.spelled_out import spell_out
 from normswap.io.atomic import atomic_path
 from normswap.io.huggingface import huggingface_source
-from normswap.io.load import load, model_from_source
+from normswap.io.load import load
+from normswap.io.load_torch import model_from_source
 from normswap.io.save import save
 from normswap.io.source import Source, evaluating
 from normswap.model import Model

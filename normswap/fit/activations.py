@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import has_own_memory
 from normswap.graph.graph import Array
+from normswap.graph.tensors import has_own_memory
 
 MEMORY = 1 << 30
 """Bytes of activations that are kept in memory unless told otherwise."""

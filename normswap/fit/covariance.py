@@ -10,8 +10,8 @@ import torch
 
 from normswap.fit.memory import empty
 from normswap.fit.processes import over_processes
-from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Array
+from normswap.graph.tensors import to_torch
 
 _ROWS = 2048  # that wait to be summed together: fewer make slow products, more take memory
 _BLOCK = 256  # features whose products are taken at once

@@ -20,8 +20,8 @@ from normswap.fit.ridge_strength import (
     mean_variance,
     solve,
 )
-from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Array
+from normswap.graph.tensors import to_torch
 
 _TARGETS = 32  # at most that many are looked at to choose the strength
 

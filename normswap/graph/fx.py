@@ -12,7 +12,6 @@ import torch
 from torch import fx, nn
 
 from normswap.graph import aten, fx_kernels
-from normswap.graph.arrays import numpy_dtype, to_numpy, to_torch
 from normswap.graph.fx_batch_norm import (
     RANKS,
     TENSORS,
@@ -38,6 +37,7 @@ from normswap.graph.module_tree import (
     move_module,
     put_tensor,
 )
+from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 
 _ops = torch.ops.aten
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from normswap.graph.arrays import to_torch
 from normswap.graph.graph import Value
+from normswap.graph.tensors import to_torch
 
 _ops = torch.ops.aten
 

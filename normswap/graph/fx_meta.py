@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from normswap.graph.arrays import numpy_dtype
+from normswap.graph.tensors import numpy_dtype
 
 
 def call_arguments(node: fx.Node) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from normswap.graph.arrays import to_numpy, to_torch
 from normswap.graph.graph import Array, Runner
 from normswap.graph.module_tree import get_path
+from normswap.graph.tensors import to_numpy, to_torch
 
 Handle = fx.Node | str
 

@@ -38,7 +38,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     try:
         with _reported(path, temporary):
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -85,7 +85,8 @@ def _reported(path: Path, temporary: Path) -> Iterator[None]:
         raise NormswapError(f"{path}: cannot be written ({reason}); name another output") from error
 
 
-def _sync(file: Path) -> None:
+def sync(file: Path) -> None:
+    """Puts on disk what a file holds by now."""
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
 

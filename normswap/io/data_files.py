@@ -9,8 +9,8 @@ import numpy as np
 import safetensors
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import to_numpy
 from normswap.graph.graph import Array
+from normswap.graph.tensors import to_numpy
 from normswap.io.messages import first_line
 
 

@@ -4,7 +4,6 @@ or nothing has changed."""
 from __future__ import annotations
 
 import contextlib
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import onnx_ir as ir
 
 from normswap.errors import NormswapError
 from normswap.io.atomic import PathLike, atomic_path, check_writable
+from normswap.io.mapped_file import MappedFile
 from normswap.io.messages import first_line, root_cause
 from normswap.io.onnx_data import DATA_FILE, DataFiles, superseded_files
 from normswap.io.onnx_external import data_file, map_data_files
@@ -75,11 +75,11 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
         with atomic_path(path) as temporary:
             with open(temporary, "wb") as file:
                 write_pieces(pieces, file)
-            files.belong_to(temporary)
+            files.settle(temporary)
     files.remove(superseded)
 
 
-def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, mmap.mmap]:
+def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, MappedFile]:
     """The message without its large weights, where these are, and the file that holds them."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "there is no such file"
@@ -88,7 +88,7 @@ def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, mmap.mmap]:
         with open(path, "rb") as file:
             if not file.read(1):
                 raise NormswapError(f"{path}: is empty; {_EXPORT_AGAIN}")
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapping = MappedFile(file.fileno())
         return *parse(mapping), mapping
     except google.protobuf.message.DecodeError as error:
         raise NormswapError(f"{path}: is not ONNX, or is truncated; {_EXPORT_AGAIN}") from error

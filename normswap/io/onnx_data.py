@@ -8,16 +8,18 @@ import logging
 import mmap
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
-from normswap.io.atomic import DISK_ERRORS, sync_folder
+from normswap.io.atomic import DISK_ERRORS, sync, sync_folder
+from normswap.io.mapped_file import stream
 from normswap.io.messages import first_line
 from normswap.io.onnx_inline import InlineTensor
-from normswap.io.onnx_tensors import MappedTensor, Slot, slots, stream
+from normswap.io.onnx_tensors import MappedTensor, Slot, slots
 
 _LOG = logging.getLogger("normswap")
 
@@ -29,6 +31,7 @@ LARGEST_INLINE = (1 << 31) - (1 << 26)
 """Bytes of inline tensors in a message of at most 2 GB, with 64 MB left for the nodes."""
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 20
+_SYNCED_AT_ONCE = 1 << 27  # bytes
 
 Placed = list[tuple[Slot, ir.TensorProtocol]]
 
@@ -40,6 +43,7 @@ class DataFiles:
         self._path = path
         self._folder = path.absolute().parent
         self._owner: tuple[int, int] | None = None
+        self._synced: list[tuple[Path, Future[None]]] = []
         held = list(slots(model))
         self._external = [slot for slot in held if isinstance(slot.tensor, ir.ExternalTensor)]
         self._groups = self._grouped(held, model.graph.meta.get(DATA_FILE))
@@ -59,11 +63,11 @@ class DataFiles:
             if slot.tensor.nbytes == 0  # no runtime maps nothing: inline
         ]
         try:
-            for wanted, members in self._groups.items():
-                location = self._free(wanted, len(self._groups) == 1)
-                placed += self._write(location, members, made)
-                sync_folder((self._folder / location).parent)
-            yield placed
+            with ThreadPoolExecutor(1) as disk:  # it lags behind, while the message is made too
+                for wanted, members in self._groups.items():
+                    location = self._free(wanted, len(self._groups) == 1)
+                    placed += self._write(location, members, made, disk)
+                yield placed
         except BaseException:
             # An interrupt may come after the model has taken its name, before that returns.
             if self._owner is None or self._owner != _identity(self._path):
@@ -72,8 +76,12 @@ class DataFiles:
                         item.rmdir() if item.is_dir() else item.unlink()
             raise
 
-    def belong_to(self, temporary: Path) -> None:
-        """Says which file, once at ``path``, refers to the data files."""
+    def settle(self, temporary: Path) -> None:
+        """Waits until the data files are on disk, and says which file, once at ``path``, refers to
+        them."""
+        for file, synced in self._synced:
+            with _reported(file):
+                synced.result()
         self._owner = _identity(temporary)
 
     def remove(self, superseded: Iterable[Path]) -> None:
@@ -126,29 +134,33 @@ class DataFiles:
         places = ((name, os.path.abspath(self._folder / name)) for name in names)
         return next(n for n, place in places if place not in taken and not os.path.lexists(place))
 
-    def _write(self, location: str, members: list[Slot], made: list[Path]) -> Placed:
+    def _write(
+        self, location: str, members: list[Slot], made: list[Path], disk: Executor
+    ) -> Placed:
         file = self._folder / location
         placed: Placed = []
         written: dict[object, int] = {}
-        try:
+        with _reported(file):
             for parent in reversed(file.relative_to(self._folder).parents[:-1]):
                 if not (self._folder / parent).exists():
                     (self._folder / parent).mkdir()
                     made.append(self._folder / parent)
             with open(file, "xb") as out:
                 made.append(file)
+                synced = 0
                 for slot in members:
                     tensor = slot.tensor
                     key = _content(tensor)
                     if key not in written:
                         written[key] = self._append(out, slot)
+                    if out.tell() - synced >= _SYNCED_AT_ONCE:
+                        self._synced.append((file, disk.submit(sync, file)))
+                        synced = out.tell()
                     placed.append((slot, _placed_at(slot, location, written[key])))
-                out.flush()
-                os.fsync(out.fileno())
-        except OSError as error:
-            raise NormswapError(
-                f"{file}: cannot be written ({error.strerror or error}); name another output"
-            ) from error
+        self._synced += [
+            (file, disk.submit(sync, file)),
+            (file, disk.submit(sync_folder, file.parent)),
+        ]
         return placed
 
     def _append(self, out: IO[bytes], slot: Slot) -> int:
@@ -171,6 +183,16 @@ class DataFiles:
         if out.tell() - offset != tensor.nbytes:
             raise NormswapError(f"{self._path}: the data of '{slot.name}' has the wrong length")
         return offset
+
+
+@contextlib.contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NormswapError(
+            f"{file}: cannot be written ({error.strerror or error}); name another output"
+        ) from error
 
 
 def superseded_files(path: Path, files: Iterable[Path]) -> list[Path]:

@@ -6,7 +6,6 @@ own folder are opened, and only if they are as long as its tensors need.
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
+from normswap.io.mapped_file import MappedFile
 from normswap.io.messages import plain
 from normswap.io.onnx_tensors import MappedTensor, slots
 
@@ -25,7 +25,7 @@ def map_data_files(model: ir.Model, path: Path) -> None:
     reached through a link that leads outside.
     """
     folder = Path(os.path.abspath(path)).parent
-    mappings: dict[Path, mmap.mmap | None] = {}
+    mappings: dict[Path, MappedFile | None] = {}
     for slot in list(slots(model)):
         tensor = slot.tensor
         if not isinstance(tensor, ir.ExternalTensor):
@@ -62,7 +62,7 @@ def data_file(path: Path, location: str, name: str) -> Path:
     return file
 
 
-def _map(path: Path, file: Path) -> mmap.mmap | None:
+def _map(path: Path, file: Path) -> MappedFile | None:
     named = f"{path}: its data file {plain(file.name)}"
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # to open a pipe would wait forever
@@ -74,7 +74,7 @@ def _map(path: Path, file: Path) -> mmap.mmap | None:
                 raise NormswapError(f"{named} has several hard links; replace it by a copy")
             if status.st_size == 0:
                 return None
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            return MappedFile(handle.fileno())
     except FileNotFoundError as error:
         raise NormswapError(f"{named} is missing; copy it beside the model") from error
     except OSError as error:
@@ -82,7 +82,7 @@ def _map(path: Path, file: Path) -> mmap.mmap | None:
 
 
 def _check_span(
-    path: Path, file: Path, name: str, tensor: MappedTensor, mapping: mmap.mmap | None
+    path: Path, file: Path, name: str, tensor: MappedTensor, mapping: MappedFile | None
 ) -> None:
     if any(not isinstance(size, int) or size < 0 for size in tensor.shape):
         raise NormswapError(f"{path}: is damaged: the shape of '{name}' makes no sense")

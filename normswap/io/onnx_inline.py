@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.io.onnx_tensors import Slot, stream
+from normswap.io.mapped_file import stream
+from normswap.io.onnx_tensors import Slot
 from normswap.io.onnx_wire import Field, Piece, Unusual, with_raw_data
 
 SMALLEST = 1024

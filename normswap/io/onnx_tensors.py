@@ -5,15 +5,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normswap.io.mapped_file import stream
 from normswap.io.messages import plain
-
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -137,20 +136,3 @@ class MappedTensor(ir.ExternalTensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedTensor:
         return self
-
-
-def stream(mapping: mmap.mmap, start: int, end: int, file: IO[bytes]) -> None:
-    """Writes bytes of a mapped file to ``file`` without holding them in memory."""
-    with memoryview(mapping) as view:
-        for at in range(start, end, _CHUNK):
-            stop = min(at + _CHUNK, end)
-            file.write(view[at:stop])
-            _forget(mapping, at, stop)
-
-
-def _forget(mapping: mmap.mmap, start: int, stop: int) -> None:
-    """Lets go of pages of a read-only mapping; they come back from the file when needed."""
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED, first, length)

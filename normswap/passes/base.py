@@ -61,6 +61,17 @@ class Pass(abc.ABC):
         """Runs the pass; ``model`` itself is not changed."""
 
 
+def swap_called(to: str) -> type[Pass] | None:
+    """The pass that ``swap`` offers as ``to``, which names its file: ``rmsnorm`` is in
+    ``rms_norm.py``. No other is imported where it is found."""
+    package = importlib.import_module("normswap.passes")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.replace("_", "") == to:
+            importlib.import_module(f"normswap.passes.{module.name}")
+            return next((cls for cls in _subclasses(Pass) if cls.to == to), None)
+    return None
+
+
 def swaps() -> dict[str, type[Pass]]:
     """The passes that ``swap`` offers, by their target: every file of this package is looked at."""
     package = importlib.import_module("normswap.passes")

@@ -12,10 +12,9 @@ from normswap.locate.site import Site
 from normswap.model import Model
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
-from normswap.passes.norm_forms import KINDS, OPERATOR, refusal, write
+from normswap.passes.norm_forms import KINDS, OPERATOR, ChosenForms, refusal, write
 from normswap.passes.select import other_kind, select_sites
 from normswap.progress import Progress
-from normswap.tuning.onnx_norms import Tuned, tuned
 from normswap.tuning.runtimes import TARGETS, runtime_of
 
 
@@ -54,6 +53,8 @@ class Fused(Pass):
         if model.kind == "fx" and self.target is None:
             return self._for_torch(model, chosen)
         if model.kind == "onnx" and self.tune:
+            from normswap.tuning.onnx_norms import tuned  # needs torch
+
             runtime = runtime_of(self.target or "generic")
             return _written(model, tuned(model, chosen, runtime, self.progress))
         if self.tune:
@@ -80,10 +81,10 @@ class _Written(PassResult):
     values: Mapping[Site, str] = field(default_factory=dict)
 
 
-def _defaults(chosen: Sequence[Site]) -> Tuned:
+def _defaults(chosen: Sequence[Site]) -> ChosenForms:
     todo = [s for s in chosen if s.kind in KINDS and s.spelling == "decomposed"]
     skipped = [(s, _reason(s)) for s in chosen if s not in todo]
-    return Tuned(dict.fromkeys(todo, OPERATOR), skipped)
+    return ChosenForms(dict.fromkeys(todo, OPERATOR), skipped)
 
 
 def _reason(site: Site) -> str:
@@ -98,7 +99,7 @@ def _kernel_reason(site: Site, reason: str) -> str:
     return f"{reason}, and what it would overwrite in place is still needed"
 
 
-def _written(model: Model, plan: Tuned) -> _Written:
+def _written(model: Model, plan: ChosenForms) -> _Written:
     """The model with the norms in the forms of ``plan``, where the graph can hold them."""
     if not plan.forms:
         return _Written(model, False, [], plan.skipped, plan.notes)

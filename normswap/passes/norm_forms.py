@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from normswap.errors import NormswapError
@@ -18,6 +20,16 @@ OPERATOR, WITH_SUM = "operator", "with_sum"
 _OPERATORS = {**norm_operator.OPERATORS, "batch_norm": "BatchNormalization"}
 KINDS = tuple(_OPERATORS)
 """The kinds of norm that can be written."""
+
+
+@dataclass
+class ChosenForms:
+    """The ``forms`` to write, why the other sites were ``skipped``, and ``notes`` on what was
+    measured."""
+
+    forms: dict[Site, str] = field(default_factory=dict)
+    skipped: list[tuple[Site, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def operator_of(site: Site, form: str) -> str:

@@ -11,7 +11,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 import normswap.kernels  # noqa: F401  (registers the operators that the file may hold)
-from normswap.graph.arrays import to_numpy, to_torch
+from normswap.graph.tensors import to_numpy, to_torch
 from normswap.runtimes.compiled import Compiled, Feeds, Outputs
 
 # What torch.export.load imports when it is called: 180 MiB that are no model's.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -13,7 +12,15 @@ from normswap.graph.graph import Value
 from normswap.graph.onnx import OnnxGraph
 from normswap.locate.site import Site
 from normswap.model import Model
-from normswap.passes.norm_forms import KINDS, OPERATOR, WITH_SUM, operator_of, refusal, write
+from normswap.passes.norm_forms import (
+    KINDS,
+    OPERATOR,
+    WITH_SUM,
+    ChosenForms,
+    operator_of,
+    refusal,
+    write,
+)
 from normswap.passes.norm_with_sum import sum_read_by
 from normswap.progress import Progress
 from normswap.tuning.choice import choose, described, measure
@@ -22,24 +29,14 @@ from normswap.tuning.runtimes import Runtime
 _ORIGINAL = "the original"
 
 
-@dataclass
-class Tuned:
-    """The ``forms`` to write, why the other sites were ``skipped``, and ``notes`` on what was
-    measured."""
-
-    forms: dict[Site, str] = field(default_factory=dict)
-    skipped: list[tuple[Site, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def tuned(
     model: Model, sites: Sequence[Site], runtime: Runtime, progress: Progress | None
-) -> Tuned:
+) -> ChosenForms:
     """Measures one norm of each sort, and takes what wins for all of its sort."""
     graph = model.graph
     assert isinstance(graph, OnnxGraph)
     groups: dict[Hashable, list[Site]] = defaultdict(list)
-    result = Tuned()
+    result = ChosenForms()
     for site in sites:
         forms = _forms(graph, site)
         if forms:
@@ -68,7 +65,7 @@ def _sort(graph: OnnxGraph, site: Site, forms: Sequence[str]) -> Hashable:
     return site.kind, site.axes, x.shape, x.dtype, y.dtype, affine, spelling, tuple(forms)
 
 
-def _settle(model: Model, group: Sequence[Site], runtime: Runtime, result: Tuned) -> None:
+def _settle(model: Model, group: Sequence[Site], runtime: Runtime, result: ChosenForms) -> None:
     graph, site = model.graph, group[0]
     assert isinstance(graph, OnnxGraph)
     x, y = graph.value(site.input), graph.value(site.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +328,7 @@ def test_replacing_another_model_removes_its_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("stage", ["data", "commit"])
+@pytest.mark.parametrize("stage", ["data", "sync", "commit"])
 def test_interrupted_save_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, stage: str
 ) -> None:
@@ -338,14 +339,38 @@ def test_interrupted_save_changes_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    target = (onnx_data, "stream") if stage == "data" else (os, "replace")
-    monkeypatch.setattr(*target, fail)
+    places = {"data": (onnx_data, "stream"), "sync": (onnx_data, "sync"), "commit": (os, "replace")}
+    monkeypatch.setattr(*places[stage], fail)
     with pytest.raises((NormswapError, KeyboardInterrupt)) as caught:
         write_onnx(model, path)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
     check(path)
+
+
+def test_data_is_on_disk_before_the_model_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_onnx(save(tmp_path / "m.onnx", EXTERNAL))
+    events: list[str] = []
+    sync, replace = onnx_data.sync, os.replace
+
+    def slow(file: Path) -> None:
+        time.sleep(0.05)
+        sync(file)
+        events.append(str(file))
+
+    def named(*args: Any) -> None:
+        replace(*args)
+        events.append("model")
+
+    monkeypatch.setattr(onnx_data, "sync", slow)
+    monkeypatch.setattr(os, "replace", named)
+    monkeypatch.setattr(onnx_data, "_SYNCED_AT_ONCE", 1)
+    write_onnx(model, tmp_path / "n.onnx")
+    assert events[-1] == "model"
+    assert len(events) > len(set(events)) == 3  # two data files, in several steps
 
 
 def test_interrupt_after_the_commit_keeps_the_new_data(

@@ -10,7 +10,7 @@ from torch import nn
 from normswap.assets import digits
 from normswap.io.data import Data
 from normswap.io.extras import import_extra
-from normswap.io.load import model_from_source
+from normswap.io.load_torch import model_from_source
 from normswap.io.source import Source, example_images
 from normswap.model import Model
 

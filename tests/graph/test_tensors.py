@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from normswap.graph.arrays import has_own_memory, to_numpy
+from normswap.graph.tensors import has_own_memory, to_numpy
 
 _WHOLE = torch.arange(24.0).reshape(4, 6)
 
