@@ -5,8 +5,8 @@
         [--threads N] [--rounds N] [--files FOLDER] [--quick] [--json FILE]
 
 in the repository's root, on the files of ``tests/zoo`` at the sizes that they have there. Each swap
-is made for the runtime in which it is timed; beside them what onnxruntime.transformers' optimizer
-makes of the same file, in ONNX Runtime.
+is made for the runtime in which it is timed (with ``--tune``: by what was measured there); beside
+them what onnxruntime.transformers' optimizer makes of the same file, in ONNX Runtime.
 
 *ratio*: the time by that of the input file in the same round, the median over rounds, and its
 quartiles. *slower*: files whose lower quartile is above 1.02. *inexact*: files that break the exact
@@ -39,7 +39,11 @@ SLOWER = 1.02
 WARM_UP = 2
 FORMS = ("torchscript-14", "torchscript-17", "dynamo-20", "torchscript-14-half")
 INPUT, PEER = "input", "onnxruntime.transformers"
-SWAPS = ("fused", "rmsnorm")
+SWAPS: dict[str, dict[str, Any]] = {  # and their options
+    "fused": {"to": "fused"},
+    "fused --tune": {"to": "fused", "tune": True},
+    "rmsnorm": {"to": "rmsnorm"},
+}
 
 
 def compared(case: Case, runtime: str, rounds: int, threads: int) -> list[dict[str, Any]]:
@@ -87,8 +91,10 @@ def _written(tool: str, model: Any, source: Path, case: Case, runtime: str) -> P
 
         optimize_model(str(source), model_type=case.family).save_model_to_file(str(output))
         return output
-    options = {"target": TARGETS[runtime]} if tool == "fused" else {}
-    result = ns.swap(model, to=tool, **options)
+    options = SWAPS[tool]
+    if options["to"] == "fused":
+        options = options | {"target": TARGETS[runtime]}
+    result = ns.swap(model, **options)
     if not result.modified:
         return None
     ns.save(result.model, output)

@@ -156,7 +156,8 @@ def _each_swap(case: Case, model: Any, use: Callable[[str, Any], None]) -> dict[
 # -- torch ---------------------------------------------------------------------------------------
 
 
-def _torch_variants(case: Case) -> tuple[dict[str, Any], dict[str, str]]:
+def torch_variants(case: Case) -> tuple[dict[str, Any], dict[str, str]]:
+    """What can be called with images, and why some swaps could not be made."""
     import torch
 
     import normswap as ns
@@ -176,7 +177,8 @@ def _torch_variants(case: Case) -> tuple[dict[str, Any], dict[str, str]]:
     return variants, missing
 
 
-def _torch_runs(variants: Mapping[str, Any], batch: int) -> Runs:
+def torch_runs(variants: Mapping[str, Any], batch: int) -> Runs:
+    """Each on the same ``batch`` images."""
     import torch
 
     if isinstance(next(iter(variants.values())), torch._dynamo.OptimizedModule):
@@ -287,8 +289,8 @@ def measure(case: Case) -> list[dict[str, Any]]:
             opened = OPENED[case.runtime]
             variants: dict[str, Any] = {n: opened(f, case.threads) for n, f in files.items()}
         else:
-            variants, missing = _torch_variants(case)
-        prepared = _onnx_runs if case.runtime in OPENED else _torch_runs
+            variants, missing = torch_variants(case)
+        prepared = _onnx_runs if case.runtime in OPENED else torch_runs
         return [
             row
             for batch in case.batches
@@ -338,7 +340,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if "missing" in row:
             cells += ["", row["missing"], ""]
         else:
-            cells += [f"{row['ms']:.1f}", _spread(row["ratio"]), _left(row)]
+            cells += [f"{row['ms']:.1f}", shown(row["ratio"]), _left(row)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -349,10 +351,11 @@ def _left(row: dict[str, Any]) -> str:
         return ""
     if left is None or left["of"] < 0.75:
         return "the tax is in the noise"
-    return _spread(left)
+    return shown(left)
 
 
-def _spread(values: dict[str, float]) -> str:
+def shown(values: dict[str, float]) -> str:
+    """Median and quartiles."""
     return f"{values['median']:.3f} ({values['low']:.3f} to {values['high']:.3f})"
 
 
