@@ -202,6 +202,7 @@ static float *scratch_rows(int64_t count, int64_t columns) {
 
 /* Rows that are worked on together: what is found of one is waited for while the others go on. */
 #define ROWS 4
+#define IN_CACHE (2 << 20) /* bytes */
 
 typedef struct {
     float mean, shift, rstd; /* (x - mean) * rstd + shift is the normalised value */
@@ -315,8 +316,11 @@ INLINE void forward_range(int64_t begin, int64_t end, forward_task *t, int type,
         as_float32(c->bias, 0, columns, scratch + next),
         c->scale.data ? as_float32(c->scale, 1, columns, scratch + 2 * next) : NULL,
         scratch + 3 * next};
+    /* Where memory is what is waited for, a row by itself is written sooner after it is read. */
+    const int64_t bytes = c->rows * columns * width(type);
+    const int alone = c->normalised != c->branch && bytes > IN_CACHE;
     int64_t r = begin;
-    for (; r + ROWS <= end; r += ROWS) forward_rows(r, ROWS, c, &s, type, add, centred);
+    for (; !alone && r + ROWS <= end; r += ROWS) forward_rows(r, ROWS, c, &s, type, add, centred);
     for (; r < end; r++) forward_rows(r, 1, c, &s, type, add, centred);
     free(scratch);
 }
