@@ -1,4 +1,4 @@
-"""Norms of an FX graph that run as the fused kernels of ``normswap.kernels``, in place.
+"""Norms of an FX graph that run as the fused kernels of ``normswap.kernels``, in place if they can.
 
 A graph that passes see holds plain ATen operators; a norm that is to run as a kernel is marked.
 ``lower`` writes the kernels for inference, where the graph proves that the buffers which they
@@ -22,8 +22,10 @@ from normswap.graph.fx_storage import Storages
 _aten = torch.ops.aten
 _ops = torch.ops.normswap
 
-KERNELS = ("add_layer_norm_", "layer_norm_", "add_rms_norm_", "rms_norm_")
-"""The kernels that a norm may be marked for."""
+IN_PLACE = ("add_layer_norm_", "layer_norm_", "add_rms_norm_", "rms_norm_")
+KERNELS = (*IN_PLACE, "rms_norm")
+"""What a norm may be marked for. Out of place torch's layer_norm is as fast as ours; its
+rms_norm is several operators on the CPU."""
 MARK = "normswap.kernels"
 """Where a node's metadata say which ones."""
 _NAMES: dict[Any, str] = {
@@ -38,7 +40,7 @@ _NORM_ARGUMENTS = ("weight", "bias", "eps")
 class Placement:
     """A norm that becomes ``kernel``; with ``add``, the sum that it reads becomes part of it.
 
-    The kernel writes the norm into ``branch``, and the sum into ``residual``. ``scale``:
+    In place the kernel writes the norm into ``branch``, and the sum into ``residual``. ``scale``:
     LayerScale [C], which ``scaled`` multiplied the branch with.
     """
 
@@ -125,9 +127,11 @@ def _layer_scale(branch: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, fx.Node]]:
 
 
 def _alone(norm: fx.Node, storages: Storages) -> Iterator[Placement]:
-    x = _read_by(norm)
-    if _is_in_rows(x) and storages.is_dead_after(x, norm):
-        yield Placement(norm, _NAMES[norm.target], x)
+    x, kernel = _read_by(norm), _NAMES[norm.target]
+    if _is_in_rows(x):
+        if storages.is_dead_after(x, norm):
+            yield Placement(norm, kernel, x)
+        yield Placement(norm, kernel[:-1], x)
 
 
 def _is_in_rows(node: fx.Node) -> bool:
@@ -177,12 +181,15 @@ def lower(module: fx.GraphModule) -> int:
         )
         with graph.inserting_before(placement.add or norm):
             call = graph.call_function(kernel, operands)
-        call.meta = {k: v for k, v in norm.meta.items() if k not in ("val", "tensor_meta", MARK)}
-        call.meta["val"] = None
-        assert branch is not None
-        norm.replace_all_uses_with(branch)
+        call.meta = {k: v for k, v in norm.meta.items() if k not in ("tensor_meta", MARK)}
+        result = call
+        if placement.kernel in IN_PLACE:
+            call.meta["val"] = None
+            assert branch is not None
+            result = branch
+        norm.replace_all_uses_with(result)
         graph.erase_node(norm)
-        written[norm] = branch
+        written[norm] = result
         if placement.add is not None and residual is not None:
             placement.add.replace_all_uses_with(residual)
             graph.erase_node(placement.add)
@@ -200,8 +207,8 @@ def restore(module: fx.GraphModule) -> None:
     Raises NormswapError where something reads, through another view, memory that one overwrites.
     """
     graph = module.graph
-    functional = {getattr(_ops, name[:-1]).default: name for name in KERNELS}
-    in_place = {getattr(_ops, name).default: name for name in KERNELS}
+    functional = {getattr(_ops, name[:-1]).default: name for name in IN_PLACE}
+    in_place = {getattr(_ops, name).default: name for name in IN_PLACE}
     for call in [n for n in graph.nodes if n.target in functional]:
         norm, add = _plain(graph, call, functional[call.target])
         if add is None:

@@ -47,8 +47,8 @@ def _measured(kernel: str, shape: Shape, dtype: torch.dtype) -> dict[str, Measur
         return [normed, total][: len(values)]
 
     def fused(*values: torch.Tensor) -> list[torch.Tensor]:
-        operator(*values, *parameters, _EPSILON)
-        return list(values)
+        result = operator(*values, *parameters, _EPSILON)
+        return list(values) if result is None else [result]
 
     shares = [0.0]
     with torch.inference_mode():

@@ -108,6 +108,7 @@ _GROWTH: list[Callable[[_Draft, fx.Node, fx.Node], object]] = [
     _moved,
     _sliced,
     lambda d, one, other: d.norm(one),
+    lambda d, one, other: d.call(_aten.rms_norm.default, one, [_CHANNELS], d.g, 1e-5),
     lambda d, one, other: d.call(_aten.linear.default, one, d.w),
     lambda d, one, other: d.call(_aten.gelu.default, one),
     lambda d, one, other: d.call(_aten.dropout.default, one, 0.5, False),

@@ -35,6 +35,21 @@ def test_a_pre_norm_vit_works_in_place_but_for_its_first_norm() -> None:
     assert not model.graph.kernels()
 
 
+def test_where_nothing_can_be_overwritten_an_rms_norm_is_a_kernel_out_of_place(
+    tmp_path: Path,
+) -> None:
+    model = model_as("timm_vit", FX)
+    result = ns.swap(model, to="rmsnorm")
+    kernels = ["normswap.rms_norm.default"] + ["normswap.add_rms_norm_.default"] * 4
+    assert _calls(result.model.to_inference()) == kernels
+    assert "1 norms run as rms_norm in inference" in result.notes
+    assert _calls(result.model.to_torch()) == ["aten.rms_norm.default"] * 5
+    assert ns.validate(model, result.model).passed
+    ns.save(result.model, tmp_path / "kernels.pt2")
+    loaded = ns.load(tmp_path / "kernels.pt2")
+    assert list(loaded.graph.kernels().values()) == ["rms_norm"] + ["add_rms_norm_"] * 4
+
+
 @pytest.mark.parametrize(
     "family", ["open_clip_clip", "timm_rms_norm", "timm_swin_v2", "hf_aimv2", "hf_beit", "hf_bert"]
 )
@@ -100,10 +115,11 @@ def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_measuring_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    measured = kernel_tuning.measure_kernel("add_layer_norm_", (2, 5, 64), torch.float32)
-    assert measured["add_layer_norm_"].is_exact
-    assert 0 < measured["add_layer_norm_"].low <= measured["add_layer_norm_"].high < 1e3
-    assert kernel_tuning.measure_kernel("add_layer_norm_", (2, 5, 64), torch.float32) == measured
+    for kernel in ("add_layer_norm_", "rms_norm"):
+        measured = kernel_tuning.measure_kernel(kernel, (2, 5, 64), torch.float32)
+        assert measured[kernel].is_exact
+        assert 0 < measured[kernel].low <= measured[kernel].high < 1e3
+        assert kernel_tuning.measure_kernel(kernel, (2, 5, 64), torch.float32) == measured
 
 
 def test_on_a_graph_module() -> None:
