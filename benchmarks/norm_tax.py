@@ -359,10 +359,11 @@ def shown(values: dict[str, float]) -> str:
     return f"{values['median']:.3f} ({values['low']:.3f} to {values['high']:.3f})"
 
 
-def _measured_alone(case: Case) -> list[dict[str, Any]]:
+def measured_alone(benchmark: str, case: Case) -> list[dict[str, Any]]:
+    """The rows of ``case`` from a process of its own, which ``benchmark`` is run in."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "rows.json"
-        own = [sys.executable, "-m", "benchmarks.norm_tax", "--task"]
+        own = [sys.executable, "-m", f"benchmarks.{benchmark}", "--task"]
         threads = {"OMP_NUM_THREADS": str(case.threads)}
         cost = measured(
             [*own, json.dumps(asdict(case)), str(result)], RUNTIMES[case.runtime] | threads
@@ -403,7 +404,7 @@ def main() -> None:
     with Progress(lines=True) as progress:
         for done, case in enumerate(cases, start=1):
             progress(done, len(cases), f"{case.model} in {case.runtime}")
-            rows += _measured_alone(case)
+            rows += measured_alone("norm_tax", case)
             if options.json:
                 options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}))
     print(f"{options.threads} threads, {options.rounds} rounds\n")

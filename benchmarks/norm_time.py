@@ -19,22 +19,19 @@ import argparse
 import json
 import os
 import statistics
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured_process import measured
 from benchmarks.norm_tax import (
     DEFAULT_SWAPS,
     FLOOR,
     MODELS,
     MODULE,
     ORIGINAL,
-    RUNTIMES,
     Case,
+    measured_alone,
     shown,
     torch_runs,
     torch_variants,
@@ -115,19 +112,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _measured_alone(case: Case) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "rows.json"
-        own = [sys.executable, "-m", "benchmarks.norm_time", "--task"]
-        threads = {"OMP_NUM_THREADS": str(case.threads)}
-        cost = measured(
-            [*own, json.dumps(asdict(case)), str(result)], RUNTIMES[case.runtime] | threads
-        )
-        if cost.error:
-            raise SystemExit(f"{case.model}, {case.runtime}: {cost.error}")
-        return list(json.loads(result.read_text()))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
@@ -153,7 +137,7 @@ def main() -> None:
     with Progress(lines=True) as progress:
         for done, case in enumerate(cases, start=1):
             progress(done, len(cases), f"{case.model} in {case.runtime}")
-            rows += _measured_alone(case)
+            rows += measured_alone("norm_time", case)
     if options.json:
         options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}))
     print(f"{options.threads} threads, {options.rounds} rounds\n")

@@ -10,7 +10,7 @@ work in place, for inference: ``layer_norm_(x, ...)``, and ``add_layer_norm_(bra
 ...)``, after which the branch holds y and the residual the sum.
 
 Importing this package registers them and compiles nothing. On the CPU they run C, which the
-system's compiler makes of ``norms.c`` and ``operators.c`` when the first one runs; on CUDA, Triton;
+system's compiler makes of the ``.c`` files here when the first one runs; on CUDA, Triton;
 elsewhere, in float64, without a compiler and with ``NORMSWAP_KERNELS=torch`` in the environment,
 torch's own operators. See ``operators`` for dtypes and errors.
 """

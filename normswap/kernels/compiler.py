@@ -8,13 +8,15 @@ import platform
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-SOURCES = ("norms.c", "operators.c")
-HEADERS = ("norms.h", "torch_interface.h")
+SOURCES = ("forward.c", "backward.c", "operators.c")
+HEADERS = ("norms.h", "rows.h", "torch_interface.h")
 FLAGS = (
-    *("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-w", "-fvisibility=hidden"),
+    *("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-w", "-fvisibility=hidden"),
     "-fexceptions",  # torch's C++ exceptions pass through C to its dispatcher
 )
 _LIBRARIES = ("-lm", "-ldl")
@@ -59,12 +61,19 @@ def compile_library(compiler: list[str], target: Path) -> None:
     """Writes the library to ``target``, whose folder gets the sources too. Raises CompilerError."""
     for name, text in source().items():
         (target.parent / name).write_text(text)
-    paths = [str(target.parent / name) for name in SOURCES]
-    command = [*compiler, *FLAGS, "-o", str(target), *paths, *_LIBRARIES]
+    with ThreadPoolExecutor() as threads:
+        objects = list(threads.map(partial(_object, compiler, target.parent), SOURCES))
+    _output([*compiler, "-shared", "-o", str(target), *objects, *_LIBRARIES])
+
+
+def _object(compiler: list[str], folder: Path, name: str) -> str:
+    made = str((folder / name).with_suffix(".o"))
+    command = [*compiler, *FLAGS, "-c", "-o", made, str(folder / name)]
     try:
         _output([*command, NATIVE])
     except CompilerError:  # not every compiler knows every CPU
         _output(command)
+    return made
 
 
 def source() -> dict[str, str]:

@@ -1,4 +1,4 @@
-/* Norms over rows of C contiguous numbers: what norms.c computes. */
+/* Norms over rows of C contiguous numbers: what forward.c and backward.c compute. */
 #ifndef NORMSWAP_NORMS_H
 #define NORMSWAP_NORMS_H
 

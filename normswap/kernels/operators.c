@@ -1,7 +1,7 @@
 /* The operators on CPU tensors, as torch's dispatcher calls them: what the tensors are, where the
- * results go, and norms.c. At batch 1 a kernel in Python takes as long as the norm itself.
+ * results go, and forward.c or backward.c. At batch 1 a kernel in Python takes as long as a norm.
  *
- * What norms.c cannot read as it is (strides, mixed dtypes, float64, nothing at all) goes on to the
+ * What these cannot read as it is (strides, mixed dtypes, float64, nothing at all) goes on to the
  * operator `<name>_fallback`, in Python, and so does every wrong argument.
  */
 #include "torch_interface.h"
@@ -49,7 +49,7 @@ static int type_of(tensor_handle tensor) {
     return -1;
 }
 
-/* Whether it is contiguous, of a type that norms.c knows, and has numbers and an axis. */
+/* Whether it is contiguous, of a type that the kernels know, and has numbers and an axis. */
 static bool read_layout(tensor_handle tensor, layout *found) {
     bool contiguous;
     int64_t *sizes;

@@ -58,12 +58,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A compiler that copies the library, and the file that has a line for each of its runs."""
+    """A compiler that copies the library, and the file that has a line for each one it made."""
     log, script = tmp_path / "runs", tmp_path / "quick-cc"
     log.touch()
     script.write_text(
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo quick; exit; fi\n'
+        '[ "$1" = -shared ] || exit 0\n'  # an object, which nothing reads
         f'echo run >> "{log}"\n'
         'while [ "$1" != -o ]; do shift; done\n'
         f'sleep 0.2; cp "{made}" "$2"\n'
@@ -176,11 +177,11 @@ def test_failing_compiler(
 ) -> None:
     script = tmp_path / "failing-cc"
     script.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit\necho norms.c: fatal error: broken >&2\nexit 3\n'
+        '#!/bin/sh\n[ "$1" = --version ] && exit\necho forward.c: fatal error: broken >&2\nexit 3\n'
     )
     script.chmod(0o700)
     monkeypatch.setenv("CC", str(script))
-    _falls_back(caplog, r"failed with status 3 \(norms.c: fatal error: broken\)")
+    _falls_back(caplog, r"failed with status 3 \(forward.c: fatal error: broken\)")
     assert os.listdir(tmp_path / "cache" / "normswap") == []
 
 
