@@ -38,8 +38,7 @@ INLINE void backward_rows(int64_t first, int rows, const backward_call *c,
         found[j] = added(sums);
     }
     statistics of[ROWS];
-    if (centred) layer_statistics(rows, found, row, columns, c->epsilon, of);
-    else rms_statistics(rows, found, columns, c->epsilon, of);
+    row_statistics(rows, found, row, columns, c->epsilon, centred, of);
     vf of_g[ROWS] = {{0}}, of_gh[ROWS] = {{0}};
     OVER_ROW(columns, {
         (void)k;
@@ -47,10 +46,8 @@ INLINE void backward_rows(int64_t first, int rows, const backward_call *c,
         vf grad_weight = load(s->grad_weight, i, count, FLOAT32);
         vf grad_bias = centred ? load(s->grad_bias, i, count, FLOAT32) : spread(0);
         for (int j = 0; j < rows; j++) {
-            vf v = load(row[j], i, count, FLOAT32);
             vf g = load(grad + j * step, i, count, type);
-            v = centred ? (v - of[j].mean) * of[j].rstd + of[j].shift : v * of[j].rstd;
-            vf h = keep(v, count);
+            vf h = keep(normed(load(row[j], i, count, FLOAT32), of[j], centred), count);
             grad_weight += g * h;
             grad_bias += g;
             g = g * weight;
@@ -62,17 +59,16 @@ INLINE void backward_rows(int64_t first, int rows, const backward_call *c,
     });
     for (int j = 0; j < rows; j++) {
         const float mean_g = centred ? total(of_g[j]) / columns : 0;
-        const float mean_gh = total(of_gh[j]) / columns, rstd = of[j].rstd;
-        const float mean = of[j].mean, shift = of[j].shift;
+        const float mean_gh = total(of_gh[j]) / columns;
+        const statistics own = of[j];
         const char *own_grad = grad + j * step;
         const char *grad_sum = c->grad_sum ? c->grad_sum + (first + j) * step : NULL;
         char *grad_x = c->grad_x + (first + j) * step;
         OVER_ROW(columns, {
             (void)k;
-            vf v = load(row[j], i, count, FLOAT32);
             vf g = load(own_grad, i, count, type) * load(s->weight, i, count, FLOAT32);
-            vf h = centred ? (v - mean) * rstd + shift : v * rstd;
-            v = (g - mean_g - h * mean_gh) * rstd;
+            vf h = normed(load(row[j], i, count, FLOAT32), own, centred);
+            vf v = (g - mean_g - h * mean_gh) * own.rstd;
             if (grad_sum) v = v + load(grad_sum, i, count, type);
             store(grad_x, i, count, type, v);
         });

@@ -37,15 +37,13 @@ INLINE void forward_rows(int64_t first, int rows, const forward_call *c, const f
         found[j] = added(sums);
     }
     statistics of[ROWS];
-    if (centred) layer_statistics(rows, found, row, columns, c->epsilon, of);
-    else rms_statistics(rows, found, columns, c->epsilon, of);
+    row_statistics(rows, found, row, columns, c->epsilon, centred, of);
     for (int j = 0; j < rows; j++) {
         char *normalised = c->normalised + (first + j) * step;
-        const float mean = of[j].mean, shift = of[j].shift, rstd = of[j].rstd;
+        const statistics own = of[j];
         OVER_ROW(columns, {
             (void)k;
-            vf v = load(row[j], i, count, FLOAT32);
-            v = centred ? (v - mean) * rstd + shift : v * rstd;
+            vf v = normed(load(row[j], i, count, FLOAT32), own, centred);
             v = v * load(s->weight, i, count, FLOAT32);
             if (centred) v = v + load(s->bias, i, count, FLOAT32);
             store(normalised, i, count, type, v);

@@ -251,4 +251,15 @@ INLINE void rms_statistics(int rows, const vf *squares, int64_t columns, double 
     }
 }
 
+/* Of `rows` rows, whose sums (centred) or sums of squares are `found`. */
+INLINE void row_statistics(int rows, const vf *found, const char *const *row, int64_t columns,
+                           double epsilon, int centred, statistics *of) {
+    if (centred) layer_statistics(rows, found, row, columns, epsilon, of);
+    else rms_statistics(rows, found, columns, epsilon, of);
+}
+
+INLINE vf normed(vf v, statistics s, int centred) {
+    return centred ? (v - s.mean) * s.rstd + s.shift : v * s.rstd;
+}
+
 #endif
