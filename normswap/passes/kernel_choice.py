@@ -25,7 +25,7 @@ def use_kernels(
     graph.use_kernels(n for n in nodes.values() if n is not None)
     notes = []
     if tune:
-        from normswap.passes.kernel_tuning import tune_kernels  # needs torch
+        from normswap.tuning.torch_norms import tune_kernels  # needs torch
 
         notes = tune_kernels(graph, progress)
     running = graph.kernels()

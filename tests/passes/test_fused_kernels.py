@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import normswap as ns
-from normswap.passes import Fused, kernel_tuning
+from normswap.passes import Fused
 from normswap.pipelines import apply_for_inference
+from normswap.tuning import torch_norms
 from normswap.tuning.choice import Measured
 from tests.zoo.exports import FX, model_as
 
@@ -104,9 +105,9 @@ def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> 
     slow, fast = Measured(1.5, 1.4, 1.6, 0.5), Measured(0.5, 0.4, 0.6, 0.5)
 
     def measure(kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Measured]:
-        return {kernel_tuning.ORIGINAL: original, kernel: slow if "add" in kernel else fast}
+        return {torch_norms.ORIGINAL: original, kernel: slow if "add" in kernel else fast}
 
-    monkeypatch.setattr(kernel_tuning, "measure_kernel", measure)
+    monkeypatch.setattr(torch_norms, "measure_kernel", measure)
     result = ns.swap(model_as("timm_vit", FX), to="fused", tune=True)
     # Without the sum only the last norm reads what nobody else does.
     assert result.notes[0] == "1 norms run as layer_norm_ in inference"
@@ -116,10 +117,10 @@ def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> 
 def test_measuring_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for kernel in ("add_layer_norm_", "rms_norm"):
-        measured = kernel_tuning.measure_kernel(kernel, (2, 5, 64), torch.float32)
+        measured = torch_norms.measure_kernel(kernel, (2, 5, 64), torch.float32)
         assert measured[kernel].is_exact
         assert 0 < measured[kernel].low <= measured[kernel].high < 1e3
-        assert kernel_tuning.measure_kernel(kernel, (2, 5, 64), torch.float32) == measured
+        assert torch_norms.measure_kernel(kernel, (2, 5, 64), torch.float32) == measured
 
 
 def test_on_a_graph_module() -> None:
@@ -132,9 +133,7 @@ def test_a_damaged_measurement_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernel_tuning.measure_kernel("layer_norm_", (2, 64), torch.float32)
+    torch_norms.measure_kernel("layer_norm_", (2, 64), torch.float32)
     (file,) = (tmp_path / "normswap" / "tuning").iterdir()
     file.write_text(file.read_text().replace('"ratio"', '"other"'))
-    assert kernel_tuning.measure_kernel("layer_norm_", (2, 64), torch.float32)[
-        "layer_norm_"
-    ].is_exact
+    assert torch_norms.measure_kernel("layer_norm_", (2, 64), torch.float32)["layer_norm_"].is_exact
