@@ -374,18 +374,24 @@ def measured_alone(benchmark: str, case: Case) -> list[dict[str, Any]]:
         return list(json.loads(result.read_text()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+def argument_parser(about: str) -> argparse.ArgumentParser:
+    """The options that choose models and rounds; ``about``: a module's docstring."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--swaps", nargs="*", default=list(DEFAULT_SWAPS), choices=SWAPS)
-    parser.add_argument("--opset", type=int, default=14)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--quick", action="store_true", help="one model, batch 1, five rounds")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    return parser
+
+
+def main() -> None:
+    parser = argument_parser(str(__doc__))
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
+    parser.add_argument("--swaps", nargs="*", default=list(DEFAULT_SWAPS), choices=SWAPS)
+    parser.add_argument("--opset", type=int, default=14)
     options = parser.parse_args()
     if options.task:
         given, result = options.task

@@ -15,9 +15,7 @@ the same round, median and quartiles: what is left of the norm tax.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,10 +25,10 @@ from typing import Any
 from benchmarks.norm_tax import (
     DEFAULT_SWAPS,
     FLOOR,
-    MODELS,
     MODULE,
     ORIGINAL,
     Case,
+    argument_parser,
     measured_alone,
     shown,
     torch_runs,
@@ -39,7 +37,7 @@ from benchmarks.norm_tax import (
 from benchmarks.paired import interleaved, spread
 
 ALLOCATORS = ("torch", "torch, keeping allocator")
-COUNTED = ("aten::layer_norm", "aten::rms_norm", "aten::add", "aten::add_", "normswap::")
+COUNTED = ("aten::layer_norm", "aten::rms_norm", "aten::add", "aten::add_")
 WARM_UP = 3
 
 
@@ -55,7 +53,7 @@ def seconds_in_norms(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _is_counted(event: Any) -> bool:
-    return event.name in COUNTED or event.name.startswith(COUNTED[-1])
+    return event.name in COUNTED or event.name.startswith("normswap::")
 
 
 def _is_inside(event: Any) -> bool:
@@ -113,15 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--quick", action="store_true", help="one model, batch 1, five rounds")
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    options = parser.parse_args()
+    options = argument_parser(str(__doc__)).parse_args()
     if options.task:
         given, result = options.task
         Path(result).write_text(json.dumps(measure(Case(**json.loads(given)))))
