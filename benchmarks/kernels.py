@@ -49,7 +49,7 @@ def contenders(operator: str, x: Any, parameters: list[Any]) -> dict[str, Work]:
     import torch
     from torch.nn import functional
 
-    import normswap.kernels  # noqa: F401  registers the operators
+    import normswap.lowering.kernels  # noqa: F401  registers the operators
 
     shape = x.shape[-1:]
     added = operator.startswith("add")

@@ -177,10 +177,10 @@ def generated_cases(count: int) -> Iterator[Case]:
     """
     from hypothesis import strategies as st
 
-    from tests.locate.lowered_spellings import lowered_spellings, two_norm_spellings
-    from tests.locate.near_misses import MUTATIONS, near_miss, near_misses
-    from tests.locate.spelling_plan import SIMPLE, plans
-    from tests.locate.spellings import simple_spellings, spellings
+    from tests.norms.lowered_spellings import lowered_spellings, two_norm_spellings
+    from tests.norms.near_misses import MUTATIONS, near_miss, near_misses
+    from tests.norms.spelling_plan import SIMPLE, plans
+    from tests.norms.spellings import simple_spellings, spellings
 
     # ONNX Runtime runs BatchNorm in training mode wrongly once equal constants are merged, which
     # many tools do: its running mean is written over a shared constant.
@@ -222,7 +222,7 @@ def _drawn(strategy: Any, seed: int) -> Any:
 
 
 def _generated_case(name: str, form: str, drawn: Any) -> Case:
-    from tests.locate.spelling_proof import Evaluated
+    from tests.norms.spelling_proof import Evaluated
 
     case, evaluated = Case(name, form, drawn.proto), Evaluated(drawn.proto)
     dtypes = {

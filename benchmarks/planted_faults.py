@@ -21,13 +21,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from normswap import fold_affine, save, swap, validate
+from normswap import fold_affine, save, swap
+from normswap import parity as validate
 from normswap.model import Model
-from normswap.validate import make_probes
-from tests.validate.conftest import Builder
-from tests.validate.faults import FAULTS
-from tests.validate.test_faults import KINDS, clip, faulty
-from tests.validate.victim import EOS, LENGTH, Clip
+from normswap.parity.probes import make_probes
+from tests.parity.conftest import Builder
+from tests.parity.faults import FAULTS
+from tests.parity.test_faults import KINDS, clip, faulty
+from tests.parity.victim import EOS, LENGTH, Clip
 
 _TOLERANCE = 1e-3
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import normswap as ns
 from normswap.assets import digits
-from normswap.validate import ValidationReport
+from normswap.parity.report import ValidationReport
 
 
 def main(folder: Path) -> tuple[ValidationReport, ValidationReport]:

@@ -1,53 +1,16 @@
-"""The functions of the public API: each takes a model and options, and returns plain values."""
+"""The public functions that rewrite a model: each takes options and returns plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normswap.errors import NormswapError
-from normswap.lazy import lazily
-from normswap.locate import locate as locate_in_graph
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms import locate as locate_in_graph
+from normswap.norms.site import Site
 from normswap.passes.base import PassResult, swap_called, swaps
-
-if TYPE_CHECKING:
-    from normswap.bench.run import bench
-    from normswap.io.data import load_data
-    from normswap.io.load import load
-    from normswap.io.save import save
-    from normswap.train.comparison.compare import compare
-    from normswap.train.distill import distill
-    from normswap.validate import validate
-else:  # most of them need torch, which takes longer to import than ONNX models take to swap
-    __getattr__ = lazily(
-        __name__,
-        {
-            "bench": "normswap.bench.run",
-            "compare": "normswap.train.comparison.compare",
-            "distill": "normswap.train.distill",
-            "load": "normswap.io.load",
-            "load_data": "normswap.io.data",
-            "save": "normswap.io.save",
-            "validate": "normswap.validate",
-        },
-    )
-
-__all__ = [
-    "bench",
-    "compare",
-    "distill",
-    "fold",
-    "fold_affine",
-    "load",
-    "load_data",
-    "locate",
-    "save",
-    "swap",
-    "validate",
-]
 
 
 def locate(model: Model) -> list[Site]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     import onnx_ir
     import torch
 
-    from normswap.graph.fx import FxGraph
+    from normswap.graph.fx.graph import FxGraph
     from normswap.io.preprocessing import Preprocessing, Unsupported
+
+
+Progress = Callable[[int, int, str], None]
+"""Progress callback type: ``progress(done, total, what)``, before each step and once at the end."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,14 @@ class Model:
     def to_inference(self) -> torch.fx.GraphModule:
         """A ``torch.fx.GraphModule`` for inference, under ``torch.no_grad()`` or
         ``inference_mode()``: norms that ``swap --to fused`` chose run as the kernels of
-        ``normswap.kernels``, in place.
+        ``normswap.lowering.kernels``, in place.
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """
         return self._torch_graph().to_inference_module()
 
     def _torch_graph(self) -> FxGraph:
-        from normswap.graph.fx import FxGraph
+        from normswap.graph.fx.graph import FxGraph
 
         if not isinstance(self.graph, FxGraph):
             raise NormswapError(
@@ -117,7 +121,7 @@ class Model:
 
         Raises NormswapError for a torch graph (``normswap.export`` converts those).
         """
-        from normswap.graph.onnx import OnnxGraph
+        from normswap.graph.onnx.graph import OnnxGraph
 
         if not isinstance(self.graph, OnnxGraph):
             raise NormswapError(f"{self.name}: a torch graph; export it to ONNX first")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import normswap
-from normswap.lazy import lazily
-from tests.cli.test_program import environment
-
-SHADOWED = ("bench.statistics", "locate.site", "validate.bounds")
-"""Modules of packages with the names of functions."""
+from normswap.lazy import public_names
 
 
 def test_everything_that_is_named_is_there() -> None:
@@ -21,24 +17,9 @@ def test_everything_that_is_named_is_there() -> None:
         assert getattr(normswap, name).__name__ == name
 
 
-@pytest.mark.parametrize("module", SHADOWED)
-def test_a_package_does_not_take_the_place_of_a_function(module: str) -> None:
-    name = module.partition(".")[0]
-    code = (
-        f"import normswap.{module}, normswap\n"
-        f"assert normswap.{name}.__name__ == '{name}' and callable(normswap.{name})\n"
-        f"from normswap import {name}\n"
-        f"assert callable({name})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def test_a_name_is_imported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    get = lazily(__name__, {"Fraction": "fractions"})
+def test_a_name_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.pyi").write_text("from fractions import Fraction as Fraction\n")
+    get, _, names = public_names(__name__, str(tmp_path / "m.py"))
+    assert names == ["Fraction"]
     assert get("Fraction") is sys.modules[__name__].Fraction  # type: ignore[attr-defined]
     monkeypatch.delattr(sys.modules[__name__], "Fraction")
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        get("nonsense")
-    with pytest.raises(AttributeError, match="module 'normswap' has no attribute 'nonsense'"):
-        _ = normswap.nonsense  # type: ignore[attr-defined]

@@ -79,12 +79,12 @@ def compare(
     """
     numbers = _numbers(rates)
     with working(lines=True) as progress:
-        from normswap import api
-        from normswap.train.comparison.view import comparison_view
+        import normswap
+        from normswap.train.study.view import comparison_view
 
-        found = api.compare(
+        found = normswap.compare(
             output,
-            None if model is None else api.load(model, trust=trust),
+            None if model is None else normswap.load(model, trust=trust),
             data=data,
             labels=labels,
             variants=[name.strip() for name in variants.split(",")],

@@ -106,7 +106,8 @@ def distill(
     if residual and not progressive:
         raise click.UsageError("--residual belongs to --progressive.")
     with working(lines=True) as progress:
-        from normswap import api, distributed
+        import normswap
+        from normswap import distributed
         from normswap.io.atomic import check_writable
         from normswap.io.save import check_output
         from normswap.report.distillation import distillation_view, write_report
@@ -121,8 +122,8 @@ def distill(
                 if page is not None:
                     check_writable(page)
             result = distill(
-                api.load(student, trust=trust),
-                api.load(teacher, trust=trust),
+                normswap.load(student, trust=trust),
+                normswap.load(teacher, trust=trust),
                 data,
                 samples=samples,
                 labels=labels,
@@ -137,7 +138,7 @@ def distill(
                 **training,
             )
         if first:
-            api.save(result.model, output)
+            normswap.save(result.model, output)
             if page is not None:
                 write_report(result, page)
     if first and as_json:

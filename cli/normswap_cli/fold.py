@@ -30,12 +30,12 @@ def fold(model: str, output: Path, sites: str | None, as_json: bool, trust: bool
     that --sites asks for cannot be folded.
     """
     with working():
-        from normswap import api
+        import normswap
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
-        source = api.load(model, trust=trust)
-        steps = [("fold", api.fold(source, sites=sites))]
+        source = normswap.load(model, trust=trust)
+        steps = [("fold", normswap.fold(source, sites=sites))]
         report = save_if_passed(Rewriting(source, steps, sites is not None), output)
     return tell(report, output, "no BatchNorm was found", as_json)

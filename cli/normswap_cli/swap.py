@@ -140,21 +140,21 @@ def swap(
     options.pop("fold", None)
     options.pop("fold_affine", None)
     with working() as progress:
-        from normswap import api
+        import normswap
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
         from normswap.torchrun import joined
 
         check_output(output)
-        source = api.load(model, trust=trust)
+        source = normswap.load(model, trust=trust)
         with joined() as first:  # under torchrun each process fits to its share of the data
-            swapped = api.swap(source, to=kind.to, sites=sites, progress=progress, **options)
+            swapped = normswap.swap(source, to=kind.to, sites=sites, progress=progress, **options)
         if not first:
             return 0
         steps = [(kind.to, swapped)]
         if then_fold:
-            steps.append(("fold", api.fold(swapped.model)))
+            steps.append(("fold", normswap.fold(swapped.model)))
         if fold_affine:
-            steps.append(("fold-affine", api.fold_affine(swapped.model)))
+            steps.append(("fold-affine", normswap.fold_affine(swapped.model)))
         report = save_if_passed(Rewriting(source, steps, sites is not None), output)
     return tell(report, output, "no norm was found", as_json)

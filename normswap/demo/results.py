@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from normswap.timing import Timing
-from normswap.validate.report import ExactOutput, ValidationReport
+from normswap.parity.report import ExactOutput, ValidationReport
+from normswap.timing.paired import Timing
 
 SCHEMA = "normswap.demo/1"
 

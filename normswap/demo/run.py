@@ -14,7 +14,7 @@ from normswap.demo.tasks import Task, tasks
 from normswap.demo.timing import fixed_threads
 from normswap.demo.variants import onnx_variants, torch_variants
 from normswap.io.extras import import_extra
-from normswap.progress import Progress
+from normswap.model import Progress
 
 
 def run_demo(folder: Path, progress: Progress | None = None) -> DemoResults:

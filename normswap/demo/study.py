@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from normswap import api
+import normswap
 from normswap.demo.output import Output
 from normswap.demo.results import Accuracies, Parity, VariantResults
 from normswap.demo.tasks import Task
 from normswap.demo.timing import onnx_runs, torch_runs
 from normswap.io.save import save
-from normswap.locate import locate
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.parity.report import ValidationReport
+from normswap.parity.validation import validate
 from normswap.report.html import write_html
 from normswap.report.inspection import InspectedSite, inspection
-from normswap.timing import Timing, compare
-from normswap.validate import ValidationReport, validate
+from normswap.timing.paired import Timing, compare
 
 _TOWER = "image"  # what is swapped where there is also a text tower
 
@@ -44,20 +45,20 @@ class Study:
         self.inspect(self.spelled_out, "spelled-out")
 
         self._say("fusing")
-        fused = api.swap(self.spelled_out, to="fused")
+        fused = normswap.swap(self.spelled_out, to="fused")
         self.keep(fused.model, "fused", "spelled-out after swap --to fused")
         fused_parity = self.prove(self.spelled_out, fused.model, "fused", "spelled-out and fused")
 
         self._say("swapping")
         data = self.task.calibration_for(self.original)
-        copied = api.swap(self.original, to="batchnorm", data=data, fit="copy")
-        moments = api.swap(self.original, to="batchnorm", data=data, ffn_batchnorm=True)
+        copied = normswap.swap(self.original, to="batchnorm", data=data, fit="copy")
+        moments = normswap.swap(self.original, to="batchnorm", data=data, ffn_batchnorm=True)
         self.keep(moments.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
-        swapped = api.swap(self.original, to="affine", data=data, refit_writers=True)
+        swapped = normswap.swap(self.original, to="affine", data=data, refit_writers=True)
         self.keep(swapped.model, "affine", "original after swap --to affine --refit-writers")
 
         self._say("folding")
-        folded = api.fold(swapped.model)
+        folded = normswap.fold(swapped.model)
         self.keep(folded.model, "folded", "affine after fold")
         folded_parity = self.prove(swapped.model, folded.model, "folded", "affine and folded")
         after = self.inspect(folded.model, "folded")
@@ -65,8 +66,8 @@ class Study:
         accuracy = Accuracies(
             original=self.task.accuracy(self.original),
             fused=self.task.accuracy(fused.model),
-            copied=self.task.accuracy(api.fold(copied.model).model),
-            moments=self.task.accuracy(api.fold(moments.model).model),
+            copied=self.task.accuracy(normswap.fold(copied.model).model),
+            moments=self.task.accuracy(normswap.fold(moments.model).model),
             affine=self.task.accuracy(folded.model),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 from normswap.demo.results import DemoResults, Parity, VariantResults
 from normswap.demo.timing import THREADS
-from normswap.timing import Timing
+from normswap.timing.paired import Timing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.timing import Run
+from normswap.timing.paired import Run
 
 THREADS = 1
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms.site import Site
 
 _ELEMENTS = 16 * 3 * 224 * 224  # per batch, of all inputs together
 _SMALLEST, _LARGEST = 16, 256

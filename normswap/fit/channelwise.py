@@ -11,7 +11,7 @@ from normswap.fit.batch_norm import safe_epsilon
 from normswap.fit.group_moments import GroupMoments
 from normswap.fit.moments import varies
 from normswap.graph.graph import Array
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 _STRENGTHS = (0.0, *(10.0**power for power in range(-4, 3)))  # of the channel's mean variance
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from normswap.fit.frontier import Batches
 from normswap.graph.graph import Array, Graph, Node, Value
-from normswap.locate.passthrough import PASS_THROUGH
-from normswap.locate.site import Site
+from normswap.norms.passthrough import PASS_THROUGH
+from normswap.norms.site import Site
 
 MASK_INPUT = "attention_mask"
 _SELECTING = frozenset({"Gather", "GatherND", "GatherElements"})

@@ -9,7 +9,7 @@ import numpy as np
 from normswap.fit.frontier import Batches
 from normswap.fit.rows import Layout
 from normswap.graph.graph import Array, Graph
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 TOKENS = ("all", "class", "position")
 

@@ -21,8 +21,7 @@ from normswap.io.image_folder import folder_labels, list_images, opener
 from normswap.io.images import known_preprocessing, prepare
 from normswap.io.preprocessing import Preprocessing
 from normswap.io.scratch import chunks, new_array
-from normswap.model import InputSpec, Model, check_array
-from normswap.progress import Progress
+from normswap.model import InputSpec, Model, Progress, check_array
 
 _log = logging.getLogger(__name__)
 

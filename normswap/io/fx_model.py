@@ -15,8 +15,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from normswap.errors import NormswapError
-from normswap.graph.fx import FxGraph
-from normswap.graph.fx_storage import hidden_writes
+from normswap.graph.fx.graph import FxGraph
+from normswap.graph.fx.storage import hidden_writes
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.model import InputSpec, Model

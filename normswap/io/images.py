@@ -16,8 +16,7 @@ from normswap.graph.graph import Array
 from normswap.io.messages import first_line
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.scratch import new_array
-from normswap.model import InputSpec, Model
-from normswap.progress import Progress
+from normswap.model import InputSpec, Model, Progress
 
 _WORKERS = 8  # Pillow decodes and resizes without Python's lock
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
-from normswap.io.onnx import read_onnx
-from normswap.io.onnx_model import model_from_onnx
+from normswap.io.onnx.file import read_onnx
+from normswap.io.onnx.model import model_from_onnx
 from normswap.model import Model
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _from_path(path: Path, trust: bool) -> Model:
 
         return model_from_pt2(path, trust)
     if suffix in (".pt", ".pth", ".bin", ".pkl"):
-        from normswap.io.pt2 import refuse_pickle
+        from normswap.io.pt2.file import refuse_pickle
 
         refuse_pickle(path)
     raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")

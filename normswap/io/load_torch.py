@@ -18,7 +18,7 @@ from normswap.io.huggingface import huggingface_source
 from normswap.io.module import module_source
 from normswap.io.open_clip import open_clip_source
 from normswap.io.preprocessing_files import KEY, preprocessing_of_file
-from normswap.io.pt2 import read_pt2, read_pt2_note
+from normswap.io.pt2.file import read_pt2, read_pt2_note
 from normswap.io.source import Source
 from normswap.io.timm import timm_source
 from normswap.model import Model

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from normswap.errors import NormswapError
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io import history
 from normswap.io.atomic import check_writable
-from normswap.io.onnx import write_onnx
+from normswap.io.onnx.file import write_onnx
 from normswap.io.preprocessing import Preprocessing
 from normswap.io.preprocessing_files import KEY
 from normswap.model import Model

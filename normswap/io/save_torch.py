@@ -10,8 +10,8 @@ import torch
 
 from normswap.errors import NormswapError
 from normswap.io.fx_model import export_arguments, program_from_model
-from normswap.io.onnx import write_onnx
-from normswap.io.pt2 import write_pt2
+from normswap.io.onnx.file import write_onnx
+from normswap.io.pt2.file import write_pt2
 from normswap.model import Model
 
 _OPSET = 20  # Gelu is one operator from here on, LayerNormalization since 17

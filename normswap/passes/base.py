@@ -8,8 +8,8 @@ import pkgutil
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from normswap.locate.site import Site
 from normswap.model import Model, Step
+from normswap.norms.site import Site
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ from normswap.fit.text_masks import text_masks
 from normswap.fit.tokens import TOKENS, special_positions
 from normswap.graph.graph import Array, Graph
 from normswap.io.data import Data
-from normswap.locate import locate
-from normswap.locate.site import Site
-from normswap.model import Model
+from normswap.model import Model, Progress
+from normswap.norms import locate
+from normswap.norms.site import Site
+from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.select import select_sites
-from normswap.progress import Progress
-from normswap.validate.requirement import Judge, Requirement
 
 _JUDGED = 5  # every fifth sample
 KINDS = ("layer_norm", "rms_norm")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from normswap.locate.site import Site
-from normswap.model import Model
+from normswap.model import Model, Progress
+from normswap.norms.site import Site
+from normswap.parity.requirement import Judge
 from normswap.passes.base import PassResult
-from normswap.progress import Progress
-from normswap.validate.requirement import Judge
 
 Swapping = Callable[[Sequence[Site]], PassResult]
 

@@ -16,11 +16,11 @@ from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear
 from normswap.io.data import Data
-from normswap.locate import locate
-from normswap.locate.ffn import ffn_of
-from normswap.locate.residuals import residuals
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.ffn import ffn_of
+from normswap.norms.residuals import residuals
+from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.calibrated import Fitted, fitted_sites
 from normswap.passes.insert import insert_batch_norm

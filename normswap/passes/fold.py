@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate import locate
-from normswap.locate.names import unique_names
-from normswap.locate.operators import TRAINING
-from normswap.locate.site import Site
-from normswap.locate.towers import towers
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.names import unique_names
+from normswap.norms.operators import TRAINING
+from normswap.norms.site import Site
+from normswap.norms.towers import towers
 from normswap.passes.algebra.affine_regions import (
     AffineRegion,
     affine_regions,

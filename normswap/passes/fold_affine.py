@@ -10,9 +10,9 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Node
-from normswap.locate import locate
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.site import Site
 from normswap.passes.algebra.affine_regions import nodes_of
 from normswap.passes.algebra.change_of_variables import Start, spread
 from normswap.passes.algebra.channel_map import ChannelMap

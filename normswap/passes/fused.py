@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from normswap.errors import NormswapError
-from normswap.locate import locate
-from normswap.locate.site import Site
-from normswap.model import Model
+from normswap.lowering.runtimes import TARGETS, runtime_of
+from normswap.model import Model, Progress
+from normswap.norms import locate
+from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_forms import KINDS, OPERATOR, ChosenForms, refusal, write
 from normswap.passes.select import other_kind, select_sites
-from normswap.progress import Progress
-from normswap.tuning.runtimes import TARGETS, runtime_of
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Fused(Pass):
 
     ``target``: what the model is made for, one of ``TARGETS``; None is the same as 'generic' for
     an ONNX graph, and torch itself for an FX graph. For torch, norms also run as the kernels of
-    ``normswap.kernels`` in inference (``Model.to_inference``), in place, wherever the graph proves
+    ``lowering/kernels`` in inference (``Model.to_inference``), in place, wherever the graph proves
     that nobody reads the overwritten buffers any more. ``tune`` measures the forms of every norm
     on this machine, one operator for the norm and its residual sum among them, and takes another
     than the default only where it is faster and as accurate.
@@ -53,7 +52,7 @@ class Fused(Pass):
         if model.kind == "fx" and self.target is None:
             return self._for_torch(model, chosen)
         if model.kind == "onnx" and self.tune:
-            from normswap.tuning.onnx_norms import tuned  # needs torch
+            from normswap.lowering.onnx_norms import tuned  # needs torch
 
             runtime = runtime_of(self.target or "generic")
             return _written(model, tuned(model, chosen, runtime, self.progress))

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate.passthrough import root
-from normswap.locate.site import Site
-from normswap.progress import Progress
+from normswap.model import Progress
+from normswap.norms.passthrough import root
+from normswap.norms.site import Site
 
 _OPERATORS = ("LayerNormalization", "RMSNormalization")
 
@@ -25,7 +25,7 @@ def use_kernels(
     graph.use_kernels(n for n in nodes.values() if n is not None)
     notes = []
     if tune:
-        from normswap.tuning.torch_norms import tune_kernels  # needs torch
+        from normswap.lowering.torch_norms import tune_kernels  # needs torch
 
         notes = tune_kernels(graph, progress)
     running = graph.kernels()

@@ -9,7 +9,7 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.fit.batch_norm import BatchNormConstants
 from normswap.graph.graph import Graph, Value
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 from normswap.passes import norm_operator, norm_with_sum
 from normswap.passes.insert import insert_batch_norm, insert_cast
 from normswap.passes.norm_operator import replace_norm, working_dtype

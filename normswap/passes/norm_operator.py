@@ -8,7 +8,7 @@ import numpy as np
 
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Graph, Value
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 from normswap.passes.insert import insert_cast, insert_transpose
 
 OPERATORS = {"layer_norm": "LayerNormalization", "rms_norm": "RMSNormalization"}

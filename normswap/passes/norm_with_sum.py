@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 from normswap.passes.norm_operator import parameter, working_dtype
 
 OPERATORS = {

@@ -15,9 +15,9 @@ from normswap.fit.rows import Layout, Masks, Rows, rows_of
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.graph.linear import Linear, linear_writing
-from normswap.locate.passthrough import PASS_THROUGH
-from normswap.locate.residuals import Residual, is_attention, is_product, residuals
-from normswap.locate.towers import towers
+from normswap.norms.passthrough import PASS_THROUGH
+from normswap.norms.residuals import Residual, is_attention, is_product, residuals
+from normswap.norms.towers import towers
 from normswap.passes.calibrated import Fitted, Plan
 
 _MOVING = PASS_THROUGH | {"Mul", "Pad", "aten.roll.default"}

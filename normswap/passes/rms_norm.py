@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Value
-from normswap.locate import locate
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.site import Site
 from normswap.passes.algebra.centring import Centring, Readers, centred
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from normswap.errors import NormswapError
-from normswap.locate.site import ROLES, Site
+from normswap.norms.site import ROLES, Site
 
 _TOWERS = ("image", "text", "both")
 

@@ -7,8 +7,8 @@ from collections import Counter
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from normswap.bench.report import BenchReport, Measurement, Ratio
 from normswap.report.terminal import table
+from normswap.timing.report import BenchReport, Measurement, Ratio
 
 
 def bench_view(report: BenchReport) -> RenderableType:

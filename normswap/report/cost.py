@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 # A mean and a variance, or a mean square. A BatchNorm's are constants.
 _PER_ROW = {"layer_norm": 2, "group_norm": 2, "instance_norm": 2, "rms_norm": 1, "batch_norm": 0}

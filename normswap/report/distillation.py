@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from normswap.parity.report import ApproximateOutput, ValidationReport
 from normswap.report.terminal import table, written_view
-from normswap.validate.report import ApproximateOutput, ValidationReport
 
 if TYPE_CHECKING:
     from normswap.train.distill import DistillResult

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normswap.locate import locate
-from normswap.locate.site import Rejection, Site
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.site import Rejection, Site
 from normswap.report.cost import STATISTICS_FOLDED, statistics_computed
 from normswap.report.input_shapes import shapes_at, sized
 

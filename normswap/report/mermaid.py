@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from normswap.locate import locate
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms import locate
+from normswap.norms.site import Site
 from normswap.report.input_shapes import sized
 from normswap.report.mermaid_text import label
 from normswap.report.outline import Fork, Item, Outline, Repeat, Side, Step, outline, steps

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from normswap.locate.site import Site
 from normswap.model import Model
+from normswap.norms.site import Site
 from normswap.passes.base import PassResult
 
 SCHEMA = "normswap.rewriting/1"

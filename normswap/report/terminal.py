@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normswap.locate.site import Rejection, Site
+from normswap.norms.site import Rejection, Site
 from normswap.passes.base import PassResult
 from normswap.report.inspection import InspectedSite, Inspection
 from normswap.report.rewriting import Rewriting

@@ -8,8 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normswap.report.terminal import table
-from normswap.validate.report import (
+from normswap.parity.report import (
     ApproximateOutput,
     Bisection,
     ExactOutput,
@@ -17,6 +16,7 @@ from normswap.validate.report import (
     SiteComparison,
     ValidationReport,
 )
+from normswap.report.terminal import table
 
 _PLACES = 3  # of norms that could not be compared
 

@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-import normswap.kernels  # noqa: F401  (registers the operators that the file may hold)
+import normswap.lowering.kernels  # noqa: F401  (registers the operators that the file may hold)
 from normswap.graph.tensors import to_numpy, to_torch
 from normswap.runtimes.compiled import Compiled, Feeds, Outputs
 

@@ -15,12 +15,13 @@ from torch import fx, nn
 from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.moments import ChannelMoments
-from normswap.graph.module_tree import deepcopied
+from normswap.graph.fx.module_tree import deepcopied
 from normswap.io.data import Data
 from normswap.io.data_items import LABELS
 from normswap.io.fx_model import model_from_module
-from normswap.model import Model, Step
-from normswap.progress import Progress
+from normswap.model import Model, Progress, Step
+from normswap.parity.report import ValidationReport
+from normswap.parity.validation import validate
 from normswap.train import losses
 from normswap.train.checkpoint import Checkpoints
 from normswap.train.effect import without_effect
@@ -38,7 +39,6 @@ from normswap.train.progressive import (
 from normswap.train.samples import Samples, open_samples
 from normswap.train.statistics import batch_norms, recalibrate
 from normswap.train.taps import arguments, parameters_of, tapped
-from normswap.validate import ValidationReport, validate
 
 SAMPLES = 1024
 """How many samples scales, statistics and figures are taken on."""

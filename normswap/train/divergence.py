@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from normswap.errors import NormswapError
-from normswap.graph.fx_meta import module_scope
+from normswap.graph.fx.meta import module_scope
 
 _NORMS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm")
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from normswap import distributed
-from normswap.graph.module_tree import put_module
+from normswap.graph.fx.module_tree import put_module
 from normswap.train.statistics import BatchNorm
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from normswap import distributed
-from normswap.progress import Progress
+from normswap.model import Progress
 from normswap.train.average import WeightAverage
 from normswap.train.checkpoint import Checkpoints, State
 from normswap.train.divergence import Diverged, Watch, first_bad_gradient

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Graph, Value
-from normswap.locate import locate
-from normswap.locate.site import Site
 from normswap.model import Model
-from normswap.validate.pairing import matched_inputs, matched_positions, shared_inputs
-from normswap.validate.retrieval import EMBEDDING_NAMES, EmbeddingPairs
-from normswap.validate.site_pairs import Side, SitePair, pair_sites
+from normswap.norms import locate
+from normswap.norms.site import Site
+from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
+from normswap.parity.retrieval import EMBEDDING_NAMES, EmbeddingPairs
+from normswap.parity.site_pairs import Side, SitePair, pair_sites
 
 _BEHIND = ("post_attention", "post_mlp")  # norms whose output is the block's
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from normswap.progress import Progress
+from normswap.model import Progress
 
 
 class Pace:

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from normswap.errors import NormswapError
+from normswap.graph.fx.module_tree import get_path, put_module
 from normswap.graph.graph import Array
-from normswap.graph.module_tree import get_path, put_module
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 from normswap.train.statistics import BatchNorm
 
 

@@ -16,8 +16,7 @@ from normswap.io.data import Data, load_data
 from normswap.io.data_items import LABELS, required_image_input
 from normswap.io.image_folder import folder_labels, list_images, opener
 from normswap.io.images import known_preprocessing, prepare
-from normswap.model import Model
-from normswap.progress import Progress
+from normswap.model import Model, Progress
 from normswap.train.batches import own_indices, shuffled
 from normswap.train.options import TrainOptions
 

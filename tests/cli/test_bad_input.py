@@ -233,7 +233,7 @@ def test_output_that_cannot_be_written(
     def never(*_args: object, **_options: object) -> None:
         raise AssertionError("the output is looked at before any work")
 
-    monkeypatch.setattr("normswap.api.load", never)
+    monkeypatch.setattr("normswap.load", never)
     monkeypatch.setattr("normswap.load", never)
     (tmp_path / "folder").mkdir()
     shutil.copy(files / "spelled-out.onnx", tmp_path)

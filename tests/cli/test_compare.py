@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from normswap.train.comparison.findings import find
-from normswap.train.comparison.results import Comparison, Options
-from normswap.train.comparison.variants import BN, LN
+from normswap.train.study.findings import find
+from normswap.train.study.results import Comparison, Options
+from normswap.train.study.variants import BN, LN
 from tests.cli.conftest import Run
 from tests.train.made_up_runs import STEPS, made_up, made_up_bench
 
@@ -32,7 +32,7 @@ def test_options_and_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) 
         asked.append({"folder": folder, "model": model, **options})
         return _comparison()
 
-    monkeypatch.setattr("normswap.api.compare", compare)
+    monkeypatch.setattr("normswap.compare", compare)
     given = ["--rates", "0.01, 0.1", "--seeds", "2", "--variants", "ln,bn", "-o", "made"]
     outcome = run("compare", *given, "--resume")
     assert outcome.status == 0

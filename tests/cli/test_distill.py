@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normswap import fold, load, locate, save
+from normswap import fold, load, save
+from normswap import norms as locate
 from tests.cli.conftest import Run
 from tests.train import tiny
 

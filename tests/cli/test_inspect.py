@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from normswap.locate import Rejection
+from normswap.norms import Rejection
 from normswap.report.inspection import Inspection
 from normswap.report.terminal import inspection_view
 from tests.cli.conftest import Run

@@ -9,7 +9,7 @@ import pytest
 
 from normswap.fit.channelwise import FITS, ChannelFit, copied, least_squares, matched_moments
 from normswap.fit.group_moments import GroupMoments
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 _CHANNELS = 3
 _DEAD = 2  # the channel whose input never varies

@@ -9,7 +9,7 @@ import pytest
 
 import normswap as ns
 from normswap.fit.text_masks import text_masks
-from normswap.locate import Site
+from normswap.norms import Site
 from tests.zoo.exports import FX, model_as, zoo_model
 
 _LENGTH, _EOS, _TEXTS = 12, 49, 20

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 
 
 def onnx_graph(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
-from normswap.graph import fx_kernels
+from normswap.lowering import fx_kernels
 
 _aten = torch.ops.aten
 _CHANNELS = 8

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from normswap.graph.fx import FxGraph
+from normswap.graph.fx.graph import FxGraph
 from normswap.graph.graph import Graph
 from normswap.graph.linear import Linear, linear_at, linear_writing
 from tests.graph.fx_capture import captured

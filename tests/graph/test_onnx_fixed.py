@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from normswap.graph.graph import Node
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 from tests.graph.onnx_text import onnx_graph
 
 HALF = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normswap.graph import onnx_opset
+from normswap.graph.onnx import opset as onnx_opset
 from tests.graph.onnx_text import onnx_graph
 
 SAME = (

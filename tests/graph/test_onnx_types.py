@@ -37,7 +37,7 @@ def test_sizes_that_are_computed_are_known() -> None:
 
 
 def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.OnnxGraph._run_for_shapes", lambda _: False)
+    monkeypatch.setattr("normswap.graph.onnx.graph.OnnxGraph._run_for_shapes", lambda _: False)
     more = {"yes": np.array([True]), "many": np.array(5), "all": np.array([False] * 3)}
     graph = onnx_graph(STAGES, {**CONSTANTS, **more})
     assert graph.value("z").shape == (2, 1, 6)
@@ -45,7 +45,7 @@ def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_constants_are_not_read_for_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.OnnxGraph._run_for_shapes", lambda _: False)
+    monkeypatch.setattr("normswap.graph.onnx.graph.OnnxGraph._run_for_shapes", lambda _: False)
     text = "(float[B,4] x) => (float y) { i = Gather<axis = 0>(t, zero) y = Reshape(x, i) }"
     shapes = {
         rows: onnx_graph(text, {"t": np.full((rows, 1), 8), "zero": np.array(0)}).value("y").shape

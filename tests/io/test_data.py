@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from normswap.errors import NormswapError
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io import scratch
 from normswap.io.data import Data, load_data
 from normswap.model import InputSpec, Model

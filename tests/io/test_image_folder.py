@@ -21,7 +21,7 @@ from PIL import Image
 
 from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.errors import NormswapError
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io import images as image_reader
 from normswap.io import scratch
 from normswap.io.data import load_data

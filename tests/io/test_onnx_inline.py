@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.io import onnx_inline
-from normswap.io.onnx import read_onnx, write_onnx
-from normswap.io.onnx_inline import InlineTensor
-from normswap.io.onnx_tensors import MappedTensor, slots
+from normswap.io.onnx import inline as onnx_inline
+from normswap.io.onnx.file import read_onnx, write_onnx
+from normswap.io.onnx.inline import InlineTensor
+from normswap.io.onnx.tensors import MappedTensor, slots
 
 WIDTH, HIDDEN = 64, 96
 NORM = """<ir_version: 9, opset_import: ["" : 14]>

@@ -16,10 +16,10 @@ import onnxruntime as ort
 import pytest
 
 from normswap.errors import NormswapError
-from normswap.io import onnx as io_onnx
-from normswap.io import onnx_data
-from normswap.io.onnx import read_onnx, write_onnx
-from normswap.io.onnx_tensors import MappedTensor, slots
+from normswap.io.onnx import data as onnx_data
+from normswap.io.onnx import file as io_onnx
+from normswap.io.onnx.file import read_onnx, write_onnx
+from normswap.io.onnx.tensors import MappedTensor, slots
 
 WIDTH = 32
 

@@ -21,7 +21,7 @@ from normswap.io.data import load_data
 from normswap.io.load import load
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.preprocessing_files import KEY
-from normswap.io.pt2 import read_pt2_note
+from normswap.io.pt2.file import read_pt2_note
 from normswap.io.save import save
 from normswap.model import Model
 

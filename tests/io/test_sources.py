@@ -24,7 +24,7 @@ from normswap.io.huggingface import huggingface_source
 from normswap.io.module import module_source
 from normswap.io.open_clip import open_clip_source
 from normswap.io.preprocessing import Preprocessing
-from normswap.io.pt2 import read_pt2, write_pt2
+from normswap.io.pt2.file import read_pt2, write_pt2
 from normswap.io.source import Source, example_texts
 from normswap.io.timm import timm_source
 from normswap.io.torchvision_compat import ensure_torchvision_importable

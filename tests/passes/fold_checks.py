@@ -16,9 +16,9 @@ from torch import nn
 
 from normswap import load
 from normswap.graph.graph import Graph
-from normswap.io.onnx_model import model_from_onnx
-from normswap.locate import Site, locate
+from normswap.io.onnx.model import model_from_onnx
 from normswap.model import Model
+from normswap.norms import Site, locate
 from normswap.passes import Fold
 from normswap.passes.base import PassResult
 from tests.zoo.captures import exporting

@@ -9,7 +9,7 @@ import math
 
 from hypothesis import strategies as st
 
-from tests.locate.onnx_sheet import FLOAT64, INT64
+from tests.norms.onnx_sheet import FLOAT64, INT64
 from tests.passes.fold_sketch import VOCABULARY, Case, Tensor
 from tests.passes.fold_views import Views
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from hypothesis import strategies as st
 
-from tests.locate.onnx_sheet import FLOAT64, INT64, Sheet
+from tests.norms.onnx_sheet import FLOAT64, INT64, Sheet
 
 NORMS = ("last", "last", "last", "axis_1", "axis_1", "spelled", "rep", "rep", "training")
 EPSILON = 2.0**-7  # the same number in float32, which is what the attribute holds

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.locate.onnx_sheet import INT64
+from tests.norms.onnx_sheet import INT64
 from tests.passes.fold_sketch import DOUBLE, Sketch, Tensor
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from normswap.graph.graph import Graph
 from normswap.graph.linear import linear_writing
-from normswap.locate import locate
 from normswap.model import Model
+from normswap.norms import locate
 from normswap.passes.base import Pass, PassResult
 from tests.passes.fold_checks import EXACT, Feeds, fingerprint, same
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.locate.onnx_sheet import FLOAT64, Sheet
+from tests.norms.onnx_sheet import FLOAT64, Sheet
 from tests.passes.fold_graphs import STEPS, Composer
 from tests.passes.fold_sketch import EPSILON, Case, Tensor
 

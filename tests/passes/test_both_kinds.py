@@ -16,7 +16,7 @@ import pytest
 
 import normswap as ns
 from normswap.graph.graph import Graph
-from normswap.locate import locate
+from normswap.norms import locate
 from normswap.passes import InsertFfnBatchNorm
 from tests.zoo.exports import FX, formats_of, model_as, zoo_model
 from tests.zoo.models import BUILDERS

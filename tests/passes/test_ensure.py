@@ -12,10 +12,10 @@ import pytest
 
 import normswap as ns
 from normswap.assets.digits import DIGITS_VIT, load_digits_split
-from normswap.locate import Site
+from normswap.norms import Site
+from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import PassResult
 from normswap.passes.ensure import swap_ensuring
-from normswap.validate.requirement import Judge, Requirement
 from tests.zoo.exports import FX, model_as, zoo_model
 
 _SITES = "*.layers.[01].*,*.layernorm"  # five of thirteen

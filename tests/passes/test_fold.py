@@ -6,10 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from normswap.graph.onnx import OnnxGraph
-from normswap.io.onnx_model import model_from_onnx
-from normswap.locate import locate
+from normswap.graph.onnx.graph import OnnxGraph
+from normswap.io.onnx.model import model_from_onnx
 from normswap.model import Model
+from normswap.norms import locate
 from normswap.passes import Fold
 from tests.graph.onnx_text import onnx_graph
 from tests.passes.fold_checks import check_fold

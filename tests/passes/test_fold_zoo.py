@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 import normswap as ns
 from normswap.graph.graph import Graph, Node
 from normswap.graph.linear import linear_writing
-from normswap.graph.onnx import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph
 from tests.effort import ALL
 from tests.passes.fold_checks import EXACT, check_fold
 from tests.zoo.exports import FX, NotExportable, model_as, zoo_model

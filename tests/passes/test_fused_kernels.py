@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import normswap as ns
+from normswap.lowering import torch_norms
+from normswap.lowering.choice import Measured
 from normswap.passes import Fused
 from normswap.pipelines import apply_for_inference
-from normswap.tuning import torch_norms
-from normswap.tuning.choice import Measured
 from tests.zoo.exports import FX, model_as
 
 

@@ -12,8 +12,8 @@ from torch import nn
 import normswap as ns
 from normswap.fit.ridge_strength import STRENGTHS
 from normswap.fit.sweep import HELD_OUT
-from normswap.locate.residuals import residuals
-from normswap.locate.towers import towers
+from normswap.norms.residuals import residuals
+from normswap.norms.towers import towers
 from normswap.passes.base import PassResult
 from normswap.passes.refit_writers import _arrival, _writer
 from tests.zoo.exports import FX, model_as

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from normswap.bench.report import BenchReport, Measurement, Ratio
 from normswap.model import Step
-from normswap.validate.report import (
+from normswap.parity.report import (
     ApproximateOutput,
     Bisection,
     ExactOutput,
@@ -22,6 +21,7 @@ from normswap.validate.report import (
     SiteComparison,
     ValidationReport,
 )
+from normswap.timing.report import BenchReport, Measurement, Ratio
 
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00\u202egnp"
 

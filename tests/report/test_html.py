@@ -17,7 +17,14 @@ from typing import Any
 
 import pytest
 
-from normswap.bench.report import BenchReport
+from normswap.parity.report import (
+    ApproximateOutput,
+    Bisection,
+    Histogram,
+    ModelSummary,
+    Norm,
+    ValidationReport,
+)
 from normswap.report import html
 from normswap.report.html import html_report
 from normswap.report.html.formats import times
@@ -26,14 +33,7 @@ from normswap.report.html.norm_rows import blocks, norm_rows
 from normswap.report.html.scales import Scale, linear, logarithmic
 from normswap.report.html.svg import tag
 from normswap.report.html.verdict import verdict
-from normswap.validate.report import (
-    ApproximateOutput,
-    Bisection,
-    Histogram,
-    ModelSummary,
-    Norm,
-    ValidationReport,
-)
+from normswap.timing.report import BenchReport
 from tests.report import html_samples as samples
 
 CLIP, BENCH = samples.clip_approximate()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normswap import fold, swap
-from normswap.locate import locate
+from normswap.norms import locate
 from normswap.report.mermaid import diagram, model_diagram
 from normswap.report.mermaid_text import label
 from normswap.report.outline import Fork, Outline, Repeat, Side, Step, Tower

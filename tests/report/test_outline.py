@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from normswap import Model, fold, load, swap
-from normswap.locate import locate
+from normswap.norms import locate
 from normswap.report.outline import Fork, Item, Outline, Repeat, Step, Tower, outline, steps
 from normswap.report.outline.names import common_path, pattern
 from tests.zoo.exports import model_as

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from normswap.bench.report import BenchReport, Measurement, Ratio
-from normswap.train.comparison.outcome import DIVERGED, TRAINED
-from normswap.train.comparison.runs import Folded, Run, RunResult
-from normswap.train.comparison.variants import LN, VARIANTS
+from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.train.study.outcome import DIVERGED, TRAINED
+from normswap.train.study.runs import Folded, Run, RunResult
+from normswap.train.study.variants import LN, VARIANTS
 
 STEPS = 400
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.data import Data
-from normswap.train.comparison import deployed, run, workers
-from normswap.train.comparison.results import Comparison
-from normswap.train.comparison.runs import Run, RunFiles, RunResult
-from normswap.train.comparison.variants import BN, FFN_BN, LN, REP_BN, untrained
-from normswap.train.comparison.workload import Workload
 from normswap.train.statistics import batch_norms
+from normswap.train.study import deployed, run, workers
+from normswap.train.study.results import Comparison
+from normswap.train.study.runs import Run, RunFiles, RunResult
+from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, untrained
+from normswap.train.study.workload import Workload
 from tests.train.made_up_runs import made_up, made_up_bench
 from tests.zoo.exports import FX, model_as
 
@@ -124,7 +124,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(
         return compared_run(work, asked)
 
     monkeypatch.setattr(workers, "compared_run", counted)
-    monkeypatch.setattr("normswap.train.comparison.compare.deploy", lambda *_: [])
+    monkeypatch.setattr("normswap.train.study.compare.deploy", lambda *_: [])
     again = ns.compare(
         folder,
         model_as("hf_vit", FX),

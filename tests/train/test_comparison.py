@@ -9,17 +9,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from normswap.train.comparison.figures import LOSSES, TIMES, write_figures
-from normswap.train.comparison.findings import AGREES, DISAGREES, OPEN, find
-from normswap.train.comparison.groups import (
+from normswap.train.study.figures import LOSSES, TIMES, write_figures
+from normswap.train.study.findings import AGREES, DISAGREES, OPEN, find
+from normswap.train.study.groups import (
     at_best_rate,
     crashes,
     crashes_more,
     difference,
     highest_stable,
 )
-from normswap.train.comparison.outcome import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
-from normswap.train.comparison.variants import BN, FFN_BN, LN, VARIANTS
+from normswap.train.study.outcome import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
+from normswap.train.study.variants import BN, FFN_BN, LN, VARIANTS
 from tests.train.made_up_runs import made_up, made_up_bench
 
 LOW, HIGH = 0.001, 0.1

@@ -13,9 +13,9 @@ import normswap as ns
 from normswap.assets import digits
 from normswap.io.data import Data
 from normswap.model import Model
+from normswap.parity.report import ApproximateOutput
 from normswap.train.distill import DistillResult, distill
 from normswap.train.matches import match
-from normswap.validate.report import ApproximateOutput
 from tests.train import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from normswap.locate.site import KINDS, ROLES
+from normswap.norms.site import KINDS, ROLES
 from tests.zoo.captures import zoo_model
 from tests.zoo.models import FAMILIES, build, norms
 from tests.zoo.truth import observe

@@ -19,9 +19,9 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.linear import Linear
-from normswap.locate.names import site_name
-from normswap.locate.passthrough import PASS_THROUGH
-from normswap.locate.site import Site
+from normswap.norms.names import site_name
+from normswap.norms.passthrough import PASS_THROUGH
+from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 

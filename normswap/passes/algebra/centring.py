@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 from normswap.passes.algebra.affine_regions import nodes_of
 from normswap.passes.algebra.change_of_variables import Change, Start
 from normswap.passes.algebra.channel_map import ChannelMap

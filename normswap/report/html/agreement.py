@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from normswap.parity.report import ApproximateOutput, Retrieval, ValidationReport
 from normswap.report.html.closeness import approximate_outputs, class_output
 from normswap.report.html.formats import TO, change, decibels, number, percent
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.svg_bars import Bar, bars_drawing
-from normswap.validate.report import ApproximateOutput, Retrieval, ValidationReport
 
 _TITLE = "Accuracy and agreement"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normswap.validate.report import ApproximateOutput, ValidationReport
+from normswap.parity.report import ApproximateOutput, ValidationReport
 
 
 def approximate_outputs(report: ValidationReport) -> list[ApproximateOutput]:

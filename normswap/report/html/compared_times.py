@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from normswap.bench.report import BenchReport, Measurement, Ratio
-from normswap.validate.report import ModelSummary, ValidationReport
+from normswap.parity.report import ModelSummary, ValidationReport
+from normswap.timing.report import BenchReport, Measurement, Ratio
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normswap.bench.report import BenchReport, Measurement, Ratio
 from normswap.report.html.formats import listed, milliseconds, number
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.svg_bars import Bar, Interval, bars_drawing, intervals_drawing
+from normswap.timing.report import BenchReport, Measurement, Ratio
 
 _TITLE = "Time and memory"
 

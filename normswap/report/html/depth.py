@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from normswap.parity.report import Bisection, SiteComparison, ValidationReport
 from normswap.report.html.formats import (
     TO,
     counted,
@@ -20,7 +21,6 @@ from normswap.report.html.formats import (
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.scales import linear, logarithmic
 from normswap.report.html.svg_depth import Depth, Point, depth_drawing
-from normswap.validate.report import Bisection, SiteComparison, ValidationReport
 
 _TITLE = "Error along the depth"
 _MOST_PLACES = 8  # words along x that fit a phone

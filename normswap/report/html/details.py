@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from normswap.parity.report import ExactOutput, ValidationReport
 from normswap.report.html.excess import excess
 from normswap.report.html.formats import number, times
 from normswap.report.html.parts import Section, Table
-from normswap.validate.report import ExactOutput, ValidationReport
 
 _TITLE = "Every output and probe"
 

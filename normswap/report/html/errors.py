@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from normswap.parity.report import Histogram, OutputErrors, ValidationReport
 from normswap.report.html.formats import percent
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.svg_histogram import histogram_drawing
-from normswap.validate.report import Histogram, OutputErrors, ValidationReport
 
 _TITLE = "Distributions of the errors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from normswap.validate.report import ExactOutput, ProbeErrors, ValidationReport
+from normswap.parity.report import ExactOutput, ProbeErrors, ValidationReport
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from normswap.parity.report import Finding, ValidationReport
 from normswap.report.html.parts import Note, Section
-from normswap.validate.report import Finding, ValidationReport
 
 
 def findings_section(report: ValidationReport) -> Section:

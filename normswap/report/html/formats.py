@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from normswap.validate.report import ModelSummary
+from normswap.parity.report import ModelSummary
 
 TO = "\N{RIGHTWARDS ARROW}"
 

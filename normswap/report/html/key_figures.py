@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from normswap.bench.report import BenchReport
+from normswap.parity.report import ExactOutput, ValidationReport
 from normswap.report.html.closeness import approximate_outputs, class_output, furthest_output
 from normswap.report.html.compared_times import compared_times
 from normswap.report.html.excess import largest_excess
@@ -18,7 +18,7 @@ from normswap.report.html.formats import (
     percent,
     times,
 )
-from normswap.validate.report import ExactOutput, ValidationReport
+from normswap.timing.report import BenchReport
 
 
 @dataclass(frozen=True)

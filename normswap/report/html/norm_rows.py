@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normswap.validate.report import Norm, SiteComparison, ValidationReport
+from normswap.parity.report import Norm, SiteComparison, ValidationReport
 
 _LARGEST_BLOCK = 16
 _MOST_LINES = 40  # of a picture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from normswap.parity.report import ValidationReport
 from normswap.report.html.formats import (
     counted,
     kind_name,
@@ -15,7 +16,6 @@ from normswap.report.html.formats import (
 from normswap.report.html.norm_rows import NormRow, blocks, norm_rows
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.svg_towers import tower_drawing
-from normswap.validate.report import ValidationReport
 
 _WORDS = {
     "kept": "kept",

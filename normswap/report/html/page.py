@@ -10,8 +10,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from normswap.bench.report import BenchReport
 from normswap.io.atomic import atomic_path
+from normswap.parity.report import ValidationReport
 from normswap.report.html.agreement import agreement_section
 from normswap.report.html.cost import cost_section
 from normswap.report.html.depth import depth_section
@@ -25,7 +25,7 @@ from normswap.report.html.provenance import provenance_section
 from normswap.report.html.skipped import skipped_section
 from normswap.report.html.training import Training, training_section
 from normswap.report.html.verdict import verdict
-from normswap.validate.report import ValidationReport
+from normswap.timing.report import BenchReport
 
 _FOLDER = Path(__file__).parent
 # Names come from model files. What controls a terminal or turns the direction of text around has

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from normswap.parity.report import ModelSummary, ValidationReport
 from normswap.report.html.formats import file_size
 from normswap.report.html.parts import Section, Table
-from normswap.validate.report import ModelSummary, ValidationReport
 
 _TITLE = "Where this comes from"
 _FORMATS = {"fx": "torch", "onnx": "ONNX"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from normswap.model import Step
+from normswap.parity.report import ModelSummary, ValidationReport
 from normswap.report.html.formats import counted
 from normswap.report.html.names import gathered
 from normswap.report.html.parts import Note, Section, Table
-from normswap.validate.report import ModelSummary, ValidationReport
 
 _TITLE = "What was skipped, and why"
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from normswap.parity.report import Histogram, OutputErrors
 from normswap.report.html.formats import percent
 from normswap.report.html.scales import Scale, power_of_ten
 from normswap.report.html.svg import picture, share, tag
-from normswap.validate.report import Histogram, OutputErrors
 
 _TOP, _PLOT, _BOTTOM = 24, 130, 40  # pixels
 _ZERO = 0.1  # of the width: where errors of zero are counted, with the space beside it

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normswap.parity.report import ApproximateOutput, ValidationReport
 from normswap.report.html.formats import TO, decibels, number, percent
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.scales import logarithmic
 from normswap.report.html.svg_depth import Depth, Point, depth_drawing
-from normswap.validate.report import ApproximateOutput, ValidationReport
 
 _POINTS = 60  # of a curve; more cannot be told apart
 

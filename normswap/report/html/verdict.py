@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from normswap.bench.report import BenchReport, Ratio
+from normswap.parity.report import ExactOutput, ValidationReport
 from normswap.report.html.closeness import approximate_outputs, class_output, furthest_output
 from normswap.report.html.compared_times import compared_times
 from normswap.report.html.excess import largest_excess
@@ -19,7 +19,7 @@ from normswap.report.html.formats import (
     times,
 )
 from normswap.report.html.norm_rows import NormRow, norm_rows
-from normswap.validate.report import ExactOutput, ValidationReport
+from normswap.timing.report import BenchReport, Ratio
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normswap.graph.graph import Graph
-from normswap.locate.site import Site
-from normswap.locate.towers import towers
+from normswap.norms.site import Site
+from normswap.norms.towers import towers
 from normswap.report.outline.flow import Flow, Vertex
 from normswap.report.outline.items import Item, Outline, Step, Tower, steps
 from normswap.report.outline.regions import Regions

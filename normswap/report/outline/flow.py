@@ -12,7 +12,7 @@ import numpy as np
 
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Graph, Node, Value
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from normswap.locate.site import Site
+from normswap.norms.site import Site
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from normswap.graph.graph import Node, Value
-from normswap.locate.passthrough import PASS_THROUGH, root
+from normswap.norms.passthrough import PASS_THROUGH, root
 from normswap.report.outline.flow import Flow, Joint, Vertex, is_embedding
 from normswap.report.outline.items import Step
 

@@ -1,0 +1,120 @@
+"""Runs a slice of an FX graph, in its own dtypes or in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from normswap.graph.fx.module_tree import get_path
+from normswap.graph.graph import Array, Runner
+from normswap.graph.tensors import to_numpy, to_torch
+
+Handle = fx.Node | str
+
+
+def fx_runner(
+    module: fx.GraphModule,
+    calls: Sequence[fx.Node],
+    inputs: Sequence[Handle],
+    outputs: Sequence[Handle],
+    double: bool,
+) -> Runner:
+    """A function from arrays for ``inputs`` to arrays of ``outputs``.
+
+    ``calls``: the nodes to run, in order. A handle is a node or the path of an attribute.
+    ``double``: every floating-point value and every requested float dtype becomes float64.
+    """
+    steps = [step for call in calls for step in (call, *_getitems(call)) if step not in inputs]
+    last_use = _last_uses(steps, outputs)
+    prepare: Callable[[Any], Any] = _as_double if double else lambda value: value
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        known: dict[Handle, Any] = {
+            handle: prepare(_argument(handle, array))
+            for handle, array in zip(inputs, arrays, strict=True)
+        }
+
+        def load(node: fx.Node) -> Any:
+            if node in known:
+                return known[node]
+            target = str(node.target)  # of an attribute, which may be one of the inputs
+            return known[target] if target in known else prepare(get_path(module, target))
+
+        with torch.no_grad():
+            for index, step in enumerate(steps):
+                args, kwargs = fx.map_arg((step.args, step.kwargs), load)
+                if double:
+                    args, kwargs = _retype(args), _retype(kwargs)
+                if step.op == "call_module":
+                    known[step] = prepare(_call_module(module, step, args, kwargs, double))
+                else:
+                    known[step] = prepare(step.target(*args, **kwargs))  # type: ignore[operator]
+                for done in last_use.get(index, ()):
+                    known.pop(done, None)
+            return [
+                to_numpy(torch.as_tensor(known[h] if h in known else prepare(get_path(module, h))))
+                if not isinstance(h, fx.Node)
+                else to_numpy(torch.as_tensor(known[h]))
+                for h in outputs
+            ]
+
+    return run
+
+
+def _argument(handle: Handle, array: Array) -> Any:
+    """The array as a tensor, or as the number that a node yields: sizes go on as numbers."""
+    value = handle.meta.get("val") if isinstance(handle, fx.Node) else None
+    if isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        return array.item()
+    return to_torch(array)
+
+
+def _getitems(call: fx.Node) -> list[fx.Node]:
+    """The nodes that pick from a call that returns a tuple: part of the call in the view."""
+    value = call.meta.get("val")
+    picks = [u for u in call.users if getattr(u.target, "__name__", "") == "getitem"]
+    return picks if isinstance(value, list | tuple) or (picks and value is None) else []
+
+
+def _last_uses(steps: Sequence[fx.Node], outputs: Sequence[Handle]) -> dict[int, list[fx.Node]]:
+    last: dict[fx.Node, int] = {}
+    for index, step in enumerate(steps):
+        for node in step.all_input_nodes:
+            last[node] = index
+    freed: dict[int, list[fx.Node]] = {}
+    for node, index in last.items():
+        if node not in outputs:
+            freed.setdefault(index, []).append(node)
+    return freed
+
+
+def _call_module(
+    module: fx.GraphModule, step: fx.Node, args: Any, kwargs: Any, double: bool
+) -> Any:
+    child = get_path(module, str(step.target))
+    if not double:
+        return child(*args, **kwargs)
+    state = {name: _as_double(t) for name, t in child.state_dict(keep_vars=True).items()}
+    return torch.func.functional_call(child, state, args, kwargs)
+
+
+def _as_double(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.double()
+    if isinstance(value, list | tuple):
+        return type(value)(_as_double(v) for v in value)
+    return value
+
+
+def _retype(value: Any) -> Any:
+    """Float dtypes among a call's arguments become float64, so that no cast rounds."""
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    if isinstance(value, list | tuple):
+        return type(value)(_retype(v) for v in value)
+    if isinstance(value, dict):
+        return {key: _retype(v) for key, v in value.items()}
+    return value

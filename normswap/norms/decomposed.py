@@ -1,0 +1,283 @@
+"""Norms spelled out in elementary operators, or lowered to another norm's operator.
+
+``anchors.py`` says where to look, ``regions.py`` what belongs together, ``proof.py`` decides; here
+the largest proven part of a region becomes a site.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.norms.anchors import is_lowering, is_root, over_statistic
+from normswap.norms.formula import Norm
+from normswap.norms.half import overflowing_in_half
+from normswap.norms.judgement import likeliest
+from normswap.norms.names import site_name
+from normswap.norms.passthrough import PASS_THROUGH
+from normswap.norms.proof import Verdict, prove
+from normswap.norms.regions import Region, behind_control_flow, obstacle, regions
+from normswap.norms.site import Rejection, Site
+
+_CENTRED_WRONGLY = (
+    "what it divides is centred, but not by its own mean over the axes that it normalises"
+)
+_SAME = 1e-9
+_OWN_KINDS = {
+    "LayerNormalization": "layer_norm",
+    "RMSNormalization": "rms_norm",
+    "InstanceNormalization": "instance_norm",
+    "GroupNormalization": "group_norm",
+}
+
+
+@dataclass
+class Decomposed:
+    """The sites found, the nodes that they cover, and the candidates that are none."""
+
+    sites: list[Site] = field(default_factory=list)
+    covered: set[Node] = field(default_factory=set)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+def decomposed_norms(graph: Graph) -> Decomposed:
+    """The decomposed norms of a graph, and the candidates that are none, with the reason."""
+    found = Decomposed()
+    looked_at: set[Node] = set()
+    for anchor in graph.nodes:
+        lowered = is_lowering(graph, anchor)
+        if anchor in looked_at or not (
+            lowered or (is_root(graph, anchor) and over_statistic(anchor))
+        ):
+            continue
+        parts = _parts(graph, anchor, lowered)
+        if isinstance(parts, _Rejected):
+            looked_at |= parts.nodes
+            if not lowered:
+                where = anchor.scope or anchor.output.name
+                found.rejected.append(Rejection(where, parts.reason))
+            continue
+        for part in parts:
+            found.sites.append(_site(graph, part))
+            found.covered |= set(part.nodes)
+            looked_at |= set(part.nodes)
+    return found
+
+
+@dataclass
+class _Part:
+    """A proven norm of a region: from its entry to ``exit`` through ``nodes``."""
+
+    region: Region
+    exit: Value
+    nodes: list[Node]
+    norm: Norm
+
+    @property
+    def entry(self) -> Value:
+        return self.region.entry
+
+
+@dataclass
+class _Rejected:
+    """The reason, and what was looked at."""
+
+    reason: str
+    nodes: set[Node]
+
+
+def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected:
+    """The norms around ``anchor``; two that share their statistics are two."""
+    reasons: list[str] = []
+    best: list[_Part] | None = None
+    seen: set[Node] = {anchor}
+    for region in regions(graph, anchor):
+        verdicts = _verdicts(graph, region)
+        proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
+        if not proven:
+            reasons += [str(verdict) for verdict in verdicts.values()]
+            seen |= set(region.nodes)
+            continue
+        if best is None or any(n.statistics.centred for n in proven.values()):
+            best = _largest(graph, region, proven)
+        if any(n.statistics.centred for n in proven.values()) and not lowered:
+            break  # farther entries only add what is no part of a norm
+        if lowered and any(_is_more(anchor, part) for part in best):
+            break
+    if best is None:
+        return _Rejected(likeliest(reasons) if reasons else obstacle(anchor), seen)
+    if lowered:
+        best = [part for part in best if _is_more(anchor, part)]
+        return best or _Rejected("", set())
+    nodes = {n for part in best for n in part.nodes}
+    for part in best:
+        reason = _why_centred_wrongly(part)
+        if not reason and (over := overflowing_in_half(graph, part.region, part.exit)):
+            reason = f"it overflows in half precision on ordinary values (at {over})"
+        if reason:
+            return _Rejected(reason, nodes)
+    return best
+
+
+def _verdicts(graph: Graph, region: Region) -> dict[Value, Verdict]:
+    """What the exits of a region are; the last one alone if it is a norm and they are in a row,
+    for then the norm is no smaller."""
+    last = _last_in_row(graph, region)
+    if last is not None:
+        (verdict,) = prove(graph, replace(region, exits=(last,)))
+        if isinstance(verdict, Norm):
+            return {last: verdict}
+    return dict(zip(region.exits, prove(graph, region), strict=True))
+
+
+def _last_in_row(graph: Graph, region: Region) -> Value | None:
+    """The last of several exits that does more than to move the one before it, if each of them is
+    read by the node behind the next one alone."""
+    for value, behind in itertools.pairwise(region.exits):
+        if value in graph.outputs or value.readers != [behind.producer]:
+            return None
+    exits = list(region.exits)
+    while len(exits) > 1 and _is_move(exits[-1]):
+        exits.pop()
+    return exits[-1] if len(region.exits) > 1 else None
+
+
+def _is_move(value: Value) -> bool:
+    return value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad")
+
+
+def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_Part]:
+    """The parts of a region that end as far downstream as they can.
+
+    From each norm without a proven value before it, on to the next while nothing else reads it or
+    while weight or bias are still missing.
+    """
+    ends: dict[Value, None] = {}
+    pending = [v for v in proven if not _behind_another(graph, region, v, proven)]
+    while pending:
+        value = pending.pop()
+        onward = [
+            w for w in _next(region, value, proven) if _continues(graph, region, value, w, proven)
+        ]
+        pending.extend(onward)
+        if not onward:
+            ends[value] = None
+    parts = []
+    for end in ends:
+        end = _without_moves(end, proven)
+        nodes = graph.ancestors([end], stop=[region.entry])
+        parts.append(_Part(region, end, nodes, proven[end]))
+    return parts
+
+
+def _behind_another(graph: Graph, region: Region, value: Value, proven: Iterable[Value]) -> bool:
+    nodes = graph.ancestors([value], stop=[region.entry])
+    return any(out in proven and out is not value for n in nodes for out in n.outputs)
+
+
+def _next(region: Region, value: Value, proven: dict[Value, Norm]) -> list[Value]:
+    """The nearest proven values behind ``value``."""
+    inside = set(region.nodes)
+    found: dict[Value, None] = {}
+    pending, seen = [n for n in value.readers if n in inside], set[Node]()
+    while pending:
+        node = pending.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.output in proven:
+            found[node.output] = None
+        else:
+            pending.extend(n for v in node.outputs for n in v.readers if n in inside)
+    return list(found)
+
+
+def _continues(
+    graph: Graph, region: Region, value: Value, onward: Value, proven: dict[Value, Norm]
+) -> bool:
+    """Whether ``onward`` belongs to the norm that ends in ``value`` otherwise."""
+    if len(value.readers) == 1 and value not in graph.outputs:
+        return True
+    return any(_adds(proven[value], proven[v]) for v in (onward, *_next(region, onward, proven)))
+
+
+def _adds(before: Norm, behind: Norm) -> bool:
+    """Whether weight or bias are still missing before and are there behind."""
+    first = before.weight.flat[0]
+    uniform = bool(np.all(np.abs(before.weight - first) <= _SAME * abs(first)))
+    adds_weight = uniform and not bool(np.all(behind.weight == first))
+    return adds_weight or (before.is_plain_bias and not behind.is_plain_bias)
+
+
+def _without_moves(end: Value, proven: dict[Value, Norm]) -> Value:
+    """The end without what only copies it, in steps perhaps: a single window, padded by nothing."""
+    value = end
+    while value.producer is not None and _is_move(value):
+        value = value.producer.data_input()
+        if value in proven:
+            end = value
+    return end
+
+
+def _is_more(anchor: Node, part: _Part) -> bool:
+    """Whether the region around a norm operator is another norm than the operator by itself."""
+    if part.exit is anchor.output:
+        reshaped = any(node.op == "Reshape" for node in part.nodes)  # rows, if only of a batch of 1
+        return reshaped and part.norm.kind == "layer_norm"
+    if _OWN_KINDS.get(anchor.op) == part.norm.kind:
+        return part.entry is anchor.data_input()  # it gains a weight or a bias
+    if anchor.op != "InstanceNormalization" or part.norm.kind != "layer_norm":
+        return True
+    axes, rank = part.norm.statistics.axes, len(part.entry.shape or ())
+    return axes == tuple(range(rank - len(axes), rank)) or not part.norm.is_plain_weight
+
+
+def _why_centred_wrongly(part: _Part) -> str:
+    """Of an RMSNorm of x - m where m is a statistic: a LayerNorm gone wrong, not an RMSNorm."""
+    node = part.entry.producer
+    if part.norm.statistics.centred or node is None or node.op != "Sub":
+        return ""
+    operands = [v for v in node.inputs if v is not None and not v.is_constant]
+    if len(operands) != 2 or operands[0].shape == operands[1].shape:
+        return ""
+    return obstacle(node) if behind_control_flow(node) else _CENTRED_WRONGLY
+
+
+def _site(graph: Graph, part: _Part) -> Site:
+    norm, entry = part.norm, _of_the_same_type(part)
+    working = [n for n in part.nodes if n.dynamic_inputs()]
+    constants = [v for n in working for v in n.inputs if v is not None and v.is_constant]
+    shape = entry.shape or ()
+    over_channels = norm.over != norm.statistics.axes
+    return Site(
+        name=site_name(working, constants),
+        kind=norm.kind,
+        axes=norm.statistics.axes,
+        normalized_shape=tuple(shape[axis] for axis in norm.statistics.axes),
+        epsilon=norm.epsilon,
+        weight=None if norm.is_plain_weight else _per_channel(norm, norm.weight, over_channels),
+        bias=None if norm.is_plain_bias else _per_channel(norm, norm.bias, over_channels),
+        groups=norm.statistics.groups or (1 if norm.kind == "group_norm" else None),
+        input=entry.name,
+        output=part.exit.name,
+        spelling="decomposed",
+    )
+
+
+def _per_channel(norm: Norm, constants: Array, over_channels: bool) -> Array:
+    """A GroupNorm's weight goes with its channels, axis 1, even if proven for every position."""
+    if norm.kind == "group_norm" and not over_channels:
+        return np.ascontiguousarray(constants.reshape(constants.shape[0], -1)[:, 0])
+    return constants
+
+
+def _of_the_same_type(part: _Part) -> Value:
+    """The entry before the Cast that the norm undoes at its end."""
+    entry = part.entry
+    while entry.dtype != part.exit.dtype and entry.producer and entry.producer.op == "Cast":
+        entry = entry.producer.data_input()
+    return entry if entry.dtype == part.exit.dtype else part.entry

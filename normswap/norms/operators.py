@@ -1,0 +1,126 @@
+"""Norms that are one operator of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+
+from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.norms.names import site_name
+from normswap.norms.site import Rejection, Site
+
+TRAINING = "it normalises by the batch's own statistics"
+"""The reason for which a BatchNorm in training mode is rejected."""
+_BATCH_NORM = "BatchNormalization"
+_KINDS = {
+    "LayerNormalization": "layer_norm",
+    "RMSNormalization": "rms_norm",
+    "InstanceNormalization": "instance_norm",
+    "GroupNormalization": "group_norm",
+    _BATCH_NORM: "batch_norm",
+}
+
+
+_HIDDEN = frozenset({*_KINDS, "Sqrt", "Rsqrt"})  # in a body: a norm, or what may be one
+
+
+def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
+    """A site for each norm operator with constant parameters that is not among ``covered``, and
+    the others with the reason why they are left alone.
+    """
+    sites, rejected = [], []
+    taken: set[Node] = set()
+    for node in graph.nodes:
+        if node in covered:
+            continue
+        if node.op in _KINDS and not node.data_input().is_constant:
+            is_batch_norm = node.op == _BATCH_NORM
+            found = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
+        elif hidden := sorted(op for op in node.nested if op in _HIDDEN):
+            inside = ", ".join(hidden)
+            found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
+        elif "." in node.op and "Norm" in node.op.rpartition(".")[2]:
+            found = f"{node.op} is an operator that only its runtime knows; export without it"
+        else:
+            continue
+        if isinstance(found, Site):
+            sites.append(found)
+        else:
+            rejected.append(Rejection(node.scope or node.output.name, found))
+    return sites, rejected
+
+
+def _norm(graph: Graph, node: Node) -> Site | str:
+    x = node.data_input()
+    affine, known = _parameters(graph, node.inputs[1:3])
+    if not known:
+        return "its scale or shift is computed by the graph"
+    if x.shape is None:
+        return "the shape of its input is unknown"
+    rank = len(x.shape)
+    groups = node.attributes.get("num_groups") if node.op == "GroupNormalization" else None
+    first = 1 if groups else 2 if node.op == "InstanceNormalization" else rank - 1
+    axes = tuple(range(node.attributes.get("axis", first), rank))
+    weight, bias = (*affine, None, None)[:2]
+    return Site(
+        name=site_name([node], node.inputs[1:3]),
+        kind=_KINDS[node.op],
+        axes=axes,
+        normalized_shape=tuple(x.shape[axis] for axis in axes),
+        epsilon=_epsilon(node),
+        weight=weight,
+        bias=bias,
+        groups=groups,
+        input=x.name,
+        output=node.output.name,
+        spelling="op",
+    )
+
+
+def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
+    """A BatchNorm with running statistics; transposes that bring its channels to axis 1 belong
+    to it, unless they are ``taken`` by the one before."""
+    parameters, known = _parameters(graph, node.inputs[1:5])
+    weight, bias, mean, variance = (*parameters, None, None)[:4]
+    x, y, axis = node.data_input(), node.output, 1
+    if not known or x.shape is None:
+        return "its parameters or the shape of its input are not constant"
+    if mean is None or variance is None:
+        return TRAINING
+    before = x.producer
+    after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
+    before = None if before in taken else before
+    if before is not None and after is not None and before.op == after.op == "Transpose":
+        there, back = before.attributes["perm"], after.attributes["perm"]
+        if tuple(there[axis] for axis in back) == tuple(range(len(there))):
+            x, y, axis = before.data_input(), after.output, there[1]
+            taken.add(after)
+    return Site(
+        name=site_name([node], node.inputs[1:3]),
+        kind="batch_norm",
+        axes=(axis,),
+        normalized_shape=mean.shape,
+        epsilon=_epsilon(node),
+        weight=weight,
+        bias=bias,
+        mean=mean,
+        variance=variance,
+        input=x.name,
+        output=y.name,
+        spelling="op",
+    )
+
+
+def _epsilon(node: Node) -> float:
+    """Files store float32: the shortest decimal that is the same float32 is what was meant."""
+    epsilon = float(node.attributes.get("epsilon", 1e-5))
+    return float(str(np.float32(epsilon))) if float(np.float32(epsilon)) == epsilon else epsilon
+
+
+def _parameters(graph: Graph, values: list[Value | None]) -> tuple[list[Array | None], bool]:
+    """Each parameter in float64 (None where absent), and whether all are constants."""
+    if any(v is not None and not v.is_constant for v in values):
+        return [None] * 4, False
+    arrays = [graph.constant(v) if v is not None else None for v in values]
+    return [None if a is None else a.astype(np.float64) for a in arrays], True

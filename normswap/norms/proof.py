@@ -1,0 +1,216 @@
+"""The numeric proof that an exit of a region is a norm of its entry, and the constants of it.
+
+The region is evaluated in float64 on probes. Which elements change with one of the input tells the
+axes. At a large scale with large row means epsilon vanishes: weight and bias follow by least
+squares. At a tiny scale a first epsilon follows, at the scale where the variance equals it the
+exact one. The formula with these constants has to reproduce every probe, one with outlier channels
+among them, to float64 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array, Graph, Value
+from normswap.norms.evaluation import (
+    WHOLE,
+    RegionRunner,
+    bounded,
+    probe_shapes,
+    rounded_averages,
+)
+from normswap.norms.formula import Norm, Statistics, fit_affine, fit_epsilon, spread
+from normswap.norms.judgement import (
+    L2,
+    NOT_FINITE,
+    is_l2,
+    kind_of,
+    statistics_of,
+    why_no_epsilon,
+    why_no_scale,
+)
+from normswap.norms.probes import Probes
+from normswap.norms.regions import Region
+from normswap.norms.site import KINDS
+
+_EPSILON_DIGITS = 7
+_BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are beyond the bound"
+_TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
+
+Verdict = Norm | str  # a norm, or the reason why there is none
+
+
+def prove(graph: Graph, region: Region) -> list[Verdict]:
+    """For each exit of the region the norm that it is, or the reason why it is none.
+
+    A region that cannot be evaluated (an operator without a float64 implementation, values beyond
+    the bound on memory) is no proof either.
+    """
+    verdicts = _verdicts(graph, region, {})
+    averages = rounded_averages(graph, region)
+    if averages and not any(isinstance(verdict, Norm) for verdict in verdicts):
+        verdicts = _verdicts(graph, region, averages)
+    # Not before: rows of a small variance tell the decimal from the float32 in the file.
+    return [
+        replace(v, epsilon=_shortest(v.epsilon)) if isinstance(v, Norm) else v for v in verdicts
+    ]
+
+
+def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> list[Verdict]:
+    count = len(region.exits)
+    try:
+        run = RegionRunner(graph, region, averages)
+    except (NormswapError, ValueError) as error:
+        return [f"it cannot be evaluated: {error}"] * count
+    best: list[Verdict] = [_BEYOND] * count
+    for shape in probe_shapes(region):
+        probes = Probes(run, shape)
+        if all(probes.of("plain", index) is None for index in range(count)):
+            if math.prod(region.entry.shape or ()) <= WHOLE and run.problem:
+                best = [f"it cannot be evaluated: {run.problem}"] * count
+            continue
+        best = [_judge(probes, index) for index in range(count)]
+        cut = {a for a, size in enumerate(region.entry.shape or ()) if size != shape[a]}
+        if region.counts and not cut:
+            return ["a size enters its formula, and it takes no other"] * count
+        if not any(cut & (probes.reach(index) or set()) for index in range(count)):
+            return _confirmed(run, shape, best)
+    # What is a norm by now was shown for other sizes of what it normalises only.
+    return [_BEYOND if isinstance(verdict, Norm) else verdict for verdict in best]
+
+
+def _judge(probes: Probes, index: int) -> Verdict:
+    """What exit ``index`` is, from its values on the probes."""
+    values = _values(probes, index)
+    if isinstance(values, str):
+        return values
+    choices = statistics_of(values["plain"] != values["nudged"], probes.nudged_at)
+    if isinstance(choices, str):
+        return choices
+    for statistics in choices:
+        for over in _affine_axes(statistics, values["plain"].ndim - 1):
+            enough = probes.to_fit(statistics, over)
+            y = _values(enough, index)
+            if isinstance(y, str):
+                return y
+            if _fits(statistics, over, enough.inputs["large"], y["large"]):
+                return _with_epsilon(enough, index, statistics, over, y)
+    return why_no_scale(values["plain"], values["nudged"], values["large"])
+
+
+def _values(probes: Probes, index: int) -> dict[str, Array] | str:
+    """Exit ``index`` on the probes that every norm takes, or the reason why it is none."""
+    names = ("plain", "nudged", "large", "tiny", "outliers")
+    y = {name: probes.of(name, index) for name in names}
+    values = {name: value for name, value in y.items() if value is not None}
+    if len(values) < len(names):
+        return "it changes the shape of what it normalises"
+    if not all(np.all(np.isfinite(value)) for value in values.values()):
+        return NOT_FINITE
+    return values
+
+
+def _affine_axes(statistics: Statistics, rank: int) -> list[tuple[int, ...]]:
+    """The axes that weight and bias may depend on: those of the norm, or the channels."""
+    if statistics.groups is not None:
+        return [(1,)]
+    channels = [(1,)] if rank > 2 and statistics.centred and 1 not in statistics.axes else []
+    return [statistics.axes, *channels]
+
+
+def _fits(statistics: Statistics, over: tuple[int, ...], x: Array, y: Array) -> bool:
+    """Whether ``y`` is the norm without an epsilon of ``x``, where that is negligible."""
+    normalised = statistics.normalised(x, 0.0)
+    weight, bias = fit_affine(normalised, y, over)
+    rank = y.ndim - 1
+    w, b = spread(weight, over, rank), spread(bias, over, rank)
+    return _close(normalised * w + b, y, np.abs(w) + np.abs(b))
+
+
+def _with_epsilon(
+    probes: Probes,
+    index: int,
+    statistics: Statistics,
+    over: tuple[int, ...],
+    y: dict[str, Array],
+) -> Verdict:
+    x, rank = probes.inputs, y["plain"].ndim - 1
+    weight, bias = fit_affine(statistics.normalised(x["large"], 0.0), y["large"], over)
+    w, b = spread(weight, over, rank), spread(bias, over, rank)
+    if not np.any(w):
+        return "its scale is zero"
+    epsilon = fit_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    if is_l2(statistics, y["plain"].shape[1:], weight):
+        reason = L2
+    else:
+        reason = why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    if not epsilon >= 0:
+        return reason
+    checks = ["large", "plain", "outliers", "tiny"]
+    checks.append(probes.critical(epsilon, statistics) if epsilon else "vanishing")
+    last = probes.of(checks[-1], index)
+    if last is None or not np.all(np.isfinite(last)):
+        return reason
+    if epsilon:
+        epsilon = fit_epsilon(statistics, x[checks[-1]], last, w, b)
+        if not epsilon > 0:
+            return reason
+    weight, bias = fit_affine(statistics.normalised(x["plain"], epsilon), y["plain"], over)
+    scale = float(np.abs(weight).max())
+    weight, bias = _round_off(weight, scale), _round_off(bias, scale)
+    norm = Norm("", statistics, over, weight, bias, epsilon)
+    slack = np.abs(spread(weight, over, rank)) + np.abs(spread(bias, over, rank))
+    for name in checks:
+        if not _close(norm(x[name]), y.get(name, last), slack):
+            return reason
+    kind = kind_of(norm, rank)
+    if kind not in KINDS:
+        return kind
+    return replace(norm, kind=kind)
+
+
+def _close(found: Array, y: Array, slack: Array) -> bool:
+    """To rounding, by the size of each position's own weight and bias."""
+    error = np.abs(found - y)
+    return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
+
+
+def _confirmed(run: RegionRunner, shape: tuple[int, ...], verdicts: list[Verdict]) -> list[Verdict]:
+    """Proven on fewer rows, the whole value has to agree too, as far as memory allows."""
+    whole = bounded(run.region.entry.shape or shape, WHOLE)
+    if run.is_rowwise or shape == whole:
+        return verdicts
+    x = np.random.default_rng(1).standard_normal((1, *whole))
+    checked: list[Verdict] = []
+    for verdict, y in zip(verdicts, run(x), strict=True):
+        if isinstance(verdict, Norm):
+            rank = x.ndim - 1
+            weight, bias = (spread(a, verdict.over, rank) for a in (verdict.weight, verdict.bias))
+            agrees = y is not None and _close(verdict(x), y, np.abs(weight) + np.abs(bias))
+            checked.append(verdict if agrees else "it treats rows differently")
+        else:
+            checked.append(verdict)
+    return checked
+
+
+def _shortest(epsilon: float) -> float:
+    """The decimal that was meant: files store float32."""
+    single = np.float32(epsilon)
+    if abs(float(single) - epsilon) <= 1e-8 * epsilon:
+        return float(str(single))
+    return float(f"{epsilon:.{_EPSILON_DIGITS - 1}e}")
+
+
+def _round_off(constants: Array, scale: float) -> Array:
+    """Constants that are float32 numbers up to float64 rounding are those numbers."""
+    single = constants.astype(np.float32).astype(np.float64)
+    slack = 1e-10 * np.maximum(np.abs(constants), 1e-2 * scale)
+    return np.where(
+        np.abs(constants) <= slack,
+        0.0,
+        np.where(np.abs(single - constants) <= slack, single, constants),
+    )

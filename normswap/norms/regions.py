@@ -1,0 +1,224 @@
+"""Candidate regions: from an entry, through an anchor, to the exits of the entry's shape.
+
+Only the graph's structure is looked at here; ``proof.py`` decides what a region computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from normswap.graph.graph import Graph, Node, Value
+from normswap.norms.anchors import reduces, shrinks
+
+_BEFORE = 40  # operators between an entry and its anchor, at most
+_BEHIND = 24  # operators behind the anchor that are looked at
+_BARRIERS = frozenset(
+    {
+        "Linear",
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "Attention",
+        "Softmax",
+        "Gather",
+        "GatherND",
+        "Concat",
+        "Split",
+        "Gelu",
+        "Erf",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+        "LayerNormalization",
+        "RMSNormalization",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+    }
+)
+# Operators that take sizes to give values another shape, not to compute with them.
+_SHAPED = frozenset({"Expand", "Reshape", "Tile", "Slice", "Pad", "ConstantOfShape"})
+_SHAPED_BY_ATEN = ("aten.repeat", "aten.expand", "aten.view", "aten.reshape")
+CONTROL_FLOW = ("If", "Loop", "Scan", "cond", "while_loop")
+
+
+@dataclass(frozen=True)
+class Region:
+    """What depends on ``entry`` and constants alone, as far as a norm can reach.
+
+    ``exits``: values of the entry's shape that depend on the anchor, in the order of execution.
+    ``nodes``: what computes them. ``sizes``: outputs of Shape nodes elsewhere that they read.
+    ``counts``: whether a size is computed with, so that what holds at one size may not at others.
+    """
+
+    entry: Value
+    exits: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    sizes: tuple[Value, ...]
+
+    @property
+    def counts(self) -> bool:
+        return any(_counts(node) for node in self.nodes)
+
+
+def regions(graph: Graph, anchor: Node) -> Iterator[Region]:
+    """The candidates around ``anchor``, the nearest entry first."""
+    for entry in _entries(anchor):
+        between = _between(anchor, entry)
+        if between is not None and _condenses(anchor, entry, between[0]):
+            region = _grown(graph, anchor, entry, *between)
+            if region.exits and not (region.sizes and region.counts):
+                yield region
+
+
+def obstacle(anchor: Node) -> str:
+    """Why no region closes around ``anchor``."""
+    pending, seen, sources = anchor.dynamic_inputs(), set[Value](), []
+    while pending and len(seen) < _BEFORE:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = value.producer
+        if node is not None and _is_control_flow(node):
+            return f"data-dependent control flow ({node.op} at {node.output.name}) lies inside"
+        if node is None or _is_barrier(node):
+            sources.append(value.name)
+        else:
+            pending.extend(node.dynamic_inputs())
+    if any(v.shape is None for v in seen):
+        return "the shapes around it are unknown; give the inputs fixed sizes"
+    if len(set(sources)) < 2:
+        return "nothing behind it has its input's shape and depends on that input alone"
+    names = ", ".join(sorted(set(sources))[:3])
+    return f"more than one computed value flows in ({names}), so no single input is normalised"
+
+
+def behind_control_flow(node: Node) -> bool:
+    """Whether a branch or loop computes an input of ``node``."""
+    producers = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
+    return any(_is_control_flow(producer) for producer in producers)
+
+
+def _is_control_flow(node: Node) -> bool:
+    return node.op.rpartition(".")[2] in CONTROL_FLOW
+
+
+def _is_barrier(node: Node) -> bool:
+    return node.op in _BARRIERS and not shrinks(node)
+
+
+def _entries(anchor: Node) -> list[Value]:
+    """Values upstream of the anchor that have room for a norm's axes, nearest first."""
+    order: dict[Value, None] = {}
+    level = anchor.dynamic_inputs()
+    while level and len(order) < _BEFORE:
+        fresh = [v for v in dict.fromkeys(level) if v not in order]
+        order.update(dict.fromkeys(fresh))
+        level = [
+            w
+            for v in fresh
+            if v.producer is not None and not _is_barrier(v.producer)
+            for w in v.producer.dynamic_inputs()
+        ]
+    return [v for v in order if v.shape and max(v.shape) > 1 and _is_number(v)]
+
+
+def _is_number(value: Value) -> bool:
+    return value.dtype is None or not np.issubdtype(value.dtype, np.integer)
+
+
+def _between(anchor: Node, entry: Value) -> tuple[set[Node], set[Node]] | None:
+    """The nodes from ``entry`` to the anchor, and the Shape nodes elsewhere that they read.
+
+    None if anything else that is dynamic flows in.
+    """
+    nodes, sizes, pending = {anchor}, set[Node](), [anchor]
+    while pending:
+        for value in pending.pop().dynamic_inputs():
+            node = value.producer
+            if value is entry or node in nodes:
+                continue
+            if node is None or len(nodes) > _BEFORE:
+                return None
+            if node.op == "Shape" and node.data_input() is not entry:
+                sizes.add(node)
+                continue
+            nodes.add(node)
+            pending.append(node)
+    return nodes, sizes
+
+
+def _condenses(anchor: Node, entry: Value, nodes: set[Node]) -> bool:
+    """Whether fewer numbers than the entry has lie on the way to the anchor: a statistic."""
+    if "Norm" in anchor.op:
+        return True  # an operator that takes its statistics inside
+    sizes = [math.prod(v.shape) for n in nodes for v in n.outputs if v.shape is not None]
+    return min(sizes, default=0) < math.prod(entry.shape or ())
+
+
+def _grown(
+    graph: Graph, anchor: Node, entry: Value, between: set[Node], sizes: set[Node]
+) -> Region:
+    """The region behind ``entry``: what reads it and it alone, up to barriers and the next norm."""
+    known: set[Value] = {entry, *(v for n in between for v in n.outputs)}
+    behind: set[Value] = set(anchor.outputs)  # depends on the anchor
+    exits: dict[Value, None] = {}
+    extra, read_sizes = set(between), set(sizes)
+    pending = [entry, *(v for n in between for v in n.outputs)]
+    if anchor.output.shape == entry.shape:
+        exits[anchor.output] = None
+    while pending and len(extra) < len(between) + _BEHIND:
+        for node in dict.fromkeys(n for n, _ in pending.pop(0).uses):
+            if node in extra or _is_barrier(node) or node.op == "Shape":
+                continue
+            outside = [v for v in node.dynamic_inputs() if v not in known]
+            shape_nodes = _sizes_behind(outside)
+            if shape_nodes is None:
+                continue
+            dependent = any(v in behind for v in node.dynamic_inputs())
+            if dependent and reduces(node):
+                continue  # the next norm begins: two with plain affines would equal one
+            extra.add(node)
+            read_sizes |= shape_nodes
+            known |= {*node.outputs, *outside}
+            pending.extend(node.outputs)
+            if dependent:
+                behind |= set(node.outputs)
+                exits.update((v, None) for v in node.outputs if v.shape == entry.shape)
+    nodes = graph.ancestors(exits, stop=[entry, *(n.output for n in read_sizes)])
+    position = {node: index for index, node in enumerate(nodes)}
+    ordered = sorted(exits, key=lambda v: position[v.producer] if v.producer else -1)
+    return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
+
+
+def _sizes_behind(values: list[Value]) -> set[Node] | None:
+    """The Shape nodes that ``values`` are computed from; None if anything else that is dynamic."""
+    found: set[Node] = set()
+    pending, seen = list(values), set[Value]()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = value.producer
+        if node is None or len(seen) > _BEFORE:
+            return None
+        if node.op == "Shape":
+            found.add(node)
+        elif _counts(node):
+            return None
+        else:
+            pending.extend(node.dynamic_inputs())
+    return found
+
+
+def _counts(node: Node) -> bool:
+    """Whether an integer that the graph computes becomes a number, not a shape."""
+    if node.op in _SHAPED or node.op.startswith(_SHAPED_BY_ATEN) or not _is_number(node.output):
+        return False
+    return any(not _is_number(value) for value in node.dynamic_inputs())

@@ -1,0 +1,85 @@
+"""The residual connections of a graph: ``x + f(x)`` with a product somewhere in f."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from normswap.graph.graph import Graph, Node, Value
+from normswap.norms.passthrough import root
+
+_REACH = 1000  # operators in a block, at most
+_PRODUCTS = frozenset({"Linear", "MatMul", "Gemm", "Conv", "Attention", "Einsum"})
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """``skip + branch``; ``skip`` is the root of its operand.
+
+    ``inside``: the values that the branch is computed from, the skip's own excluded. ``attends``:
+    whether an attention is among what computes them.
+    """
+
+    add: Node
+    skip: Value
+    branch: Value
+    inside: frozenset[Value]
+    attends: bool
+
+
+def residuals(graph: Graph) -> list[Residual]:
+    """All of them, in the order of execution."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    found = []
+    for node in graph.nodes:
+        operands = node.dynamic_inputs()
+        if node.op != "Add" or len(operands) != 2:
+            continue
+        if any(v.shape is None or v.shape != node.output.shape for v in operands):
+            continue
+        for skip, branch in (operands, operands[::-1]):
+            residual = _residual(node, root(skip), branch, position)
+            if residual is not None:
+                found.append(residual)
+                break
+    return found
+
+
+def is_attention(node: Node) -> bool:
+    """A fused attention, a softmax, or a product of two computed values."""
+    if node.op in ("Softmax", "Attention") or "scaled_dot_product" in node.op:
+        return True
+    return node.op in ("MatMul", "Einsum") and len(_computed(node)) > 1
+
+
+def is_product(node: Node) -> bool:
+    """A product with constants."""
+    return node.op in _PRODUCTS and len(_computed(node)) == 1
+
+
+def _computed(node: Node) -> set[Value]:
+    """The inputs that are no constants, expanded to a dynamic size or not."""
+    return {v for v in node.dynamic_inputs() if not root(v).is_constant}
+
+
+def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) -> Residual | None:
+    start = position[skip.producer] if skip.producer else -1
+    inside: set[Value] = set()
+    nodes: set[Node] = set()
+    closes = False
+    pending = [branch]
+    while pending:
+        value = pending.pop()
+        node = value.producer
+        if value is skip or root(value) is skip:
+            closes = True
+            continue
+        if value in inside or node is None or position[node] < start or node.op == "Shape":
+            continue
+        if len(inside) > _REACH:
+            return None
+        inside.add(value)
+        nodes.add(node)
+        pending.extend(node.dynamic_inputs())
+    if not closes or not any(n.op in _PRODUCTS or is_attention(n) for n in nodes):
+        return None
+    return Residual(add, skip, branch, frozenset(inside), any(is_attention(n) for n in nodes))

@@ -1,0 +1,175 @@
+"""What a norm does in its model, decided from the structure of the graph around it.
+
+A transformer's stream is ``x + f(norm(x))`` (pre-norm), ``norm(x + f(x))`` (post-norm) or
+``x + norm(f(x))`` (post-norm on the branch): which residual connection a norm lies in, and where
+in it, says what it does; whether an attention lies there too tells the two kinds of block apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from normswap.graph.graph import Graph, Node, Value
+from normswap.norms.passthrough import PASS_THROUGH, root
+from normswap.norms.residuals import Residual, is_attention, is_product, residuals
+from normswap.norms.site import Site
+
+_POOLING = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool", "Gather", "GatherND"})
+_SELECTING = frozenset({"Split", "Gather", "Concat", "Pad"})
+
+
+def assign_roles(graph: Graph, sites: Sequence[Site]) -> list[Site]:
+    """The sites with their roles."""
+    structure = _Structure(graph, sites)
+    return [replace(site, role=structure.role(site)) for site in sites]
+
+
+class _Structure:
+    """The residual connections and norms of a graph, and what follows from them."""
+
+    def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
+        self.graph = graph
+        self.residuals = residuals(graph)
+        self.by_sum = {r.add.output: r for r in self.residuals}
+        self.streams = {r.skip for r in self.residuals}
+        self.norms = {root(graph.value(s.output)): root(graph.value(s.input)) for s in sites}
+        self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
+        self.behind_sums = graph.descendants(self.by_sum)
+        self.around: dict[Value, list[Residual]] = {}
+        outputs = {graph.value(site.output) for site in sites}
+        for residual in self.residuals:
+            for value in residual.inside & outputs:
+                self.around.setdefault(value, []).append(residual)
+
+    def role(self, site: Site) -> str:
+        x, y = self.graph.value(site.input), self.graph.value(site.output)
+        if y in self.around:
+            return self._role_inside(x, y)
+        residual = self.by_sum.get(root(x))
+        if residual is not None and self._is_post_norm(residual, y):
+            return "post_attention" if residual.attends else "post_mlp"
+        products = self._products_to_stream(y)
+        if products is not None:
+            if x not in self.behind_norms:
+                return "embedding"
+            between = x in self.behind_sums and (products or _comes_from_product(x))
+            return "downsample" if between else "other"
+        return "final" if self._is_stream_end(x) else "other"
+
+    def _role_inside(self, x: Value, y: Value) -> str:
+        """That of a norm in the branch of a residual connection."""
+        around = sorted(self.around[y], key=lambda r: len(r.inside))
+        closing = next((r for r in around if r.skip is root(x)), None)
+        if closing is not None:
+            return "pre_attention" if closing.attends else "pre_mlp"
+        residual = around[0]
+        if _attends_directly(y, residual) and _comes_from_product(x):
+            return "query_key"
+        if _ends(residual, y):
+            return "post_attention" if residual.attends else "post_mlp"
+        if _convolves(x, residual.skip):
+            return "pre_attention" if residual.attends else "pre_mlp"
+        return "other"
+
+    def _is_post_norm(self, residual: Residual, y: Value) -> bool:
+        """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm
+        at their start."""
+        starts = any(
+            output in residual.inside
+            and (source is residual.skip or _convolves(source, residual.skip))
+            for output, source in self.norms.items()
+        )
+        return not starts and (root(y) in self.streams or residual.skip in self.norms)
+
+    def _products_to_stream(self, y: Value) -> int | None:
+        """How many products, at most one, make ``y`` the stream of what follows; None if more."""
+        pending, seen = [(y, 0)], set[tuple[Value, int]]()
+        while pending:
+            value, products = pending.pop(0)
+            if (value, products) in seen:
+                continue
+            seen.add((value, products))
+            if root(value) in self.streams:
+                return products
+            for node in value.readers:
+                if is_product(node) and not products:
+                    pending.append((node.output, 1))
+                elif node.op in PASS_THROUGH or node.op in _SELECTING or _shifts(node):
+                    pending.extend((out, products) for out in node.outputs)
+        return None
+
+    def _is_stream_end(self, x: Value) -> bool:
+        """Whether ``x`` is the stream, a part of it or a mean, or another norm of that."""
+        pending, seen = [x], set[Value]()
+        while pending:
+            value = root(pending.pop())
+            node = value.producer
+            if value in seen:
+                continue
+            seen.add(value)
+            if value in self.by_sum or value in self.norms or value in self.streams:
+                return True
+            if node is not None and (node.op in _POOLING or node.op in _SELECTING or _shifts(node)):
+                pending.extend(node.dynamic_inputs())
+        return not self.residuals and not _comes_from_product(x)
+
+
+def _shifts(node: Node) -> bool:
+    """A sum or product with a constant: a bias, a position embedding, a LayerScale."""
+    return node.op in ("Add", "Mul") and len(node.dynamic_inputs()) == 1
+
+
+def _attends_directly(y: Value, residual: Residual) -> bool:
+    """Whether an attention reads ``y`` without a product with weights in between."""
+    pending, seen = [y], set[Value]()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for node in value.readers:
+            if is_attention(node):
+                return True
+            if not is_product(node):
+                pending.extend(v for v in node.outputs if v in residual.inside)
+    return False
+
+
+def _ends(residual: Residual, y: Value) -> bool:
+    """Whether nothing but constants meets ``y`` on its way into the sum."""
+    value = residual.branch
+    while True:
+        if value is y:
+            return True
+        node = value.producer
+        if node is None or not (node.op in PASS_THROUGH or _shifts(node)):
+            return False
+        value = node.dynamic_inputs()[0]
+
+
+def _convolves(x: Value, skip: Value) -> bool:
+    """Whether ``x`` is a convolution of the stream: ConvNeXt's norm behind its first layer."""
+    value = root(x)
+    while value.producer is not None and (
+        value.producer.op in ("Conv", "Pad") or _shifts(value.producer)
+    ):
+        value = root(value.producer.dynamic_inputs()[0])
+        if value is skip:
+            return True
+    return False
+
+
+def _comes_from_product(value: Value) -> bool:
+    """Whether the value is a projection, heads split off or a bias added on the way."""
+    while True:
+        value = root(value)
+        node = value.producer
+        if node is None:
+            return False
+        if is_product(node) or is_attention(node):
+            return True
+        if node.op in ("Split", "Gather") or _shifts(node):
+            value = node.dynamic_inputs()[0]
+        else:
+            return False

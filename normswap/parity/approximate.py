@@ -1,0 +1,171 @@
+"""The approximate contract: another function, reported by figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+from normswap.model import Model
+from normswap.parity.class_scores import ClassScores
+from normswap.parity.metrics import ErrorHistogram, Similarity, accuracy, finite_or_none
+from normswap.parity.pairing import Pair, Runs, agreeing_finite
+from normswap.parity.report import (
+    ApproximateOutput,
+    OutputErrors,
+    Retrieval,
+    ValidationReport,
+)
+from normswap.parity.retrieval import EMBEDDING_NAMES, EmbeddingPairs
+
+
+def approximate_contract(
+    reference: Model,
+    candidate: Model,
+    batches: Iterable[Mapping[str, Array]],
+    labels: Array | None = None,
+    given: Collection[str] | None = None,
+    runs: Runs | None = None,
+) -> ValidationReport:
+    """How close the outputs are: SQNR, cosine, top-1 and top-5 agreement, KL, accuracy, the
+    distribution of errors, and for CLIPs retrieval. No tolerance decides.
+
+    ``batches``: feeds by the reference's input names. Top-1 agreement is taken at outputs of rank 2
+    with two columns or more; top-5 agreement and KL (class_scores.py) at those of them that hold
+    class scores: not one of the two embeddings of a CLIP, nor called ``*embed*`` or ``*features*``.
+    Retrieval (retrieval.py) is taken where such embeddings are outputs. ``labels``: integers [N], N
+    the rows of all batches together; accuracy is taken at the first output called ``logits*``, or,
+    where none is called so, at the first one of rank 2, that has a row per sample and a column per
+    label. ``given``: the inputs that belong to the labels and to one another (all by default), the
+    others being drawn at random; outputs that depend on others have no accuracy, and images or
+    texts that do no partners. ``runs``: how both models are run, by default as their graphs do.
+
+    Fails for other shapes or dtypes, NaN, infinities of one model alone, outputs that are constant
+    in the candidate, and integer outputs that differ. Raises NormswapError for models whose inputs
+    or outputs cannot be matched and for labels of another count than the rows.
+    """
+    approximate = _Approximate(Pair(reference, candidate, runs), labels, given)
+    for feeds in batches:
+        approximate.add(feeds)
+    return approximate.report()
+
+
+class _Approximate:
+    """The approximate contract, one batch after the other."""
+
+    def __init__(self, pair: Pair, labels: Array | None, given: Collection[str] | None) -> None:
+        reference = pair.reference
+        self._pair = pair
+        self._labels = labels
+        self._rows = 0
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._dtypes: dict[int, np.dtype[Any]] = {}
+        self._similarities = [Similarity() for _ in self._pair.outputs]
+        self._scores: dict[int, ClassScores] = {}
+        self._histograms: dict[int, ErrorHistogram] = {}
+        self._embeddings = EmbeddingPairs.of(reference)
+        self._correct: dict[int, list[tuple[float, float, int]]] = {}
+        foreign = set() if given is None else {s.name for s in reference.inputs} - set(given)
+        self._given = [
+            not self._pair.depends_on(value) & foreign for value in reference.graph.outputs
+        ]
+
+    def add(self, feeds: Mapping[str, Array]) -> None:
+        rows = max(len(array) for array in feeds.values() if array.ndim)
+        labels = None if self._labels is None else self._labels[self._rows : self._rows + rows]
+        self._rows += rows
+        results = self._pair.run(feeds, f"rows up to {self._rows}")
+        if results is None:
+            return
+        if self._embeddings:
+            self._embeddings.add(feeds, *results)
+        for output, (ours, theirs) in enumerate(zip(*results, strict=True)):
+            self._shapes[output], self._dtypes[output] = ours.shape, ours.dtype
+            if not self._pair.comparable(output, ours, theirs, None):
+                continue
+            arrays = [np.asarray(a, np.float64) for a in (ours, theirs)]
+            if agreeing_finite(arrays) is None:
+                counts = [int((~np.isfinite(a)).sum()) for a in arrays]
+                message = f"NaN or infinite: {counts[1]} elements, {counts[0]} of the reference's"
+                self._pair.found("non_finite", message, self._pair.outputs[output][0])
+            self._similarities[output].add(*arrays)
+            self._histograms.setdefault(output, ErrorHistogram()).add(*arrays)
+            if self._holds_class_scores(output, ours):
+                self._scores.setdefault(output, ClassScores()).add(*arrays)
+            if labels is not None and self._fits(output, ours, labels):
+                shares = [accuracy(a, labels) for a in arrays]
+                self._correct.setdefault(output, []).append((shares[0], shares[1], rows))
+
+    def _fits(self, output: int, array: Array, labels: Array) -> bool:
+        classes = int(np.max(self._labels)) + 1 if self._labels is not None else 0
+        rank_2 = array.ndim == 2 and len(array) == len(labels) and array.shape[1] >= classes
+        return rank_2 and self._given[output]
+
+    def _holds_class_scores(self, output: int, array: Array) -> bool:
+        embedding = self._embeddings is not None and output in self._embeddings.outputs
+        named = any(name in self._pair.outputs[output][0] for name in EMBEDDING_NAMES)
+        return array.ndim == 2 and array.shape[1] >= 2 and not embedding and not named
+
+    def report(self) -> ValidationReport:
+        if self._labels is not None and len(self._labels) != self._rows:
+            raise NormswapError(
+                f"there are {len(self._labels)} labels for {self._rows} samples: give one for each"
+            )
+        scored = self._scored()
+        outputs = []
+        for index, (names, similarity) in enumerate(
+            zip(self._pair.outputs, self._similarities, strict=True)
+        ):
+            shape = self._shapes.get(index, ())
+            ranked = len(shape) == 2 and shape[1] >= 2
+            scores = self._scores.get(index, ClassScores())
+            accuracies = self._accuracies(index) if index == scored else (None, None)
+            outputs.append(
+                ApproximateOutput(
+                    *names,
+                    self._dtypes[index].name if index in self._dtypes else "",
+                    self._rows,
+                    finite_or_none(similarity.sqnr_db),
+                    finite_or_none(similarity.cosine_mean),
+                    finite_or_none(similarity.cosine_worst),
+                    finite_or_none(similarity.max_abs_error),
+                    finite_or_none(similarity.top1_agreement) if ranked else None,
+                    finite_or_none(scores.top5_agreement),
+                    finite_or_none(scores.kl_mean),
+                    *accuracies,
+                )
+            )
+            if similarity.max_abs_error == 0:
+                self._pair.found("identical", "bit-equal in both models", names[0], fatal=False)
+        errors = [
+            OutputErrors(self._pair.outputs[index][0], None, self._histograms[index].result())
+            for index in sorted(self._histograms)
+        ]
+        report = self._pair.report("approximate", outputs)
+        return replace(report, errors=errors, retrieval=self._retrieval())
+
+    def _retrieval(self) -> Retrieval | None:
+        if self._embeddings is None:
+            return None
+        drawn = not all(self._given[output] for output in self._embeddings.outputs)
+        return self._embeddings.result(drawn)
+
+    def _scored(self) -> int | None:
+        """The output whose accuracy the labels give."""
+        if self._labels is None:
+            return None
+        called = [i for i, (n, _) in enumerate(self._pair.outputs) if n.startswith("logits")]
+        eligible = [i for i in called or range(len(self._pair.outputs)) if i in self._correct]
+        if not eligible:
+            message = "no output has a row per sample and a column per label: no accuracy"
+            self._pair.found("data", message, fatal=False)
+        return eligible[0] if eligible else None
+
+    def _accuracies(self, output: int) -> tuple[float, float]:
+        shares = np.array(self._correct[output])
+        means = np.average(shares[:, :2], axis=0, weights=shares[:, 2])
+        return float(means[0]), float(means[1])

@@ -1,0 +1,80 @@
+"""What the exact contract allows: errors beside those of the original, in its own rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from normswap.graph.graph import Array
+from normswap.parity.metrics import ErrorTally
+from normswap.parity.report import ProbeErrors
+
+_FACTOR = 2.0
+_ULPS = 1.0
+_DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can measure
+# In doubt, draws of the original's neighbours: some, and the rest unless the error is hopelessly
+# many times its bound.
+_SOME, _ALL, _HOPELESS = 2, 16, 8.0
+
+
+@dataclass
+class BoundedErrors:
+    """The errors at one value over the probes of one kind, against float64.
+
+    Allowed is e(candidate) <= 2 e(original) + one ulp, for the largest error and for the root mean
+    square; ulp = eps(dtype) * max |truth| (64 of them for float64). e(original) is its largest over
+    the original and those ``neighbours`` of it (by draw) that were run.
+    """
+
+    kind: str
+    dtype: np.dtype[Any]
+    scale: float = 0.0
+    original: ErrorTally = field(default_factory=ErrorTally)
+    candidate: ErrorTally = field(default_factory=ErrorTally)
+    neighbours: dict[int, ErrorTally] = field(default_factory=dict)
+
+    def result(self) -> ProbeErrors:
+        ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
+        slack = ulps * float(ml_dtypes.finfo(self.dtype).eps) * self.scale
+        draws = [self.original, *self.neighbours.values()]
+        largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
+        return ProbeErrors(
+            self.kind, self.candidate.count, self.scale, largest, self.candidate.maximum,
+            _FACTOR * largest + slack, rms, self.candidate.rms, _FACTOR * rms + slack,
+        )  # fmt: skip
+
+    def add(self, truth: Array, original: Array, candidate: Array) -> None:
+        """Counts arrays of one shape, in float64, the first two of them finite; where the candidate
+        is not, its error is infinite."""
+        self.scale = max(self.scale, float(np.abs(truth).max(initial=0)))
+        self.original.add(original - truth)
+        error = candidate - truth
+        self.candidate.add(np.where(np.isfinite(error), error, np.inf))
+
+    def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
+        """Counts what the original's neighbour ``draw`` gives, where that is finite."""
+        with np.errstate(invalid="ignore"):
+            error = np.asarray(nearby, np.float64) - truth
+        self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
+
+    @property
+    def excess(self) -> float:
+        """The error as a multiple of its bound."""
+        result = self.result()
+        pairs = [(result.max_candidate, result.max_bound), (result.rms_candidate, result.rms_bound)]
+        return max(0.0 if not e else e / bound if bound else np.inf for e, bound in pairs)
+
+
+def largest_excess(errors: Iterable[BoundedErrors]) -> float:
+    return max((tally.excess for tally in errors), default=0.0)
+
+
+def draws_in_doubt(excess: float, drawn: int) -> range:
+    """Which neighbours to run next, after ``drawn`` of them, for a largest ``excess``."""
+    if not drawn:
+        return range(_SOME if excess > 1 else 0)
+    return range(drawn, _ALL if 1 < excess < _HOPELESS else drawn)

@@ -1,0 +1,50 @@
+"""Models in the runtimes that a validation is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Mapping
+
+from normswap.graph.graph import Array
+from normswap.model import Model
+from normswap.parity.pairing import Run, RunFailed, runner
+from normswap.runtimes.errors import RuntimeFailed
+from normswap.runtimes.run import run_in
+
+
+def opened(model: Model, runtime: str | None, stack: contextlib.ExitStack) -> tuple[Run, str]:
+    """How ``model`` is run until ``stack`` closes, and the name of what runs it.
+
+    ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run``. One that
+    refuses the model or crashes is RunFailed at each run: a finding. Raises NormswapError for a
+    runtime that is unknown, missing, or not for this kind of model.
+    """
+    if runtime is None:
+        return runner(model), _own_runtime(model)
+    try:
+        run = stack.enter_context(run_in(model, runtime))
+    except RuntimeFailed as failure:
+        return _refusing(str(failure)), runtime
+
+    def call(feeds: Mapping[str, Array]) -> list[Array]:
+        model.check_feeds(feeds)
+        try:
+            return run(feeds)
+        except RuntimeFailed as failure:
+            raise RunFailed(str(failure)) from failure
+
+    return call, run.name
+
+
+def _own_runtime(model: Model) -> str:
+    if model.kind == "fx":
+        return f"torch {importlib.metadata.version('torch')}"
+    return f"onnxruntime {importlib.metadata.version('onnxruntime')}, not optimised"
+
+
+def _refusing(reason: str) -> Run:
+    def call(_feeds: Mapping[str, Array]) -> list[Array]:
+        raise RunFailed(reason)
+
+    return call

@@ -1,0 +1,201 @@
+"""How close two models are at each of their matched norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array, Value
+from normswap.model import Model
+from normswap.parity.batches import has_dynamic_batch
+from normswap.parity.bounds import BoundedErrors, draws_in_doubt, largest_excess
+from normswap.parity.metrics import Similarity, finite_or_none
+from normswap.parity.neighbours import Neighbours
+from normswap.parity.norms_alone import errors_alone
+from normswap.parity.pairing import RunFailed, reported_failures
+from normswap.parity.probes import Probe
+from normswap.parity.report import Finding, ProbeErrors, SiteComparison
+from normswap.parity.site_pairs import SitePair
+
+_ROWS = 2  # of each probe, where the batch is dynamic: the values of all norms are held at once
+Feeds = Mapping[str, Array]
+
+
+@dataclass
+class _Tally:
+    similarity: Similarity = field(default_factory=Similarity)
+    worst: ProbeErrors | None = None
+    excess: float = 0.0
+
+    def add(self, errors: BoundedErrors) -> None:
+        if self.worst is None or errors.excess > self.excess:
+            self.worst, self.excess = errors.result(), errors.excess
+
+
+class SiteErrors:
+    """The values of two models at matched norms, on one set of inputs after the other.
+
+    ``inputs``: the candidate's input for each of the reference's. Models that cannot be run up to
+    their norms have no figures there: that they cannot be run is told where outputs are compared.
+    """
+
+    def __init__(
+        self,
+        reference: Model,
+        candidate: Model,
+        inputs: Mapping[str, str],
+        pairs: Sequence[SitePair],
+    ) -> None:
+        self._reference, self._candidate = reference, candidate
+        self._inputs, self._pairs = inputs, pairs
+        self._ours = [pair.ours for pair in pairs]
+        self._neighbours: Neighbours | None = None
+        self._tallies = [_Tally() for _ in pairs]
+        self._run_ours = value_runner(reference, self._ours)
+        self._run_truths = value_runner(reference, self._ours, np.float64)
+        self._run_theirs = value_runner(candidate, [pair.theirs for pair in pairs])
+
+    def add_exact(self, probe: Probe) -> None:
+        """Counts errors against the reference in float64 on (some rows of) a probe."""
+        feeds = _few_rows(self._reference, probe.feeds)
+        try:
+            truths = self._run_truths(feeds)
+            ours, theirs = self._run_ours(feeds), self._theirs(feeds)
+        except RunFailed:
+            return
+        errors: dict[int, BoundedErrors] = {}
+        for index, (truth, own, other) in enumerate(zip(truths, ours, theirs, strict=True)):
+            if truth.shape != other.shape or own.shape != truth.shape:
+                continue
+            exact, original, rewritten = (np.asarray(a, np.float64) for a in (truth, own, other))
+            if not np.isfinite(exact).all() or not np.isfinite(original).all():
+                continue
+            errors[index] = BoundedErrors(probe.name, own.dtype)
+            errors[index].add(exact, original, rewritten)
+            self._tallies[index].similarity.add(exact, rewritten)
+        drawn = 0
+        while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
+            for draw in draws:
+                self._add_neighbour(feeds, draw, truths, errors)
+            drawn = draws.stop
+        for index, tally in errors.items():
+            self._tallies[index].add(tally)
+
+    def add(self, probe: Probe) -> None:
+        """Counts how alike the values are on a batch, both models as they run."""
+        try:
+            ours, theirs = self._run_ours(probe.feeds), self._theirs(probe.feeds)
+        except RunFailed:
+            return
+        for tally, own, other in zip(self._tallies, ours, theirs, strict=True):
+            if own.shape == other.shape:
+                tally.similarity.add(own, other)
+
+    def add_norms_alone(self) -> None:
+        """Counts the errors of norms that should be the same on inputs of their own."""
+        graphs = self._reference.graph, self._candidate.graph
+        for pair, tally in zip(self._pairs, self._tallies, strict=True):
+            same = pair.twin is not None and pair.twin.kind == pair.site.kind
+            if pair.at == "output" and pair.twin is not None and same:
+                for errors in errors_alone(*graphs, pair.site, pair.twin):
+                    tally.add(errors)
+
+    def results(self) -> list[SiteComparison]:
+        return [_comparison(p, t) for p, t in zip(self._pairs, self._tallies, strict=True)]
+
+    def _theirs(self, feeds: Feeds) -> list[Array]:
+        return self._run_theirs({self._inputs[name]: array for name, array in feeds.items()})
+
+    def _add_neighbour(
+        self,
+        feeds: Feeds,
+        draw: int,
+        truths: Sequence[Array],
+        errors: Mapping[int, BoundedErrors],
+    ) -> None:
+        try:
+            self._neighbours = self._neighbours or Neighbours(self._reference, self._ours)
+            nearby = self._neighbours.run(feeds, draw)
+        except NormswapError:  # then the original's own error is all there is
+            return
+        for index, tally in errors.items():
+            tally.add_neighbour(draw, truths[index], nearby[index])
+
+
+def comparable(
+    sites: Sequence[SiteComparison], outputs_hold: bool
+) -> tuple[list[SiteComparison], list[tuple[str, str]]]:
+    """The sites that were compared, and those that could not be, with the reason.
+
+    What a linear layer behind a norm gives may differ in a model that is the same: keys may be
+    shifted, queries and keys centred. Where the outputs hold, such a layer compares nothing.
+    """
+    rewritten = [s for s in sites if s.passed is False and s.at != "output" and outputs_hold]
+    reason = "what reads it, {}, was rewritten too; the outputs hold"
+    others = [site for site in sites if site not in rewritten]
+    return others, [(site.name, reason.format(site.at)) for site in rewritten]
+
+
+def judged(sites: Sequence[SiteComparison]) -> list[Finding]:
+    """A fatal finding for every norm at which the exact contract is broken."""
+    findings = []
+    for site in sites:
+        if site.passed is not False:
+            continue
+        at = "" if site.at == "output" else f" behind it, at {site.at}"
+        message = f"the error{at} is {site.excess:.3g} times what is allowed"
+        findings.append(Finding("site", message, site.name, site.probe))
+    return findings
+
+
+def value_runner(
+    model: Model, values: Sequence[Value], dtype: Any = None
+) -> Callable[[Feeds], list[Array]]:
+    """A function from feeds by name to ``values``; whatever goes wrong in it is RunFailed."""
+    distinct = list(dict.fromkeys(values))
+    places = [distinct.index(value) for value in values]
+    try:
+        run = model.graph.slice(model.graph.inputs, distinct, dtype)
+    except NormswapError as error:
+        reason = str(error)
+
+        def refuse(_feeds: Feeds) -> list[Array]:
+            raise RunFailed(reason)
+
+        return refuse
+
+    def call(feeds: Feeds) -> list[Array]:
+        with reported_failures():
+            found = run([feeds[spec.name] for spec in model.inputs])
+        return [np.asarray(found[place]) for place in places]
+
+    return call
+
+
+def _few_rows(model: Model, feeds: Feeds) -> dict[str, Array]:
+    dynamic = has_dynamic_batch(model)
+    return {name: array[:_ROWS] if dynamic else array for name, array in feeds.items()}
+
+
+def _comparison(pair: SitePair, tally: _Tally) -> SiteComparison:
+    site, similarity = pair.site, tally.similarity
+    made = SiteComparison(
+        site.name,
+        site.role,
+        site.tower,
+        site.kind,
+        None if pair.twin is None else pair.twin.kind,
+        pair.at,
+        finite_or_none(similarity.sqnr_db),
+        finite_or_none(similarity.cosine_mean),
+        finite_or_none(similarity.cosine_worst),
+        finite_or_none(similarity.max_abs_error),
+    )
+    if tally.worst is None:
+        return made
+    excess, probe = tally.excess, tally.worst.probe
+    return replace(made, excess=excess, probe=probe, passed=excess <= 1)

@@ -1,0 +1,222 @@
+"""``validate``: from two models to a report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+from normswap.io.atomic import atomic_path
+from normswap.io.data import Data, load_data
+from normswap.model import Model, Progress
+from normswap.norms import locate
+from normswap.norms.site import Site
+from normswap.parity.approximate import approximate_contract
+from normswap.parity.batches import BATCH, batches_of, checked_labels, masks_of
+from normswap.parity.bisection import bisected
+from normswap.parity.chosen_runtimes import opened
+from normswap.parity.exact import exact_contract
+from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
+from normswap.parity.probes import Probe, draw_feeds, make_probes
+from normswap.parity.report import Finding, ValidationReport
+from normswap.parity.site_errors import SiteErrors, comparable, judged
+from normswap.parity.site_pairs import Side, SitePair, pair_sites
+from normswap.parity.summary import model_summary, provenance
+from normswap.parity.unchanged import found_unchanged
+
+_BATCHES_AT_NORMS = 2  # of the data
+
+
+def validate(
+    reference: Model,
+    candidate: Model,
+    *,
+    data: Any = None,
+    labels: Any = None,
+    contract: Literal["exact", "approximate"] = "exact",
+    bisect: bool = False,
+    reproducer: str | Path | None = None,
+    reference_runtime: str | None = None,
+    candidate_runtime: str | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """Compares ``candidate`` with ``reference`` under a contract (exact.py, approximate.py), at the
+    outputs and at every norm of the reference that is matched in the candidate (site_pairs.py).
+
+    ``data``: a ``Data`` or whatever ``load_data`` takes. The exact contract takes it in addition to
+    the probes, as the kind ``data``; the approximate one in place of random inputs. Inputs that it
+    lacks are drawn at random. ``labels``: integers [N], for the approximate contract; by default
+    the data's own. ``bisect``: also look for the first place at which the models part; the inputs
+    that show it are written to ``reproducer``, an .npz that ``data`` takes. ``*_runtime``: what the
+    model's outputs come from ('torch', 'onnxruntime', 'openvino'); by default, and for all inside
+    the models, torch for a torch graph and ONNX Runtime without its optimisations for ONNX.
+    ``command``: what makes the report again, to stand in it.
+    ``progress(done, total, what)`` is called before each step.
+
+    Raises NormswapError for bad data or labels, models whose inputs or outputs do not match, a
+    runtime that is missing or not for that model, and an unknown contract.
+    """
+    if contract not in ("exact", "approximate"):
+        raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
+    shared = replace(reference, inputs=shared_inputs(reference, candidate))
+    matched_positions(reference, candidate)  # before any work, for what it raises
+    if data is not None and not isinstance(data, Data):
+        data = load_data(data, reference, progress=progress)
+    make = _exact_inputs if contract == "exact" else _approximate_inputs
+    used = make(shared, data, labels)
+    runtimes = (reference_runtime, candidate_runtime)
+    report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
+    told = [*used.findings, *found_unchanged(reference, candidate)]
+    report = _with_findings(report, told)
+    ours, theirs = (list(locate(model.graph).sites) for model in (reference, candidate))
+    pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
+    report = replace(report, unmatched=unmatched)
+    if pairs:
+        report = _with_norms(reference, candidate, pairs, used.probes, report, progress)
+    if bisect:
+        if progress:
+            progress(0, 1, "bisecting")
+        found, feeds = bisected(reference, candidate, ours, pairs, used.probes, report)
+        if feeds is not None and reproducer is not None:
+            _save(feeds, Path(reproducer))
+            found = replace(found, reproducer=str(reproducer))
+        report = replace(report, bisection=found)
+        if progress:
+            progress(1, 1, "bisecting")
+    return replace(
+        report,
+        reference=model_summary(reference, report.reference.runtime, ours),
+        candidate=model_summary(candidate, report.candidate.runtime, theirs),
+        provenance=provenance(command),
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What two models are compared on: ``given`` names the inputs that labels belong to."""
+
+    probes: list[Probe]
+    findings: list[Finding]
+    labels: Array | None = None
+    given: Collection[str] | None = None
+
+
+def _exact_inputs(shared: Model, data: Data | None, labels: Any) -> _Inputs:
+    if labels is not None:
+        raise NormswapError("labels are for the approximate contract")
+    probes = make_probes(shared)
+    if data is None:
+        return _Inputs(probes, [])
+    batches, findings = batches_of(shared, data)
+    return _Inputs([*probes, *(Probe("data", feeds) for feeds in batches)], findings)
+
+
+def _approximate_inputs(shared: Model, data: Data | None, labels: Any) -> _Inputs:
+    if data is None:
+        if labels is not None:
+            raise NormswapError("labels need the data that they belong to")
+        drawn = [draw_feeds(shared, "normal", BATCH, [0, draw]) for draw in range(2)]
+        note = "no data was given: the figures are those of random inputs"
+        finding = Finding("data", note, fatal=False)
+        return _Inputs([Probe("normal", feeds) for feeds in drawn], [finding], given=())
+    counted = checked_labels(data.labels if labels is None else labels, data.count)
+    batches, findings = batches_of(shared, data)
+    if counted is not None:  # a remainder that fills no fixed batch has no outputs
+        first = next(iter(data.feeds))
+        counted = counted[: sum(len(feeds[first]) for feeds in batches)]
+    given = data.feeds.keys() | masks_of(shared, data)
+    return _Inputs([Probe("data", feeds) for feeds in batches], findings, counted, given)
+
+
+def _at_outputs(
+    reference: Model,
+    candidate: Model,
+    contract: str,
+    used: _Inputs,
+    runtimes: tuple[str | None, str | None],
+    progress: Progress | None,
+) -> ValidationReport:
+    """The contract at the outputs. What runs the models holds their weights, and ends with this."""
+    with contextlib.ExitStack() as stack:
+        runs = opened(reference, runtimes[0], stack), opened(candidate, runtimes[1], stack)
+        calls = runs[0][0], runs[1][0]
+        if contract == "exact":
+            report = exact_contract(reference, candidate, used.probes, progress, calls)
+        else:
+            batches = _told([probe.feeds for probe in used.probes], progress)
+            report = approximate_contract(
+                reference, candidate, batches, used.labels, used.given, calls
+            )
+    return replace(
+        report,
+        reference=replace(report.reference, runtime=runs[0][1]),
+        candidate=replace(report.candidate, runtime=runs[1][1]),
+    )
+
+
+def _paired_norms(
+    reference: Model, candidate: Model, ours: Sequence[Site], theirs: Sequence[Site]
+) -> tuple[list[SitePair], list[tuple[str, str]]]:
+    ends = [candidate.graph.outputs[place] for place in matched_positions(reference, candidate)]
+    return pair_sites(
+        Side(reference.graph, ours, reference.graph.outputs), Side(candidate.graph, theirs, ends)
+    )
+
+
+def _with_norms(
+    reference: Model,
+    candidate: Model,
+    pairs: Sequence[SitePair],
+    probes: Sequence[Probe],
+    report: ValidationReport,
+    progress: Progress | None,
+) -> ValidationReport:
+    """The report with what holds at norms: on one probe of each kind, or the first batches."""
+    found = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
+    if report.contract == "exact":
+        chosen = list({probe.name: probe for probe in reversed(probes)}.values())[::-1]
+        add = found.add_exact
+    else:
+        chosen, add = list(probes[:_BATCHES_AT_NORMS]), found.add
+    for done, probe in enumerate(chosen):
+        if progress:
+            progress(done, len(chosen), f"norms: {probe.name}")
+        add(probe)
+    if report.contract == "exact":
+        found.add_norms_alone()
+    if progress:
+        progress(len(chosen), len(chosen), "done")
+    compared = found.results()
+    sites, rewritten = comparable(compared, report.passed)
+    unmatched = [*report.unmatched, *rewritten]
+    return replace(_with_findings(report, judged(sites)), sites=sites, unmatched=unmatched)
+
+
+def _with_findings(report: ValidationReport, more: Sequence[Finding]) -> ValidationReport:
+    findings = [*report.findings, *more]
+    passed = not any(finding.fatal for finding in findings)
+    return replace(report, passed=passed, findings=findings)
+
+
+def _told(
+    batches: Sequence[Mapping[str, Array]], progress: Progress | None
+) -> Iterator[Mapping[str, Array]]:
+    """The batches, announced to ``progress``."""
+    for done, feeds in enumerate(batches):
+        if progress:
+            progress(done, len(batches), "comparing")
+        yield feeds
+    if progress:
+        progress(len(batches), len(batches), "done")
+
+
+def _save(feeds: Mapping[str, Array], path: Path) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **feeds)

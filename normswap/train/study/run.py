@@ -1,0 +1,111 @@
+"""One run of a comparison: a variant is trained, scored and folded, in whatever process."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils import _pytree as pytree
+
+from normswap.io.data import Data
+from normswap.io.load import load
+from normswap.io.save import save
+from normswap.model import Model
+from normswap.norms import locate
+from normswap.parity.validation import validate
+from normswap.passes.fold import Fold
+from normswap.train.batches import shuffled
+from normswap.train.loop import Batch, Diverged, train
+from normswap.train.progressive import collapse, set_share, share_at
+from normswap.train.study.outcome import final_loss, guessing_loss, outcome
+from normswap.train.study.runs import Folded, Run, RunFiles, RunResult, better
+from normswap.train.study.scoring import model_accuracy, module_accuracy, most_frequent
+from normswap.train.study.variants import LN, untrained
+from normswap.train.study.workload import (
+    TARGETS,
+    Workload,
+    arrays,
+    start_model,
+    without_targets,
+)
+
+_CALIBRATION = 64  # samples that the first running statistics come from; training replaces them
+
+
+def compared_run(work: Workload, run: Run) -> RunResult:
+    """Trains, scores, folds and validates; writes the result, and the model (a BatchNorm variant's
+    folded) unless a better one of the variant is there already.
+
+    Raises NormswapError for a model that cannot be made into the variant, or a disk that is full.
+    """
+    began, began_cpu = time.monotonic(), time.process_time()
+    start = start_model(work.start[run.seed])
+    data, test = arrays(work.train), arrays(work.test)
+    feeds, labels = without_targets(test), test[TARGETS]
+    first = {n: np.array(a[:_CALIBRATION]) for n, a in without_targets(data).items()}
+    module = untrained(run.variant, start, Data(first, None))
+    losses: list[float] = []
+    model, folded, stopped = None, None, None
+    accuracy = most_frequent(labels)
+    try:
+        train(
+            module,
+            _Loss(work),
+            shuffled(data, work.batch, run.seed),
+            work.options(run),
+            log=lambda told: losses.append(told["loss"]),
+        )
+    except Diverged as error:
+        stopped = str(error)
+    else:
+        collapse(module)
+        accuracy = module_accuracy(module, feeds, labels, work.scores)
+        examples = {name: torch.from_numpy(array[:2]) for name, array in first.items()}
+        model = load(module, example_inputs=examples)
+        if run.variant != LN:
+            trained, model = model, Fold()(model).model
+            folded = Folded(
+                norms_left=len(locate(model.graph).sites),
+                exact=validate(trained, model).passed,
+                accuracy=model_accuracy(model, feeds, labels, work.scores),
+            )
+    ended = final_loss(losses) if losses else math.nan
+    result = RunResult(
+        run,
+        outcome(losses, stopped is None, guessing_loss(data[TARGETS])),
+        losses,
+        ended if math.isfinite(ended) else None,
+        accuracy,
+        time.monotonic() - began,
+        time.process_time() - began_cpu,
+        stopped,
+        folded,
+    )
+    _keep(RunFiles(work.runs), result, model)
+    return result
+
+
+class _Loss:
+    """Cross-entropy; of a progressive variant with the share of LN that the step has."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+
+    def __call__(self, module: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+        set_share(module, share_at(step, self._work.steps))
+        feeds = {name: tensor for name, tensor in batch.items() if name != TARGETS}
+        scores = pytree.tree_leaves(module(**feeds))[self._work.scores]
+        return cross_entropy(scores.float(), batch[TARGETS].long())
+
+
+def _keep(files: RunFiles, result: RunResult, model: Model | None) -> None:
+    """The model goes to disk before the result, so that a result has its model."""
+    if model is not None:
+        best = files.best(result.run.variant)
+        if best is None or better(result, best):
+            save(model, files.model(result.run))
+    files.write(result)

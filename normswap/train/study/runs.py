@@ -1,0 +1,132 @@
+"""The runs of a comparison, and the file that each of them leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from normswap.errors import NormswapError
+from normswap.io.atomic import atomic_path
+from normswap.io.messages import first_line
+from normswap.train.study.outcome import CRASHED
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a variant (``variants.py``), the highest learning rate, and the seed."""
+
+    variant: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-rate{self.rate:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A trained BatchNorm model whose norms were folded. ``norms_left``: that it still has.
+    ``exact``: the exact contract holds against the trained model. ``accuracy``: its own."""
+
+    norms_left: int
+    exact: bool
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """``outcome``: see outcome.py. ``losses``: of each step, up to where it stopped. ``accuracy``:
+    share of the test set; of a run that stopped at NaN, that of always guessing the same class.
+    ``stopped``: why it did. ``folded``: None for LN and for a run that stopped."""
+
+    run: Run
+    outcome: str
+    losses: list[float]
+    final_loss: float | None
+    accuracy: float
+    seconds: float
+    cpu_seconds: float
+    stopped: str | None = None
+    folded: Folded | None = None
+
+    @property
+    def crashed(self) -> bool:
+        return self.outcome in CRASHED
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> RunResult:
+        folded = document["folded"]
+        return cls(
+            **{
+                **document,
+                "run": Run(**document["run"]),
+                "folded": None if folded is None else Folded(**folded),
+            }
+        )
+
+
+class RunFiles:
+    """The finished runs in ``folder``, a JSON file each, and the models of the best ones."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, result: RunResult) -> None:
+        """Whole or not at all."""
+        with atomic_path(self.folder / f"{result.run.name}.json") as file:
+            file.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+
+    def read(self, run: Run) -> RunResult | None:
+        """None if it is not finished. Raises NormswapError for a damaged file."""
+        return self._read(self.folder / f"{run.name}.json")
+
+    def _read(self, path: Path) -> RunResult | None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        try:
+            return RunResult.from_json(json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            raise NormswapError(
+                f"{path}: is no result of a run ({first_line(error)}); remove it to run it again"
+            ) from error
+
+    def model(self, run: Run) -> Path:
+        """Where the trained model of a run is, if it was the best of its variant by then."""
+        return self.folder / f"{run.name}.pt2"
+
+    def best(self, variant: str) -> RunResult | None:
+        """The best of the finished runs of a variant."""
+        paths = sorted(self.folder.glob(f"{variant}-rate*.json"))
+        results = (self._read(path) for path in paths)
+        return best_of([r for r in results if r is not None])
+
+    def keep_best_models(self, variants: Iterable[str]) -> None:
+        """Removes the models of all other runs."""
+        found = [self.best(variant) for variant in variants]
+        kept = {self.model(result.run) for result in found if result is not None}
+        for path in self.folder.glob("*.pt2"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def best_of(results: Sequence[RunResult]) -> RunResult | None:
+    """By test accuracy, then by name; a run that stopped is none."""
+    best: RunResult | None = None
+    for result in results:
+        if result.stopped is None and (best is None or better(result, best)):
+            best = result
+    return best
+
+
+def better(a: RunResult, b: RunResult) -> bool:
+    return (a.accuracy, b.run.name) > (b.accuracy, a.run.name)

@@ -1,0 +1,77 @@
+"""Runs in parallel processes of one thread each."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from normswap.errors import NormswapError
+from normswap.train.study.run import compared_run
+from normswap.train.study.runs import Run, RunResult
+from normswap.train.study.workload import Workload
+
+
+def run_here(work: Workload, runs: Sequence[Run]) -> Iterator[RunResult]:
+    """The runs in turn, in this process, on one thread."""
+    with one_thread():
+        for run in runs:
+            yield compared_run(work, run)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_in_processes(work: Workload, runs: Sequence[Run], processes: int) -> Iterator[RunResult]:
+    """The results as they come. The processes end with this one, whatever ends it.
+
+    Raises NormswapError for one that died, or what a run raised.
+    """
+    before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
+    pool = ProcessPoolExecutor(processes, context, _prepare)
+    try:
+        futures: list[Future[RunResult]] = [pool.submit(compared_run, work, run) for run in runs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise NormswapError(
+            "compare: a process died, perhaps for want of memory; continue with --resume and fewer "
+            "--processes"
+        ) from error
+    finally:
+        started = set(multiprocessing.active_children()) - before
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join()
+
+
+def _prepare() -> None:
+    """Ctrl-C is the parent's to handle; a worker whose parent is gone must not wait for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,124 @@
+"""Random spellings of norms are located with their constants, and rewritten exactly."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+
+import normswap
+from normswap.norms import locate
+from tests.norms.lowered_spellings import l2_spellings, lowered_spellings, two_norm_spellings
+from tests.norms.spelling_checks import (
+    check_fusion,
+    check_location,
+    check_site,
+    examples,
+    graph_of,
+    norms_of,
+)
+from tests.norms.spelling_plan import Plan
+from tests.norms.spelling_truth import Case
+from tests.norms.spellings import (
+    delicate_spellings,
+    moment_spellings,
+    simple_spellings,
+    spellings,
+    written,
+)
+
+_RESHAPED = Plan(layout="channels", width=4, restore="reshape", epsilon=1e-3)
+# With a variance so small in some rows that float32's 1e-3 tells from the decimal.
+SMALL_VARIANCES = (_RESHAPED, replace(_RESHAPED, deviation="negative"))
+# A probe holds a row or two of statistics; the second is a line in an InstanceNorm too.
+_TWO_ROWS = Plan(kind="rms_norm", layout="last_two", rank=4, batch=1, tokens=2)
+FEW_ROWS = (
+    _TWO_ROWS,
+    replace(_TWO_ROWS, affine="none"),
+    Plan(kind="rms_norm", layout="last_two", tokens=7),
+    Plan(layout="last_two", batch=1, tokens=20),
+)
+
+
+@pytest.mark.parametrize("plan", [*SMALL_VARIANCES, *FEW_ROWS], ids=str)
+def test_locates_and_fuses_norms_whose_sizes_are_hard_to_prove(plan: Plan) -> None:
+    case = written(plan)
+    check_location(case)
+    check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
+
+
+@examples(80, thorough=200)
+@given(simple_spellings())
+def test_locates_layer_norms_over_the_last_axis(case: Case) -> None:
+    check_location(case)
+
+
+@examples(200, thorough=500)
+@given(spellings(kind=("layer_norm",)))
+def test_locates_layer_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(100, thorough=300)
+@given(spellings(kind=("rms_norm",)))
+def test_locates_rms_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(100, thorough=300)
+@given(spellings(kind=("batch_norm",)))
+def test_locates_batch_norms(case: Case) -> None:
+    check_location(case)
+
+
+@examples(80, thorough=200)
+@given(lowered_spellings())
+def test_locates_norms_by_way_of_other_operators(case: Case) -> None:
+    check_location(case)
+
+
+@examples(80, thorough=200)
+@given(two_norm_spellings())
+def test_two_norms_that_share_statistics_are_two_sites(case: Case) -> None:
+    check_location(case)
+
+
+@examples(80, thorough=200)
+@given(moment_spellings())
+def test_locates_layer_norms_by_moments(case: Case) -> None:
+    check_location(case)
+
+
+@examples(80, thorough=200)
+@given(delicate_spellings())
+def test_locates_norms_that_hold_up_to_float32(case: Case) -> None:
+    """A mean by a float32 1 / C is a LayerNorm to all but float64's eyes."""
+    check_location(case, rtol=1e-4)
+
+
+@examples(100)
+@given(l2_spellings())
+def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
+    sites = norms_of(locate(graph_of(case)))
+    assert len(sites) <= 1
+    for site in sites:
+        check_site(site, case.truth)
+
+
+@examples(100, thorough=250)
+@given(spellings() | lowered_spellings() | two_norm_spellings())
+def test_a_fused_spelling_computes_the_same(case: Case) -> None:
+    check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
+
+
+@examples(50)
+@given(simple_spellings())
+def test_a_fused_layer_norm_over_the_last_axis_computes_the_same(case: Case) -> None:
+    model = normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto)))
+    result = normswap.swap(model, to="fused")
+    assert len(result.done) == 1
+    report = normswap.validate(model, result.model)
+    assert report.passed, report
