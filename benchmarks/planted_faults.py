@@ -21,8 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from normswap import fold_affine, save, swap
-from normswap import parity as validate
+from normswap import fold_affine, save, swap, validate
 from normswap.model import Model
 from normswap.parity.probes import make_probes
 from tests.parity.conftest import Builder

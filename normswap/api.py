@@ -8,21 +8,21 @@ from typing import Any
 
 from normswap.errors import NormswapError
 from normswap.model import Model
-from normswap.norms import locate as locate_in_graph
 from normswap.norms.site import Site
 from normswap.passes.base import PassResult, swap_called, swaps
+from normswap.passes.select import Selection
 
 
 def locate(model: Model) -> list[Site]:
     """The norms of a model in the order of execution."""
-    return list(locate_in_graph(model.graph).sites)
+    return list(model.sites)
 
 
 def swap(
     model: Model,
     *,
     to: str,
-    sites: str | None = None,
+    sites: Selection | None = None,
     data: Any = None,
     samples: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -59,7 +59,7 @@ def swap(
     return result.recorded(f"swap to {to}")
 
 
-def fold(model: Model, *, sites: str | None = None) -> PassResult:
+def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
     neighbouring weights."""
     from normswap.passes.fold import Fold
@@ -67,7 +67,7 @@ def fold(model: Model, *, sites: str | None = None) -> PassResult:
     return Fold(sites=sites)(model).recorded("fold")
 
 
-def fold_affine(model: Model, *, sites: str | None = None) -> PassResult:
+def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
     exact."""
     from normswap.passes.fold_affine import FoldAffine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph
+from normswap.norms import locate
+from normswap.norms.site import Location, Site
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -68,8 +71,21 @@ class Model:
     def kind(self) -> str:
         return self.graph.kind
 
+    @cached_property
+    def location(self) -> Location:
+        """The norms of the graph and the rejected candidates, located on first use.
+
+        A pass reads it before it edits a copy, so that each graph is located once.
+        """
+        return locate(self.graph)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The norms of the graph in the order of execution."""
+        return self.location.sites
+
     def copy(self) -> Model:
-        """A model whose graph may be edited; weights are shared until they are replaced."""
+        """A model whose graph may be edited, not located yet; weights are shared until replaced."""
         return replace(self, graph=self.graph.copy())
 
     def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:

@@ -12,7 +12,6 @@ from normswap.demo.tasks import Task
 from normswap.demo.timing import onnx_runs, torch_runs
 from normswap.io.save import save
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
 from normswap.report.html import write_html
@@ -73,12 +72,12 @@ class Study:
 
         self._say("timing")
         timing = self.time(fused.model, folded.model)
-        towers = {site.tower for site in locate(self.original.graph).sites}
-        left = [s for s in locate(folded.model.graph).sites if s.tower == _TOWER]
+        towers = {site.tower for site in self.original.sites}
+        left = [s for s in folded.model.sites if s.tower == _TOWER]
         return VariantResults(
             model=self.task.name,
             kind=self.kind,
-            norms=len(locate(self.original.graph).sites),
+            norms=len(self.original.sites),
             fused=len(fused.done),
             fused_parity=fused_parity,
             swapped=len(swapped.done),

@@ -15,7 +15,6 @@ from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
 from normswap.io.data import Data, load_data
 from normswap.model import Model, Progress
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.parity.approximate import approximate_contract
 from normswap.parity.batches import BATCH, batches_of, checked_labels, masks_of
@@ -75,7 +74,7 @@ def validate(
     report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
     told = [*used.findings, *found_unchanged(reference, candidate)]
     report = _with_findings(report, told)
-    ours, theirs = (list(locate(model.graph).sites) for model in (reference, candidate))
+    ours, theirs = (list(model.sites) for model in (reference, candidate))
     pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
     report = replace(report, unmatched=unmatched)
     if pairs:

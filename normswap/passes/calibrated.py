@@ -21,12 +21,11 @@ from normswap.fit.tokens import TOKENS, special_positions
 from normswap.graph.graph import Array, Graph
 from normswap.io.data import Data
 from normswap.model import Model, Progress
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.ensure import Swapping, swap_ensuring
-from normswap.passes.select import select_sites
+from normswap.passes.select import Selection, select_sites
 
 _JUDGED = 5  # every fifth sample
 KINDS = ("layer_norm", "rms_norm")
@@ -85,7 +84,7 @@ class Calibrated(Pass):
     needs_data: ClassVar[bool] = True
 
     data: Data
-    sites: str | None = None
+    sites: Selection | None = None
     tokens: str = "all"
     ensure: str | None = None
     memory: int = MEMORY
@@ -98,7 +97,7 @@ class Calibrated(Pass):
             Requirement.parse(self.ensure)
 
     def __call__(self, model: Model) -> PassResult:
-        located = locate(model.graph).sites
+        located = model.sites
         chosen, notes = _default_tower(located, self.sites)
         todo = [s for s in chosen if s.kind in KINDS and len(s.axes) == 1]
         skipped = [(s, _reason(s)) for s in chosen if s not in todo]
@@ -202,10 +201,10 @@ def _check_fixed_tokens(model: Model, sites: Sequence[Site], tokens: str) -> Non
             )
 
 
-def _default_tower(sites: Sequence[Site], pattern: str | None) -> tuple[list[Site], list[str]]:
-    chosen = select_sites(sites, pattern)
+def _default_tower(sites: Sequence[Site], wanted: Selection | None) -> tuple[list[Site], list[str]]:
+    chosen = select_sites(sites, wanted)
     towers = {site.tower for site in chosen}
-    if pattern is not None or not {"image", "text"} <= towers:
+    if wanted is not None or not {"image", "text"} <= towers:
         return chosen, []
     kept = [site for site in chosen if site.tower == "text"]
     note = (

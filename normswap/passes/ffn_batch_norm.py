@@ -17,14 +17,13 @@ from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear
 from normswap.io.data import Data
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.ffn import ffn_of
 from normswap.norms.residuals import residuals
 from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.calibrated import Fitted, fitted_sites
 from normswap.passes.insert import insert_batch_norm
-from normswap.passes.select import select_sites
+from normswap.passes.select import Selection, select_sites
 
 POSITIONS = ("before", "after")
 _EPSILON = 1e-5  # torch's default
@@ -45,7 +44,7 @@ class InsertFfnBatchNorm(Pass):
     needs_data: ClassVar[bool] = True
 
     data: Data
-    sites: str | None = "role=*_mlp"
+    sites: Selection | None = "role=*_mlp"
     position: str = "before"
 
     def __post_init__(self) -> None:
@@ -54,7 +53,7 @@ class InsertFfnBatchNorm(Pass):
 
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()
-        located = locate(model.graph).sites
+        located = model.sites
         chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
         if not chosen:
             return PassResult(model, False)

@@ -10,7 +10,6 @@ import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.names import unique_names
 from normswap.norms.operators import TRAINING
 from normswap.norms.site import Site
@@ -25,7 +24,7 @@ from normswap.passes.algebra.change_of_variables import Start, spread
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
-from normswap.passes.select import select_sites, terms
+from normswap.passes.select import Selection, named_in, select_sites
 
 _LARGE_MEAN = 25.0  # deviations; measured: at 10 the exact contract holds, at 30 it may fail
 
@@ -49,18 +48,18 @@ class Fold(Pass):
 
     exact: ClassVar[bool] = True
 
-    sites: str | None = None
+    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()
-        located = locate(result.graph)
+        located = model.location
         edits = WeightEdits(result.graph)
         regions, chosen = _regions(result.graph, edits, located.sites, self.sites)
         folding = _Folding(result.graph, edits, located.sites)
         folding.run(regions)
         if self.sites is None:
             folding.run_on_what_is_new()
-        named = set(terms(self.sites or ""))
+        named = named_in(self.sites)
         done, skipped = folding.done(regions), folding.skipped(regions, named)
         if self.sites is not None:
             other = [s for s in chosen if s.kind not in ("batch_norm", "scale_shift", "affine")]
@@ -75,22 +74,22 @@ class Fold(Pass):
 
 
 def _regions(
-    graph: Graph, edits: WeightEdits, located: Sequence[Site], pattern: str | None
+    graph: Graph, edits: WeightEdits, located: Sequence[Site], wanted: Selection | None
 ) -> tuple[list[AffineRegion], list[Site]]:
-    """What ``pattern`` asks for: the regions, and the sites."""
+    """What ``wanted`` asks for: the regions, and the sites."""
     norms = [s for s in located if s.kind == "batch_norm"]
     inside = {s: frozenset(nodes_of(graph, s)) for s in located}
     others = frozenset().union(*(inside[s] for s in located if s.kind != "batch_norm"))
     regions = _named(graph, affine_regions(graph, edits, norms, others), located)
     sites = [*located, *(s for r in regions for s in r.sites if s.kind != "batch_norm")]
-    chosen = select_sites(sites, pattern)
+    chosen = select_sites(sites, wanted)
     if len(chosen) == len(sites):
         return regions, chosen
-    wanted = {s.name for s in chosen}
-    taken = [s for s in norms if s.name in wanted]
+    names = {s.name for s in chosen}
+    taken = [s for s in norms if s.name in names]
     others = frozenset().union(*(inside[s] for s in located if s not in taken))
     regions = _named(graph, affine_regions(graph, edits, taken, others), located)
-    return [r for r in regions if any(s.name in wanted for s in r.sites)], chosen
+    return [r for r in regions if any(s.name in names for s in r.sites)], chosen
 
 
 def _named(

@@ -11,7 +11,6 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Node
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.passes.algebra.affine_regions import nodes_of
 from normswap.passes.algebra.change_of_variables import Start, spread
@@ -19,7 +18,7 @@ from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import Selection, other_kind, select_sites
 
 
 @dataclass
@@ -36,10 +35,10 @@ class FoldAffine(Pass):
 
     exact: ClassVar[bool] = True
 
-    sites: str | None = None
+    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
-        located = locate(model.graph).sites
+        located = model.sites
         chosen = select_sites(located, self.sites)
         skipped = [(s, why) for s in chosen if (why := why_unfoldable(s))]
         todo = [s for s in chosen if not why_unfoldable(s)]

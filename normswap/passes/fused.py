@@ -9,12 +9,11 @@ from typing import ClassVar
 from normswap.errors import NormswapError
 from normswap.lowering.runtimes import TARGETS, runtime_of
 from normswap.model import Model, Progress
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_forms import KINDS, OPERATOR, ChosenForms, refusal, write
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import Selection, other_kind, select_sites
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Fused(Pass):
     to: ClassVar[str] = "fused"
     exact: ClassVar[bool] = True
 
-    sites: str | None = None
+    sites: Selection | None = None
     target: str | None = None
     tune: bool = False
     progress: Progress | None = field(default=None, repr=False)
@@ -48,7 +47,7 @@ class Fused(Pass):
     def __call__(self, model: Model) -> PassResult:
         if self.target not in (None, *TARGETS):
             raise NormswapError(f"--target: '{self.target}' is none of {', '.join(TARGETS)}")
-        chosen = select_sites(locate(model.graph).sites, self.sites)
+        chosen = select_sites(model.sites, self.sites)
         if model.kind == "fx" and self.target is None:
             return self._for_torch(model, chosen)
         if model.kind == "onnx" and self.tune:

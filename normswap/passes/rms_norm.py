@@ -9,7 +9,6 @@ from typing import ClassVar
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Value
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.passes.algebra.centring import Centring, Readers, centred
 from normswap.passes.algebra.weight_edits import WeightEdits
@@ -17,7 +16,7 @@ from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine, norm_nodes
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import Selection, other_kind, select_sites
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 
@@ -42,10 +41,10 @@ class RmsNorm(Pass):
     to: ClassVar[str] = "rmsnorm"
     exact: ClassVar[bool] = True
 
-    sites: str | None = None
+    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
-        located = locate(model.graph).sites
+        located = model.sites
         chosen = select_sites(located, self.sites)
         todo = [site for site in chosen if site.kind == "layer_norm"]
         if not todo:

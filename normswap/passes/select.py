@@ -11,18 +11,39 @@ from normswap.norms.site import ROLES, Site
 _TOWERS = ("image", "text", "both")
 
 
-def select_sites(sites: Sequence[Site], pattern: str | None) -> list[Site]:
-    """The sites that match ``pattern``, all of them for None.
+Selection = str | Sequence[Site]
+"""What ``sites=`` takes: a pattern (see ``select_sites``), or sites of ``normswap.locate``."""
+
+
+def select_sites(sites: Sequence[Site], wanted: Selection | None) -> list[Site]:
+    """The sites of a model that are ``wanted``: all for None, those given, or those that match a
+    pattern.
 
     A pattern is terms separated by commas or spaces: ``role=ROLE`` and ``tower=TOWER`` (both may
     be globs) must all hold; of the other terms, globs on site names, any may.
-    Raises NormswapError for a term that can match nothing in a model that has norms.
+    Raises NormswapError for a term that can match nothing in a model that has norms, and for a
+    given site that the model has not.
+
+    Example: ``select_sites(model.sites, "blocks.*,role=pre_mlp")``
     """
-    if pattern is None or not sites:
+    if wanted is None:
         return list(sites)
+    if isinstance(wanted, str):
+        return _matching(sites, wanted)
+    named = {site.name: site for site in sites}
+    for site in wanted:
+        if site.name not in named:
+            raise NormswapError(f"sites: the model has no site '{site.name}'; locate it anew")
+    names = {site.name for site in wanted}
+    return [site for site in sites if site.name in names]
+
+
+def _matching(sites: Sequence[Site], pattern: str) -> list[Site]:
     chosen = list(sites)
+    if not sites:
+        return chosen
     globs = []
-    for term in terms(pattern):
+    for term in _terms(pattern):
         key, equals, value = term.partition("=")
         if not equals:
             globs.append(term)
@@ -46,8 +67,14 @@ def other_kind(site: Site) -> str:
     return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
 
 
-def terms(pattern: str) -> list[str]:
-    """The terms of a pattern, which commas or spaces separate."""
+def named_in(wanted: Selection | None) -> set[str]:
+    """The names that a selection gives in full."""
+    if wanted is None or isinstance(wanted, str):
+        return set(_terms(wanted or ""))
+    return {site.name for site in wanted}
+
+
+def _terms(pattern: str) -> list[str]:
     return pattern.replace(",", " ").split()
 
 

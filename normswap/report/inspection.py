@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.site import Rejection, Site
 from normswap.report.cost import STATISTICS_FOLDED, statistics_computed
 from normswap.report.input_shapes import shapes_at, sized
@@ -82,7 +81,7 @@ def inspection(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = 
     Raises NormswapError for a name that is no input, and for sizes that the model does not take.
     """
     graph = model.graph
-    location = locate(graph)
+    location = model.location
     arrays = sized(model, input_shapes or {})
     inputs = [graph.value(site.input) for site in location.sites]
     shapes = shapes_at(model, inputs, arrays) if input_shapes else [v.shape for v in inputs]

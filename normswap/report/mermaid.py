@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.report.input_shapes import sized
 from normswap.report.mermaid_text import label
@@ -51,7 +50,7 @@ def model_diagram(model: Model, input_shapes: Mapping[str, Sequence[int]] | None
     for shapes that the model does not take.
     """
     shapes = {name: array.shape for name, array in sized(model, input_shapes or {}).items()}
-    sites = locate(model.graph).sites
+    sites = model.sites
     return diagram(outline(model.graph, sites, model.output_names), shapes)
 
 

@@ -9,7 +9,6 @@ from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Graph, Value
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
 from normswap.parity.retrieval import EMBEDDING_NAMES, EmbeddingPairs
@@ -59,7 +58,7 @@ def match(teacher: Model, student: Model) -> Matches:
             f"model that was swapped"
         )
     ends = [student.graph.outputs[place] for place in matched_positions(teacher, student)]
-    sites, swapped = (list(locate(model.graph).sites) for model in (teacher, student))
+    sites, swapped = (list(model.sites) for model in (teacher, student))
     sides = (
         Side(teacher.graph, sites, teacher.graph.outputs),
         Side(student.graph, swapped, ends),

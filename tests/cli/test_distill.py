@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normswap import fold, load, save
-from normswap import norms as locate
+from normswap import fold, load, locate, save
 from tests.cli.conftest import Run
 from tests.train import tiny
 

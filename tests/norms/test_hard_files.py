@@ -13,8 +13,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from normswap import Model, load, swap
-from normswap import parity as validate
+from normswap import Model, load, swap, validate
 from normswap.graph.onnx.graph import OnnxGraph
 from normswap.norms import Location, locate
 from tests.graph.onnx_text import onnx_graph

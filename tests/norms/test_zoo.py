@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from normswap import Model, swap
-from normswap import parity as validate
+from normswap import Model, swap, validate
 from normswap.norms import Site, locate
 from tests.zoo.exports import FX_FORMS, NotExportable, forms_of, model_as, zoo_model
 from tests.zoo.models import FAMILIES

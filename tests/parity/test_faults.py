@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from normswap import fold, load, swap
-from normswap import norms as locate
+from normswap import fold, load, locate, swap
 from normswap.model import Model, Step
 from normswap.parity.validation import validate
 from tests.parity.conftest import Builder

@@ -15,7 +15,6 @@ from normswap.io.data import Data
 from normswap.io.load import load
 from normswap.io.save import save
 from normswap.model import Model
-from normswap.norms import locate
 from normswap.parity.validation import validate
 from normswap.passes.fold import Fold
 from normswap.train.batches import shuffled
@@ -69,7 +68,7 @@ def compared_run(work: Workload, run: Run) -> RunResult:
         if run.variant != LN:
             trained, model = model, Fold()(model).model
             folded = Folded(
-                norms_left=len(locate(model.graph).sites),
+                norms_left=len(model.sites),
                 exact=validate(trained, model).passed,
                 accuracy=model_accuracy(model, feeds, labels, work.scores),
             )
