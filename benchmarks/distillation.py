@@ -72,7 +72,7 @@ def run(
     model = ns.load(folder)
     data = _data(model, both=sites is not None)
     swapped = ns.swap(
-        model, to="batchnorm", fit="least-squares", sites=sites, data=data, ffn_batchnorm=True
+        model, ns.BatchNorm(fit="least-squares", ffn_batchnorm=True), sites=sites, data=data
     ).model
     result = distill(swapped, model, data, steps=steps)
     control, seconds = _control(model, len(result.losses), sites is None)
