@@ -39,9 +39,9 @@ from normswap.io.fx_model import model_from_module
 from normswap.model import Model
 from normswap.parity.metrics import Similarity
 from normswap.report.progress import Progress
-from normswap.train.batches import shuffled
 from normswap.train.distill import default_options, distill
 from normswap.train.loop import Batch, train
+from normswap.train.samples import shuffled
 from normswap.train.taps import parameters_of, tapped
 
 SMOOTHING = 0.1

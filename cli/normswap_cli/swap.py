@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from normswap_cli.console import working
+from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
     json_option,
     model_argument,
@@ -76,12 +76,11 @@ def swap(
         import normswap
         from normswap.io.save import check_output
         from normswap.report.rewriting import Rewriting
-        from normswap.torchrun import joined
 
         check_output(output)
         how = kind(**{name: value for name, value in options.items() if value is not None})
         source = normswap.load(model, trust=trust)
-        with joined() as first:  # under torchrun each process fits to its share of the data
+        with joined_group() as first:  # under torchrun each process fits to its share of the data
             swapped = normswap.swap(
                 source, how, sites=sites, data=data, samples=samples, progress=progress
             )

@@ -20,7 +20,7 @@ from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path
 from normswap.io.messages import first_line
-from normswap.train.average import WeightAverage
+from normswap.train.loop import WeightAverage
 from normswap.train.options import TrainOptions
 
 NAME = "checkpoint.safetensors"

@@ -7,7 +7,7 @@ from torch import nn
 
 from normswap import BatchNorm, swap
 from normswap.train.distill import distill
-from normswap.train.effect import without_effect
+from normswap.train.taps import without_effect
 from tests.train import tiny
 
 

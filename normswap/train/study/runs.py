@@ -12,7 +12,7 @@ from typing import Any
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path
 from normswap.io.messages import first_line
-from normswap.train.study.outcome import CRASHED
+from normswap.train.study.groups import CRASHED
 
 
 @dataclass(frozen=True)
