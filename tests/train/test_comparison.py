@@ -11,18 +11,14 @@ import pytest
 
 from normswap.train.study.figures import LOSSES, TIMES, write_figures
 from normswap.train.study.groups import (
-    DIVERGED,
-    STUCK,
-    TRAINED,
     at_best_rate,
     crashes,
     crashes_more,
     difference,
-    guessing_loss,
     highest_stable,
-    outcome,
 )
 from normswap.train.study.results import AGREES, DISAGREES, OPEN, find
+from normswap.train.study.runs import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
 from normswap.train.study.variants import BN, FFN_BN, LN, VARIANTS
 from tests.train.made_up_runs import made_up, made_up_bench
 

@@ -8,36 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.graph.graph import Array
-from normswap.train.study.runs import RunResult
-
-DIVERGED, STUCK, TRAINED = "diverged", "stuck", "trained"
-CRASHED = (DIVERGED, STUCK)
-_LAST = 10  # a tenth of the steps
-_LEARNED = 0.9
-
-
-def final_loss(losses: Sequence[float]) -> float:
-    """The mean over the last tenth of the steps."""
-    return float(np.mean(losses[-max(1, len(losses) // _LAST) :]))
-
-
-def guessing_loss(labels: Array) -> float:
-    """What always answering with the classes' frequencies costs: their entropy in nats."""
-    _, counts = np.unique(labels, return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
-def outcome(losses: Sequence[float], finished: bool, guessing: float) -> str:
-    """'diverged': the loss or a gradient became NaN or infinite, or the loss ended above where it
-    started. 'stuck': it ended less than a tenth below ``guessing``. Else 'trained'."""
-    if not finished or not losses or not math.isfinite(final_loss(losses)):
-        return DIVERGED
-    if final_loss(losses) > losses[0]:
-        return DIVERGED
-    return STUCK if final_loss(losses) > _LEARNED * guessing else TRAINED
-
+from normswap.train.study.runs import CRASHED, RunResult
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom; for more the last is on the safe side.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

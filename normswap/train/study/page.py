@@ -11,16 +11,9 @@ from rich.text import Text
 
 from normswap.report.terminal import table
 from normswap.timing.report import BenchReport
-from normswap.train.study.groups import (
-    DIVERGED,
-    STUCK,
-    at_best_rate,
-    crashes,
-    difference,
-    groups,
-    highest_stable,
-)
+from normswap.train.study.groups import at_best_rate, crashes, difference, groups, highest_stable
 from normswap.train.study.results import AGREES, DISAGREES, Comparison
+from normswap.train.study.runs import DIVERGED, STUCK
 from normswap.train.study.variants import LN, VARIANTS
 
 _CAPTIONS = {

@@ -29,8 +29,16 @@ from normswap.train.study.folder import (
     start_model,
     without_targets,
 )
-from normswap.train.study.groups import final_loss, guessing_loss, outcome
-from normswap.train.study.runs import Folded, Run, RunFiles, RunResult, better
+from normswap.train.study.runs import (
+    Folded,
+    Run,
+    RunFiles,
+    RunResult,
+    better,
+    final_loss,
+    guessing_loss,
+    outcome,
+)
 from normswap.train.study.variants import LN, untrained
 
 _CALIBRATION = 64  # samples that the first running statistics come from; training replaces them
