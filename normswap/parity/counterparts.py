@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normswap.graph.convolution import convolution_at
 from normswap.graph.graph import Graph, Value
-from normswap.graph.linear import linear_at
+from normswap.graph.linear import convolution_at, linear_at
 
 _ENOUGH = 0.5  # of the layers of the smaller model that names must match, to be trusted
 

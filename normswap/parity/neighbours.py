@@ -9,8 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Value, is_floating
 from normswap.model import Model
 
 _SMALL = 2**16  # elements of a constant that is varied

@@ -18,8 +18,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Runner
+from normswap.graph.graph import Array, Runner, is_floating
 from normswap.graph.onnx.fast_ops import fast_ops
 from normswap.graph.onnx.subgraphs import captured_values, nested_operators
 

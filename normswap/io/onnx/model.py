@@ -9,8 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Value
+from normswap.graph.graph import Value, is_floating
 from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io.history import KEY as HISTORY
 from normswap.io.history import history_of

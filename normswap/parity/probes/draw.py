@@ -10,8 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, is_floating
 from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model
 from normswap.parity.probes.kinds import KINDS, ROWS, Kind
