@@ -211,19 +211,11 @@ class Graph(abc.ABC):
         """The nodes that compute ``outputs`` from the graph's inputs, or from the values ``stop``,
         in topological order."""
         stops = set(stop)
-        order: dict[Node, None] = {}
-        opened: set[Node] = set()
-        stack = [v.producer for v in outputs if v not in stops and v.producer is not None]
-        while stack:
-            node = stack[-1]
-            if node in opened:
-                stack.pop()
-                order[node] = None
-                continue
-            opened.add(node)
-            reads = [v for v in node.inputs if v is not None and v not in stops]
-            stack += [v.producer for v in reads if v.producer and v.producer not in opened]
-        return list(order)
+
+        def producers(values: Iterable[Value | None]) -> list[Node]:
+            return [v.producer for v in values if v and v not in stops and v.producer]
+
+        return topological(producers(outputs), lambda node: producers(node.inputs))
 
     def sources(self, values: Iterable[Value], stop: Iterable[Value] = ()) -> list[Value]:
         """The graph's inputs that ``values`` depend on, in order. A value in ``stop`` counts as
@@ -318,10 +310,15 @@ class Graph(abc.ABC):
         self._erase(dead)
 
     def require(self, op: str) -> None:  # noqa: B027
-        """Makes sure that ``insert`` can write ``op``; values keep their names, not their identity.
+        """Makes sure that ``insert`` can write ``op``: an ONNX graph raises its opset if it must.
 
-        An ONNX graph raises its opset where it must. Raises NormswapError where it cannot.
+        Values stay the same objects, and so do nodes that the newer opset writes alike. Raises
+        NormswapError where the opset cannot be raised.
         """
+
+    def can_write(self, op: str) -> str:
+        """'' if ``require(op)`` would succeed, else the reason why not. Edits nothing."""
+        return ""
 
     def as_attribute(self, number: float) -> float:
         """``number`` in the precision that the graph stores an attribute in."""
@@ -403,3 +400,22 @@ class Graph(abc.ABC):
             count += 1
             candidate = f"{name}_{count}"
         return candidate
+
+
+def topological(nodes: Iterable[Any], behind: Callable[[Any], Iterable[Any]]) -> list[Any]:
+    """``nodes`` and all nodes that they depend on, each after those that it depends on.
+
+    ``behind``: the nodes that a node depends on directly.
+    """
+    order: dict[Any, None] = {}
+    opened: set[Any] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack[-1]
+        if node in opened:
+            stack.pop()
+            order[node] = None
+        else:
+            opened.add(node)
+            stack += [other for other in behind(node) if other not in opened]
+    return list(order)
