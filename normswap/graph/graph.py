@@ -1,6 +1,6 @@
-"""The one view of a model's graph that every pass sees: ``Graph``, ``Node``, ``Value``.
+"""The view of a model's graph that every pass works on: ``Graph``, ``Node``, ``Value``.
 
-Operators carry ONNX's names and semantics, whatever the graph underneath is. The conventions:
+Operators have ONNX's names and semantics, whether the graph is a torch FX graph or an ONNX graph:
 
 * ``Linear`` is added: ``y = x @ W.T + b`` with a constant ``W`` of shape ``[out, in]``.
 * Parameters that ONNX moved between attributes and inputs from opset to opset (axes, shape,
@@ -15,6 +15,15 @@ Operators carry ONNX's names and semantics, whatever the graph underneath is. Th
 
 Constants (weights, buffers, initializers) are values without a producer. ``Value.shape`` holds the
 sizes at the example inputs' sizes, so a dynamic batch appears as the example's batch size.
+
+For example, to scale what a graph's first node yields, for all its readers::
+
+    y = graph.nodes[0].output
+    two = graph.add_constant(np.array(2, y.dtype), "two")
+    doubled = graph.insert("Mul", [y, two], name="doubled", like=y.producer)
+    graph.replace_uses(y, doubled, keep=[doubled.producer])
+    graph.prune()
+    (array,) = graph.evaluate([doubled], {graph.inputs[0]: x})
 """
 
 from __future__ import annotations
@@ -23,17 +32,25 @@ import abc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Array = np.ndarray
 Runner = Callable[[Sequence[Array]], list[Array]]
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a numpy dtype is a floating-point one; bfloat16 (of ml_dtypes) is."""
+    return np.issubdtype(dtype, np.floating) or np.dtype(dtype) == BFLOAT16
 
 
 class Value:
     """A tensor that flows through the graph, or a constant.
 
-    ``shape``: sizes at the example inputs, or None if unknown. ``dtype``: numpy dtype (bfloat16
-    through ml_dtypes), or None. ``uses``: the (node, input index) pairs that read it.
+    ``raw``: the adapter's handle. ``shape``: sizes at the example inputs, or None if unknown.
+    ``dtype``: numpy dtype (bfloat16 of ml_dtypes), or None if unknown. ``producer``: the node that
+    yields it, or None. ``uses``: the (node, input index) pairs that read it.
     """
 
     def __init__(
@@ -68,8 +85,9 @@ class Value:
 class Node:
     """One operator: ``op`` (ONNX name), ``inputs``, ``attributes``, ``outputs``.
 
-    ``scope`` is the module path that the graph records for it ('' where it records none);
-    ``nested`` the operators in the bodies that it may run (If, Loop), opaque to the passes.
+    ``raw``: the adapter's handle. ``scope``: the module path that the graph records for the node
+    ('' where it records none). ``nested``: the operators in the bodies that it may run (If, Loop),
+    which the passes do not look into.
     """
 
     def __init__(
@@ -89,6 +107,10 @@ class Node:
         self.outputs = list(outputs)
         self.raw = raw
         self.scope = scope
+        self.connect()
+
+    def connect(self) -> None:
+        """Registers the node with the values that it reads and yields."""
         for value in self.outputs:
             value.producer = self
         for index, read in enumerate(self.inputs):
@@ -97,6 +119,7 @@ class Node:
 
     @property
     def output(self) -> Value:
+        """The first output."""
         return self.outputs[0]
 
     def input(self, index: int) -> Value | None:
@@ -104,13 +127,14 @@ class Node:
         return self.inputs[index] if index < len(self.inputs) else None
 
     def data_input(self, index: int = 0) -> Value:
-        """The input at ``index``, which the operator requires."""
+        """The input at ``index``. Raises ValueError where it is absent."""
         value = self.input(index)
         if value is None:
             raise ValueError(f"{self.op} node {self.output.name} lacks its input {index}")
         return value
 
     def dynamic_inputs(self) -> list[Value]:
+        """The inputs that are present and no constants."""
         return [v for v in self.inputs if v is not None and not v.is_constant]
 
     def __repr__(self) -> str:
@@ -119,10 +143,11 @@ class Node:
 
 
 class Graph(abc.ABC):
-    """A view of a graph, with the few edits that passes make and the evaluation of any slice.
+    """A view of a graph that can be edited, and of which any slice can be evaluated.
 
-    Subclasses (one per kind of graph) fill ``inputs``, ``outputs`` and ``nodes`` and implement the
-    abstract methods. ``nodes`` is in topological order at all times.
+    There is one subclass for each ``kind`` of graph ("fx", "onnx"), its adapter. It fills
+    ``inputs``, ``outputs`` and ``nodes`` and implements the abstract methods. ``nodes`` is in
+    topological order at all times.
     """
 
     kind: str
@@ -144,6 +169,7 @@ class Graph(abc.ABC):
         return self._values[name]
 
     def values(self) -> Iterator[Value]:
+        """All values that have a name: inputs, constants and results of nodes."""
         return iter(self._values.values())
 
     def constant(self, value: Value) -> Array | None:
@@ -182,31 +208,24 @@ class Graph(abc.ABC):
         return self.slice(list(feeds), outputs, dtype)(list(feeds.values()))
 
     def ancestors(self, outputs: Iterable[Value], stop: Iterable[Value] = ()) -> list[Node]:
-        """The nodes that ``outputs`` depend on, not looking behind ``stop``; each behind those
-        that it reads."""
+        """The nodes that compute ``outputs`` from the graph's inputs, or from the values ``stop``,
+        in topological order."""
         stops = set(stop)
-        order: dict[Node, None] = {}
-        opened: set[Node] = set()
-        stack = [v.producer for v in outputs if v not in stops and v.producer is not None]
-        while stack:
-            node = stack[-1]
-            if node in opened:
-                stack.pop()
-                order[node] = None
-                continue
-            opened.add(node)
-            reads = [v for v in node.inputs if v is not None and v not in stops]
-            stack += [v.producer for v in reads if v.producer and v.producer not in opened]
-        return list(order)
+
+        def producers(values: Iterable[Value | None]) -> list[Node]:
+            return [v.producer for v in values if v and v not in stops and v.producer]
+
+        return topological(producers(outputs), lambda node: producers(node.inputs))
 
     def sources(self, values: Iterable[Value], stop: Iterable[Value] = ()) -> list[Value]:
-        """The graph's inputs that ``values`` depend on, in order, not looking behind ``stop``."""
+        """The graph's inputs that ``values`` depend on, in order. A value in ``stop`` counts as
+        given: what it depends on does not matter."""
         values = list(values)
         reads = {v for node in self.ancestors(values, stop) for v in node.inputs} | set(values)
         return [value for value in self.inputs if value in reads]
 
     def descendants(self, values: Iterable[Value]) -> set[Value]:
-        """``values`` and all that depends on more than their sizes."""
+        """``values`` and all values that depend on their contents, not only on their sizes."""
         found = set(values)
         for node in self.nodes:
             if node.op != "Shape" and any(v in found for v in node.dynamic_inputs()):
@@ -216,7 +235,7 @@ class Graph(abc.ABC):
     # -- editing ---------------------------------------------------------------------------------
 
     def add_constant(self, array: Array, name: str) -> Value:
-        """A new constant; ``name`` is made unique if it is taken."""
+        """A new constant. A ``name`` that is taken gets a number behind it."""
         array = np.ascontiguousarray(array)
         raw, name = self._store(array, self._unique(name))
         value = Value(name, raw, tuple(array.shape), array.dtype, is_constant=True)
@@ -232,10 +251,11 @@ class Graph(abc.ABC):
         name: str,
         like: Node | None = None,
     ) -> Value:
-        """A new node right behind the last producer of its inputs; its (first) output.
+        """Inserts a node right behind the last producer of its inputs; its first output.
 
-        ``like`` lends its metadata (module path, profiling scope). Raises ValueError for an
-        operator that the adapter cannot write.
+        ``name``: the output's, with a number behind it where the name is taken. ``like``: the node
+        whose metadata (module path, profiling scope) it copies. Raises ValueError for an operator
+        that the adapter cannot write.
         """
         attributes = dict(attributes or {})
         position = 1 + max(
@@ -250,7 +270,7 @@ class Graph(abc.ABC):
         return node.output
 
     def set_input(self, node: Node, index: int, value: Value) -> None:
-        """Makes ``node`` read ``value`` as its input ``index`` (which may have been absent)."""
+        """Makes ``node`` read ``value`` as its input ``index``, which may have been absent."""
         self._rewire(node, index, value)
         while len(node.inputs) <= index:
             node.inputs.append(None)
@@ -261,7 +281,8 @@ class Graph(abc.ABC):
         value.uses.append((node, index))
 
     def replace_uses(self, old: Value, new: Value, keep: Iterable[Node] = ()) -> None:
-        """Lets every reader of ``old`` but the nodes ``keep`` read ``new``, graph outputs too."""
+        """Lets every reader of ``old``, except the nodes ``keep``, read ``new`` instead; where
+        ``old`` is an output of the graph, ``new`` takes its place."""
         kept = set(keep)
         for node, index in list(old.uses):
             if node not in kept:
@@ -289,38 +310,43 @@ class Graph(abc.ABC):
         self._erase(dead)
 
     def require(self, op: str) -> None:  # noqa: B027
-        """Makes sure that ``insert`` can write ``op``; values keep their names, not their identity.
+        """Makes sure that ``insert`` can write ``op``: an ONNX graph raises its opset if it must.
 
-        An ONNX graph raises its opset where it must. Raises NormswapError where it cannot.
+        Values stay the same objects, and so do nodes that the newer opset writes alike. Raises
+        NormswapError where the opset cannot be raised.
         """
 
+    def can_write(self, op: str) -> str:
+        """'' if ``require(op)`` would succeed, else the reason why not. Edits nothing."""
+        return ""
+
     def as_attribute(self, number: float) -> float:
-        """The number that an operator has where ``number`` is written as its attribute."""
+        """``number`` in the precision that the graph stores an attribute in."""
         return number
 
     def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:  # noqa: B027
-        """Lets operator ``norms`` run as fused kernels ``besides`` some in inference, where the
-        graph's runtime has such; what they compute stays."""
+        """Lets ``norms`` (single operators) run as fused kernels in inference, where the graph's
+        runtime has such kernels; not as the kernels ``besides``. What they compute stays."""
 
     def whole(self, dtype: Any = None) -> Runner:
-        """A function from arrays for the graph's inputs to those of its outputs: as in inference,
-        or all in ``dtype``."""
+        """A function from arrays for the graph's inputs to arrays of its outputs: as in inference,
+        or with all floating-point operators in ``dtype``."""
         return (
             self.in_inference() if dtype is None else self.slice(self.inputs, self.outputs, dtype)
         )
 
     def in_inference(self) -> Runner:
-        """A function from arrays for the graph's inputs to those of its outputs, in its own dtypes
-        and with its kernels."""
+        """A function from arrays for the graph's inputs to arrays of its outputs, in the graph's
+        own dtypes and with its kernels."""
         return self.slice(self.inputs, self.outputs)
 
     def kernels(self) -> dict[Node, str]:
-        """The fused kernel of every norm that runs as one in inference."""
+        """The names of the fused kernels that norms run as in inference."""
         return {}
 
     @abc.abstractmethod
     def replace_constant(self, value: Value, array: Array) -> None:
-        """Gives a constant without a producer other contents, for all its readers."""
+        """Gives a constant without a producer another array, for all its readers."""
 
     @abc.abstractmethod
     def copy(self) -> Graph:
@@ -364,7 +390,7 @@ class Graph(abc.ABC):
         """Removes dead nodes, and all else that nothing needs, from the underlying graph."""
 
     def _replaced(self, value: Value, array: Array) -> None:
-        """Bookkeeping after ``replace_constant``: what was computed from the old contents goes."""
+        """Updates the view after ``replace_constant``; constants computed from it are forgotten."""
         value.shape, value.dtype = tuple(array.shape), array.dtype
         self._folded.clear()
 
@@ -374,3 +400,22 @@ class Graph(abc.ABC):
             count += 1
             candidate = f"{name}_{count}"
         return candidate
+
+
+def topological(nodes: Iterable[Any], behind: Callable[[Any], Iterable[Any]]) -> list[Any]:
+    """``nodes`` and all nodes that they depend on, each after those that it depends on.
+
+    ``behind``: the nodes that a node depends on directly.
+    """
+    order: dict[Any, None] = {}
+    opened: set[Any] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack[-1]
+        if node in opened:
+            stack.pop()
+            order[node] = None
+        else:
+            opened.add(node)
+            stack += [other for other in behind(node) if other not in opened]
+    return list(order)

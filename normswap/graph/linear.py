@@ -1,9 +1,18 @@
-"""``Linear``: a product with a constant matrix and an optional constant bias, in any spelling.
+"""Products with constant weights: ``Linear`` (a matrix) and ``Convolution`` (a kernel).
 
-Spellings: the operator ``Linear``; ``MatMul(x, W)`` and ``MatMul(W, x)`` with or without an ``Add``
-of a bias behind it; ``Gemm`` with alpha, beta, transA and transB, its data on either side; a
-convolution with a kernel of size 1. ``W`` may be a weight behind Identity, Cast, Transpose and the
-like. The weight is read and written as ``[out, in]``.
+The bias is a constant or absent. A Linear may be spelled as the operator ``Linear``; as
+``MatMul(x, W)`` or ``MatMul(W, x)``, with or without an ``Add`` of a bias behind it; as ``Gemm``
+with alpha, beta, transA and transB, its data on either side; or as a convolution with a kernel of
+size 1. ``W`` may be a weight behind Identity, Cast, Transpose and the like. The weight is read and
+written as ``[out, in]``.
+
+For example, to double what every Linear of a graph yields::
+
+    for node in list(graph.nodes):
+        linear = linear_at(graph, node)
+        if linear is not None:
+            bias = linear.bias
+            linear.write(2 * linear.weight, None if bias is None else 2 * bias)
 """
 
 from __future__ import annotations
@@ -26,7 +35,8 @@ class Linear:
     """One linear map ``y = W x + b`` along ``axis`` of its input, to ``output_axis`` of its output.
 
     ``data``: which input of ``product`` is x. ``transposed``: its weight is stored as [in, out].
-    ``alpha`` and ``beta``: the factors on what is stored. Both are loaded when asked for.
+    ``alpha`` and ``beta``: the factors on the stored weight and bias. Weight and bias are loaded
+    when asked for.
     """
 
     groups = 1
@@ -71,7 +81,7 @@ class Linear:
     def weight(self) -> Array:
         """[out, in] in float64."""
         array = self.graph.constant(self.stored_weight)
-        assert array is not None  # that is what makes it a Linear
+        assert array is not None  # linear_at has checked it
         matrix = array.reshape(array.shape[:2]).astype(np.float64) * self.alpha
         return matrix.T if self.transposed else matrix
 
@@ -141,6 +151,68 @@ class Linear:
         return self.graph.add_constant(_cast(bias, self.stored_weight), name)
 
 
+@dataclass(eq=False)
+class Convolution:
+    """A convolution of any kernel size and number of groups; channels are axis 1 of its input and
+    output.
+
+    One with a kernel of size 1 and one group may be a ``Linear`` as well.
+    """
+
+    axis = output_axis = 1
+
+    graph: Graph
+    node: Node
+    sizes: tuple[int, int]  # (out, in)
+    groups: int
+
+    @property
+    def input(self) -> Value:
+        return self.node.data_input()
+
+    @property
+    def output(self) -> Value:
+        return self.node.output
+
+    @property
+    def name(self) -> str:
+        value = self.node.data_input(1)
+        return value.name if value.producer is None else self.output.name
+
+    @property
+    def pads_with_zeros(self) -> bool:
+        attributes = self.node.attributes
+        auto = attributes.get("auto_pad", "NOTSET")
+        return any(attributes.get("pads") or ()) or auto not in ("NOTSET", "VALID")
+
+    @cached_property
+    def kernel(self) -> Array:
+        """[out, in / groups, *sizes] in float64."""
+        return self._load(1)
+
+    @cached_property
+    def bias(self) -> Array | None:
+        """[out] in float64, or None."""
+        return None if self.node.input(_BIAS) is None else self._load(_BIAS)
+
+    def write(self, kernel: Array, bias: Array | None) -> None:
+        """Replaces kernel and bias; one without a bias gains it where ``bias`` is not None."""
+        put_constant(self.graph, self.node, 1, kernel)
+        if bias is None:
+            return
+        if self.node.input(_BIAS) is not None:
+            put_constant(self.graph, self.node, _BIAS, bias)
+            return
+        name = f"{self.name.removesuffix('.weight')}.bias"
+        value = self.graph.add_constant(bias.astype(self.node.data_input(1).dtype), name)
+        self.graph.set_input(self.node, _BIAS, value)
+
+    def _load(self, index: int) -> Array:
+        array = self.graph.constant(self.node.data_input(index))
+        assert array is not None  # convolution_at has checked it
+        return array.astype(np.float64)
+
+
 def linear_at(graph: Graph, product: Node) -> Linear | None:
     """The Linear whose product is ``product``, or None if it is no such product."""
     reader = _READERS.get(product.op)
@@ -166,6 +238,17 @@ def linear_writing(graph: Graph, value: Value) -> Linear | None:
         if found is not None and found.output is value:
             return found
     return None
+
+
+def convolution_at(graph: Graph, node: Node) -> Convolution | None:
+    """The Convolution at ``node``, or None if it is none."""
+    if node.op != "Conv" or node.data_input().is_constant:
+        return None
+    kernel, bias = node.data_input(1), node.input(_BIAS)
+    if not kernel.is_constant or kernel.shape is None or (bias and not bias.is_constant):
+        return None
+    groups = int(node.attributes.get("group", 1))
+    return Convolution(graph, node, (kernel.shape[0], kernel.shape[1] * groups), groups)
 
 
 def _read_linear(graph: Graph, node: Node) -> Linear | None:

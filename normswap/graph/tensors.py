@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from normswap.graph.arrays import BFLOAT16
+from normswap.graph.graph import BFLOAT16
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

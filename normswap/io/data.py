@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, is_floating
 from normswap.io.data_files import read_arrays
 from normswap.io.data_items import LABELS, joined_arrays, named_arrays, required_image_input
 from normswap.io.image_folder import folder_labels, list_images, opener

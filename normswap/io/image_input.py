@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normswap.graph.arrays import is_floating
+from normswap.graph.graph import is_floating
 from normswap.model import InputSpec
 
 

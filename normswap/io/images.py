@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, is_floating
 from normswap.io.messages import first_line
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.scratch import new_array

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.norms.evaluation import WHOLE, RegionRunner, bounded
 from normswap.norms.names import site_name
 from normswap.norms.passthrough import PASS_THROUGH

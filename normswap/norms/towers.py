@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Graph, Value
+from normswap.graph.graph import Graph, Value, is_floating
 
 _IMAGE_RANK = 4
 

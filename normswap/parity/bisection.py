@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.graph.linear import linear_at
 from normswap.model import Model
 from normswap.norms.site import Site

@@ -11,8 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Value, is_floating
 from normswap.model import Model, Progress
 from normswap.parity.metrics import ErrorHistogram, ErrorTally
 from normswap.parity.pairing import Pair, RunFailed, Runs, agreeing_finite, runner

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, is_floating
 from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model
 from normswap.parity.metrics import Variation

@@ -11,8 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Graph
+from normswap.graph.graph import Array, Graph, is_floating
 from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model
 

@@ -8,8 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Value, is_floating
 from normswap.model import InputSpec, Model
 from normswap.parity.report import Retrieval
 

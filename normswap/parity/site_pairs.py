@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.graph.convolution import convolution_at
 from normswap.graph.graph import Graph, Value
-from normswap.graph.linear import linear_at
+from normswap.graph.linear import convolution_at, linear_at
 from normswap.norms.site import Site
 from normswap.passes.algebra.moves import moves
 

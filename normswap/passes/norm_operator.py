@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Graph, Value
+from normswap.graph.graph import Array, Graph, Value, is_floating
 from normswap.norms.site import Site
 from normswap.passes.insert import insert_cast, insert_transpose
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Value, is_floating
 from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model, check_array
 

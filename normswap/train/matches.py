@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Graph, Value
+from normswap.graph.graph import Graph, Value, is_floating
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph, read_graph
 
 
 def onnx_graph(
@@ -19,4 +19,4 @@ def onnx_graph(
     proto = onnx.parser.parse_model(header + text)
     for name, array in (constants or {}).items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    return OnnxGraph(ir.serde.deserialize_model(proto))
+    return read_graph(ir.serde.deserialize_model(proto))

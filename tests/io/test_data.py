@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
 from normswap.errors import NormswapError
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import read_graph
 from normswap.io import scratch
 from normswap.io.data import Data, load_data
 from normswap.model import InputSpec, Model
@@ -40,7 +40,7 @@ def make_model(**inputs: tuple[tuple[int | str, ...], Any]) -> Model:
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     outputs = tuple(f"{spec.name}_shape" for spec in specs)
-    view = OnnxGraph(ir.serde.deserialize_model(proto))
+    view = read_graph(ir.serde.deserialize_model(proto))
     return Model(view, "model.onnx", tuple(specs), outputs, {})
 
 

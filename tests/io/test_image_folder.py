@@ -21,7 +21,7 @@ from PIL import Image
 
 from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.errors import NormswapError
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import read_graph
 from normswap.io import images as image_reader
 from normswap.io import scratch
 from normswap.io.data import load_data
@@ -63,7 +63,7 @@ def classifier(classes: int, *outputs: str, texts: bool = False) -> Model:
         ir_version=8,
     )
     specs = tuple(InputSpec(n, s, np.dtype(np.float32)) for n, s in inputs.items())
-    view = OnnxGraph(ir.serde.deserialize_model(proto))
+    view = read_graph(ir.serde.deserialize_model(proto))
     return Model(view, "classifier.onnx", specs, tuple(outputs), {}, RGB)
 
 

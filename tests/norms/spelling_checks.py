@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import normswap
 from normswap import Model, Site
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph, read_graph
 from normswap.norms import Location, locate
 from tests.effort import examples_of
 from tests.norms.spelling_proof import Evaluated, formula
@@ -31,7 +31,7 @@ def examples(count: int, thorough: int | None = None) -> Callable[[Any], Any]:
 
 
 def graph_of(case: Case) -> OnnxGraph:
-    return OnnxGraph(ir.serde.deserialize_model(copy.deepcopy(case.proto)))
+    return read_graph(ir.serde.deserialize_model(copy.deepcopy(case.proto)))
 
 
 def norms_of(location: Location) -> list[Site]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from normswap.graph.graph import Graph
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import read_graph
 from normswap.norms import decomposed, locate
 from tests.graph.onnx_text import onnx_graph
 from tests.zoo.exports import model_as
@@ -111,7 +111,7 @@ def test_an_operator_that_cannot_be_evaluated_is_no_norm() -> None:
     for name, array in CONSTANTS.items():
         if name in body:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
-    assert not locate(OnnxGraph(ir.serde.deserialize_model(proto))).sites
+    assert not locate(read_graph(ir.serde.deserialize_model(proto))).sites
 
 
 @pytest.mark.parametrize("rows", [60_000, 4_000_000])

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from normswap import Model, load, swap, validate
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import OnnxGraph, read_graph
 from normswap.norms import Location, locate
 from tests.graph.onnx_text import onnx_graph
 
@@ -60,7 +60,7 @@ def test_the_bodies_of_functions() -> None:
     proto = onnx.parser.parse_model(text)
     for name, array in CONSTANTS.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
-    _one_layer_norm(locate(OnnxGraph(ir.serde.deserialize_model(proto))))
+    _one_layer_norm(locate(read_graph(ir.serde.deserialize_model(proto))))
 
 
 class _Patches(nn.Module):
@@ -147,7 +147,7 @@ def _if_graph() -> OnnxGraph:
         [onnx.numpy_helper.from_array(GAMMA, "gamma")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return OnnxGraph(ir.serde.deserialize_model(proto))
+    return read_graph(ir.serde.deserialize_model(proto))
 
 
 def test_a_norm_in_a_branch_is_named_and_left_alone() -> None:
@@ -180,7 +180,7 @@ def test_a_branch_inside_a_spelling_is_the_reason() -> None:
     proto.graph.node.insert(1, branch)
     for name, array in CONSTANTS.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
-    location = locate(OnnxGraph(ir.serde.deserialize_model(proto)))
+    location = locate(read_graph(ir.serde.deserialize_model(proto)))
     assert not location.sites
     (rejection,) = location.rejected
     assert "data-dependent control flow (If" in rejection.reason
@@ -193,7 +193,7 @@ def test_an_operator_of_one_runtime_is_named() -> None:
     }}"""
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(GAMMA, "gamma"))
-    location = locate(OnnxGraph(ir.serde.deserialize_model(proto)))
+    location = locate(read_graph(ir.serde.deserialize_model(proto)))
     assert not location.sites
     assert "com.microsoft.SkipLayerNormalization" in location.rejected[0].reason
 

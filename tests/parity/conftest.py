@@ -18,7 +18,7 @@ from torch import nn
 
 from normswap.graph.fx.graph import FxGraph
 from normswap.graph.graph import Graph
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import read_graph
 from normswap.model import InputSpec, Model
 
 Shape = tuple[int | str, ...]
@@ -60,7 +60,7 @@ class Builder:
         weights = module.state_dict()
         for initializer in exported.graph.initializer:
             initializer.raw_data = weights[initializer.name].numpy().tobytes()
-        return OnnxGraph(
+        return read_graph(
             ir.serde.deserialize_model(onnx.load_from_string(exported.SerializeToString()))
         )
 
@@ -114,7 +114,7 @@ def _onnx_model(
         [numpy_helper.from_array(np.asarray(a), n) for n, a in (constants or {}).items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    view = OnnxGraph(ir.serde.deserialize_model(proto))
+    view = read_graph(ir.serde.deserialize_model(proto))
     examples = {
         s.name: np.ones([2 if isinstance(n, str) else n for n in s.shape], s.dtype) for s in specs
     }

@@ -18,7 +18,8 @@ from onnx import TensorProto, numpy_helper
 import normswap as ns
 from normswap.graph.graph import Graph, Node
 from normswap.graph.linear import linear_writing
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import view
+from normswap.graph.onnx.prepare import prepare
 from tests.effort import ALL
 from tests.passes.fold_checks import EXACT, check_fold
 from tests.zoo.exports import FX, NotExportable, model_as, zoo_model
@@ -95,7 +96,9 @@ def in_double(model: ns.Model) -> ns.Model:
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     wide = {np.dtype(np.float32): np.dtype(np.float64), np.dtype(np.float16): np.dtype(np.float64)}
     types = {v.name: (v.shape, wide.get(v.dtype, v.dtype)) for v in model.graph.values()}
-    graph = OnnxGraph(ir.serde.deserialize_model(proto), types)  # shapes that ORT has to find out
+    double = ir.serde.deserialize_model(proto)
+    prepare(double)
+    graph = view(double, types)  # shapes that ORT has to find out
     inputs = tuple(replace(spec, dtype=wide.get(spec.dtype, spec.dtype)) for spec in model.inputs)
     return replace(model, graph=graph, inputs=inputs)
 

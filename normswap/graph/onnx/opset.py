@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from normswap.graph.onnx.annotations import read_annotations, restore_annotations
-from normswap.graph.onnx.subgraphs import nested_operators
+from normswap.graph.onnx.nodes import DOMAINS, nested_operators
+from normswap.graph.onnx.shapes import Types, described
+from normswap.io.quiet import quiet
 
 _CONVERTED_BY_ONNXSCRIPT = 18  # and later versions; earlier ones by onnx
-Types = Mapping[str, tuple[tuple[int, ...] | None, Any]]
+
+
+def opset_of(model: ir.Model) -> int:
+    """The version of the default operator set that the model is written in."""
+    return next((v for d, v in model.opset_imports.items() if d in DOMAINS), 1)
 
 
 def raise_opset(model: ir.Model, version: int, types: Types) -> bool:
-    """Writes the main graph in ``version``, in place; whether its nodes are others by then.
+    """Writes the main graph in ``version``, in place; returns whether nodes may have changed.
 
-    ``types``: sizes and dtype of values by name. The model keeps its version where the converter
-    fails.
+    ``types``: sizes and dtypes of values by name. Values keep their names, types and recorded
+    shapes. The model keeps its version where the converter fails.
     """
     if _means_the_same(model, version, types):
         model.opset_imports[""] = version
         return False
-    from onnxscript.version_converter import convert_version  # files of today need none
-
-    said = read_annotations(model.graph)
-    convert_version(model, version, fallback=True)
-    restore_annotations(model.graph, said)
+    _convert(model, version)
     return True
 
 
-def _means_the_same(model: ir.Model, version: int, types: Types) -> bool:
-    """Whether onnx's converter, which takes one node after the other, would change none of them.
+def can_raise_opset(model: ir.Model, version: int, types: Types) -> bool:
+    """Whether ``raise_opset`` would succeed, by trying it on a copy that shares the weights."""
+    if _means_the_same(model, version, types):
+        return True
+    trial = model.clone()
+    with quiet("onnxscript"):  # raise_opset logs it once more
+        _convert(trial, version)
+    return opset_of(trial) >= version
 
-    It is asked about the nodes of operators that have changed since.
+
+def _convert(model: ir.Model, version: int) -> None:
+    from onnxscript.version_converter import convert_version  # files of today need none
+
+    recorded = {str(value.name): (value.type, value.shape) for value in _annotated(model.graph)}
+    convert_version(model, version, fallback=True)
+    # The converter adds shapes, which a reader of the file would act on: where ONNX Runtime knows
+    # them, it fuses an Add and a LayerNormalization into its slower and less accurate
+    # SkipLayerNormalization.
+    for value in _annotated(model.graph):
+        value.type, value.shape = recorded.get(str(value.name), (None, None))
+
+
+def _annotated(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The values whose type and shape a file may record or leave out: all but the graph's inputs
+    and outputs."""
+    interface = {*graph.inputs, *graph.outputs}
+    yield from (v for v in graph.initializers.values() if v not in interface)
+    for node in graph.all_nodes():
+        yield from (v for v in node.outputs if v not in interface)
+
+
+def _means_the_same(model: ir.Model, version: int, types: Types) -> bool:
+    """Whether onnx's converter would change no node.
+
+    It converts one node after the other, so it is asked only about those whose operators are
+    defined anew in ``version`` or between.
     """
     before = model.opset_imports.get("")
     if before is None or before >= _CONVERTED_BY_ONNXSCRIPT:
@@ -55,7 +87,7 @@ def _means_the_same(model: ir.Model, version: int, types: Types) -> bool:
     asked = _by_themselves(nodes, before, types)
     try:
         answer = onnx.version_converter.convert_version(asked, version)
-    except Exception:  # RuntimeError, ConvertError, TypeError: whatever it is, the whole decides
+    except Exception:  # RuntimeError, ConvertError, TypeError: then the whole graph is converted
         return False
     pairs = zip(asked.graph.node, answer.graph.node, strict=False)
     same = all(_meaning(one) == _meaning(other) for one, other in pairs)
@@ -63,7 +95,7 @@ def _means_the_same(model: ir.Model, version: int, types: Types) -> bool:
 
 
 def _by_themselves(nodes: Sequence[ir.Node], version: int, types: Types) -> onnx.ModelProto:
-    """The nodes as a model of their own, whose inputs and outputs are theirs."""
+    """A model of these nodes alone; its inputs and outputs are what they read and yield."""
     proto = onnx.ModelProto(ir_version=onnx.IR_VERSION)
     proto.opset_import.append(onnx.helper.make_opsetid("", version))
     graph = proto.graph
@@ -71,19 +103,9 @@ def _by_themselves(nodes: Sequence[ir.Node], version: int, types: Types) -> onnx
     graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
     written = {value for node in nodes for value in node.outputs}
     read = dict.fromkeys(v for n in nodes for v in n.inputs if v is not None and v not in written)
-    graph.input.extend(_described(value, types) for value in read)
-    graph.output.extend(_described(v, types) for node in nodes for v in node.outputs if v.name)
+    graph.input.extend(described(value, types) for value in read)
+    graph.output.extend(described(v, types) for node in nodes for v in node.outputs if v.name)
     return proto
-
-
-def _described(value: ir.Value, types: Types) -> onnx.ValueInfoProto:
-    if value.const_value is not None:
-        shape: Any = tuple(value.const_value.shape.numpy())
-        kind = int(value.const_value.dtype)
-    else:
-        shape, dtype = types.get(str(value.name), (None, None))
-        kind = 0 if dtype is None else int(ir.DataType.from_numpy(dtype))
-    return onnx.helper.make_tensor_value_info(str(value.name), kind, shape)
 
 
 def _meaning(node: onnx.NodeProto) -> tuple[object, ...]:

@@ -9,9 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Value
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.graph import Value, is_floating
+from normswap.graph.onnx.graph import read_graph
 from normswap.io.history import KEY as HISTORY
 from normswap.io.history import history_of
 from normswap.io.preprocessing_files import KEY, preprocessing_of_file
@@ -25,7 +24,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
     that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
     input has no rank or no dtype.
     """
-    graph = OnnxGraph(model)
+    graph = read_graph(model)
     specs = []
     for value in graph.inputs:
         raw: ir.Value = value.raw

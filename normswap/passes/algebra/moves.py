@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.map_axes import (
     embedded,

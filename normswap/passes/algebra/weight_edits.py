@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.graph.convolution import Convolution, convolution_at
 from normswap.graph.graph import Array, Graph, Node
-from normswap.graph.linear import Linear, linear_at, put_constant
+from normswap.graph.linear import Convolution, Linear, convolution_at, linear_at, put_constant
 from normswap.passes.algebra.channel_map import Affine, ChannelMap, product, times
 
 Weight = Linear | Convolution

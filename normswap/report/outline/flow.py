@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Graph, Node, Value
+from normswap.graph.graph import Graph, Node, Value, is_floating
 from normswap.norms.site import Site
 
 

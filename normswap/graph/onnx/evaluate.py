@@ -1,14 +1,14 @@
 """Runs a slice of an ONNX graph: with ONNX Runtime in its own dtypes, or with onnx's reference
 evaluator in float64.
 
-ONNX Runtime's graph optimizer is switched off here: it changes results silently (it fuses
-look-alikes of LayerNormalization), and this is what the proofs are made with.
+ONNX Runtime's graph optimizer is off: it changes results silently (it fuses look-alikes of
+LayerNormalization), and norms are proven with these results.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normswap.errors import NormswapError
-from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array, Runner
-from normswap.graph.onnx.fast_ops import fast_ops
-from normswap.graph.onnx.subgraphs import captured_values, nested_operators
+from normswap.graph.graph import Array, Runner, is_floating, topological
+from normswap.graph.onnx.float64_ops import float64_ops
+from normswap.graph.onnx.nodes import captured_values, nested_operators
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
@@ -31,26 +30,48 @@ _FLOAT_TYPES = {
     onnx.TensorProto.BFLOAT16,
     onnx.TensorProto.DOUBLE,
 }
+Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
+"""A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
 
 
-def runtime_runner(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    constants: Sequence[ir.Value],
-    inputs: Sequence[tuple[str, np.dtype[Any] | None, tuple[int, ...] | None]],
-    outputs: Sequence[str],
-) -> Runner:
+def slice_parts(
+    inputs: Iterable[ir.Value], outputs: Iterable[ir.Value]
+) -> tuple[list[ir.Node], list[ir.Value]]:
+    """The nodes that compute ``outputs`` from ``inputs``, in topological order, and the constants
+    that they read.
+
+    Raises ValueError if an output depends on an input of the graph that is not in ``inputs``.
+    """
+    given = set(inputs)
+    constants: dict[ir.Value, None] = {}
+
+    def producers(values: Iterable[ir.Value | None]) -> Iterator[ir.Node]:
+        for value in values:
+            if value is None or value in given:
+                continue
+            node = value.producer()
+            if value.const_value is not None:
+                constants[value] = None
+            elif node is None:
+                raise ValueError(f"the input '{value.name}' is needed and was not given")
+            else:
+                yield node
+
+    def behind(node: ir.Node) -> Iterator[ir.Node]:
+        return producers([*node.inputs, *captured_values(node)])
+
+    return topological(producers(outputs), behind), list(constants)
+
+
+def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]) -> Runner:
     """A function from arrays for ``inputs`` to arrays of ``outputs``, by ONNX Runtime on the CPU.
 
-    ``nodes`` in topological order; ``constants``: the values with a tensor that they read.
-    ``inputs``: names, dtypes and shapes (None: any);
-    ``outputs``: names.
-    Raises NormswapError where the runtime refuses the slice.
+    Raises ValueError as ``slice_parts`` does, and NormswapError where the runtime refuses the
+    slice.
     """
+    proto, fetched = slice_proto(model, inputs, outputs)
     import onnxruntime  # proofs and sizes need none
 
-    names = [name for name, _, _ in inputs]
-    proto, fetched = slice_proto(model, nodes, constants, inputs, outputs)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised, not printed
@@ -58,6 +79,7 @@ def runtime_runner(
         session = _session(proto, options)
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise NormswapError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+    names = [str(value.name) for value, _, _ in inputs]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         feeds = dict(zip(names, arrays, strict=True))
@@ -71,26 +93,24 @@ def runtime_runner(
 
 
 def slice_proto(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    constants: Sequence[ir.Value],
-    inputs: Sequence[tuple[str, np.dtype[Any] | None, tuple[int, ...] | None]],
-    outputs: Sequence[str],
+    model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]
 ) -> tuple[onnx.ModelProto, list[str]]:
-    """A slice as a model of its own, and what its outputs are called there."""
+    """A slice as a model of its own, and the names of its outputs there.
+
+    Raises ValueError as ``slice_parts`` does.
+    """
+    nodes, constants = slice_parts([value for value, _, _ in inputs], outputs)
     graph = onnx.GraphProto(name="slice")
     graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
-    names = [name for name, _, _ in inputs]
-    for name, dtype, shape in inputs:
+    for value, dtype, shape in inputs:
         kind = int(ir.DataType.from_numpy(dtype)) if dtype is not None else 0
-        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-    initializers = [v for v in constants if v.name not in names and v.producer() is None]
-    graph.initializer.extend(_tensor(v) for v in initializers)
+        graph.input.append(onnx.helper.make_tensor_value_info(str(value.name), kind, shape))
+    graph.initializer.extend(_tensor(v) for v in constants if v.producer() is None)
     graph.node.extend(ir.serde.serialize_node(n) for v in constants if (n := v.producer()))
     # Inputs and constants may be asked for as outputs too, which needs a node in between.
-    fetched = [f"{name}__fetched" for name in outputs]
-    for name, alias in zip(outputs, fetched, strict=True):
-        graph.node.append(onnx.helper.make_node("Identity", [name], [alias]))
+    fetched = [f"{value.name}__fetched" for value in outputs]
+    for value, alias in zip(outputs, fetched, strict=True):
+        graph.node.append(onnx.helper.make_node("Identity", [str(value.name)], [alias]))
         graph.output.append(onnx.ValueInfoProto(name=alias))
     proto = onnx.ModelProto(graph=graph, ir_version=max(8, min(model.ir_version, 11)))
     for domain, version in model.opset_imports.items():
@@ -100,17 +120,17 @@ def slice_proto(
 
 def double_runner(
     model: ir.Model,
-    nodes: Sequence[ir.Node],
-    fetch: Mapping[str, Callable[[], Array]],
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     dtype: Any = np.float64,
 ) -> Runner:
     """The same by onnx's reference evaluator, node by node, with every float in ``dtype``.
 
-    ``fetch``: how to get each constant that the nodes read. ``dtype=None`` keeps the dtypes.
-    Raises NormswapError for an operator that the evaluator lacks.
+    ``dtype=None`` keeps the dtypes. Raises ValueError as ``slice_parts`` does, and NormswapError
+    for an operator that the evaluator lacks.
     """
+    nodes, held = slice_parts(inputs, outputs)
+    constants = {str(value.name): value for value in [*held, *outputs]}
     steps = [Step(node, model.opset_imports, dtype) for node in nodes]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
@@ -125,7 +145,9 @@ def double_runner(
     def constant(name: str) -> Array:
         if name in kept:
             return kept[name]
-        array = convert(fetch[name]())
+        tensor = constants[name].const_value
+        assert tensor is not None  # else it would be an input or the result of a step
+        array = convert(tensor.numpy())
         if array.nbytes <= room[0]:
             kept[name] = array
             room[0] -= array.nbytes
@@ -155,13 +177,14 @@ class Step:
         proto = ir.serde.serialize_node(node)
         if dtype is not None:
             _cast_to_double(proto)
-        self.reads = list(dict.fromkeys([*(n for n in proto.input if n), *_captured(node)]))
+        captured = [str(value.name) for value in captured_values(node)]
+        self.reads = list(dict.fromkeys([*(n for n in proto.input if n), *captured]))
         self.writes = [name for name in proto.output if name]
         graph = onnx.GraphProto(name="step", node=[proto])
         graph.input.extend(onnx.ValueInfoProto(name=name) for name in self.reads)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
         try:
-            ops = fast_ops({node.op_type, *nested_operators(node)})
+            ops = float64_ops({node.op_type, *nested_operators(node)})
             self._evaluator = ReferenceEvaluator(graph, opsets=dict(opsets), new_ops=ops)
         except (NotImplementedError, RuntimeError) as error:
             raise NormswapError(
@@ -170,13 +193,10 @@ class Step:
             ) from error
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """The arrays of ``writes`` from those of ``reads``."""
         with np.errstate(all="ignore"):
             results = self._evaluator.run(None, dict(zip(self.reads, arrays, strict=True)))
         return [np.asarray(result) for result in results]
-
-
-def _captured(node: ir.Node) -> list[str]:
-    return [str(v.name) for v in captured_values(node)]
 
 
 def _tensor(value: ir.Value) -> onnx.TensorProto:

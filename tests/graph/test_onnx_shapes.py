@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+from normswap.graph.onnx.graph import read_graph
 from tests.graph.onnx_text import onnx_graph
 
 CONSTANTS = {
@@ -37,7 +40,7 @@ def test_sizes_that_are_computed_are_known() -> None:
 
 
 def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.graph.OnnxGraph._run_for_shapes", lambda _: False)
+    monkeypatch.setattr("normswap.graph.onnx.shapes.run_for_shapes", lambda *_: {})
     more = {"yes": np.array([True]), "many": np.array(5), "all": np.array([False] * 3)}
     graph = onnx_graph(STAGES, {**CONSTANTS, **more})
     assert graph.value("z").shape == (2, 1, 6)
@@ -45,10 +48,20 @@ def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_constants_are_not_read_for_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.graph.OnnxGraph._run_for_shapes", lambda _: False)
+    monkeypatch.setattr("normswap.graph.onnx.shapes.run_for_shapes", lambda *_: {})
     text = "(float[B,4] x) => (float y) { i = Gather<axis = 0>(t, zero) y = Reshape(x, i) }"
     shapes = {
         rows: onnx_graph(text, {"t": np.full((rows, 1), 8), "zero": np.array(0)}).value("y").shape
         for rows in (5, 500)
     }
     assert shapes == {5: (8,), 500: None}
+
+
+def test_shapes_of_an_operator_that_inference_does_not_know_come_from_a_run() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]> test
+    (float[B,6,4] x) => (float y) {
+      s = Shape(x) r = Reshape(x, s) g = com.microsoft.QuickGelu(r) y = Softmax<axis = -1>(g)
+    }"""
+    graph = read_graph(ir.serde.deserialize_model(onnx.parser.parse_model(text)))
+    assert graph.value("g").shape == graph.value("y").shape == (2, 6, 4)
+    assert graph.nodes[-1].attributes["axis"] == 2  # known once the rank is

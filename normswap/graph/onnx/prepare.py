@@ -1,8 +1,9 @@
-"""Parameters that an ONNX graph computes although they are fixed.
+"""Brings an ONNX model into the form that the view reads.
 
-A file with a dynamic batch may compute the ends of a Slice or the amounts of a Pad from sizes that
-are no part of the batch. These can be nothing else, whatever the dynamic sizes are: they come from
-shape inference over symbols, not from one run.
+Its functions are inlined, its nodes sorted, its values named, and parameters that it computes
+although they are fixed become constants. A file with a dynamic batch may compute the ends of a
+Slice or the amounts of a Pad from sizes that are no part of the batch. Their values come from
+shape inference over symbols, not from one run: they hold whatever the dynamic sizes are.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import logging
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 
-from normswap.graph.onnx.sizes import forget_shapes
+from normswap.errors import NormswapError
+from normswap.graph.onnx.nodes import DOMAINS, constant_tensor
 
 _OPERATORS = ("Slice", "Pad", "Split")
 _SHORT = 64
@@ -21,7 +23,60 @@ _ROUNDS = 12  # at most: sizes that are known now may make others known, stage b
 _log = logging.getLogger(__name__)
 
 
-def settle_fixed_parameters(model: ir.Model) -> None:
+def prepare(model: ir.Model, settle: bool = True) -> None:
+    """Prepares the model for the view, in place.
+
+    ``settle``: whether fixed parameters become constants, which takes the longest. Raises
+    NormswapError where a function cannot be inlined or the graph has a cycle.
+    """
+    if model.functions:
+        try:
+            InlinePass()(model)
+        except Exception as error:  # a damaged body may lead to any
+            raise NormswapError(f"its functions cannot be inlined: {error}") from error
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise NormswapError(f"the graph has a cycle: {error}") from error
+    _name_values(model.graph)
+    if settle:
+        _settle_fixed_parameters(model)
+    _hold_constants(model.graph)
+
+
+def forget_shapes(model: ir.Model) -> list[ir.Value]:
+    """Drops the recorded shapes of all computed values, so that they are inferred again for other
+    sizes of the inputs; returns those values."""
+    results = [value for node in model.graph for value in node.outputs]
+    for value in results:
+        value.shape = None
+    return results
+
+
+def _name_values(graph: ir.Graph) -> None:
+    """Names the values that are read but have no name, since the view knows values by name."""
+    taken = {v.name for n in graph for v in n.outputs} | {v.name for v in graph.inputs}
+    count = 0
+    for node in graph:
+        for value in node.outputs:
+            if not value.name and (value.uses() or value is node.outputs[0]):
+                while f"value_{count}" in taken:
+                    count += 1
+                value.name = f"value_{count}"
+                taken.add(value.name)
+
+
+def _hold_constants(graph: ir.Graph) -> None:
+    """Records the tensor of each Constant node at its output, as initializers have it."""
+    for node in graph:
+        if node.op_type == "Constant" and node.domain in DOMAINS:
+            output = node.outputs[0]
+            tensor = constant_tensor(output)
+            if tensor is not None:
+                output.const_value, output.dtype = tensor, tensor.dtype
+
+
+def _settle_fixed_parameters(model: ir.Model) -> None:
     """Makes constants of the parameters of Slice, Pad and Split that are fixed, in place."""
     wanted = {
         str(value.name): value
@@ -76,8 +131,8 @@ def _constants(model: ir.Model, wanted: set[str]) -> dict[str, ir.TensorProtocol
 
 
 def _settle_sizes(model: ir.Model) -> int:
-    """What onnxscript does not fold becomes a constant where it is fixed: a size that is picked
-    from a Shape, and a short ConstantOfShape. How many did."""
+    """Makes constants of fixed values that onnxscript does not fold: sizes that are picked from a
+    Shape, and short ConstantOfShapes; returns how many."""
     settled = 0
     for node in list(model.graph):
         output = node.outputs[0]
@@ -94,7 +149,7 @@ def _settle_sizes(model: ir.Model) -> int:
 
 
 def _picked(node: ir.Node) -> np.ndarray | None:
-    """What a Gather picks from the sizes of a value, if none of it is a symbol."""
+    """The sizes that a Gather picks from a Shape, unless one is a symbol."""
     sizes, index = node.inputs
     shape = None if sizes is None else sizes.producer()
     if shape is None or shape.op_type != "Shape" or shape.attributes or index is None:
@@ -109,7 +164,7 @@ def _picked(node: ir.Node) -> np.ndarray | None:
 
 
 def _filled(node: ir.Node) -> np.ndarray | None:
-    """A ConstantOfShape of few elements."""
+    """The array of a ConstantOfShape with few elements."""
     shape = None if node.inputs[0] is None else ir.convenience.get_const_tensor(node.inputs[0])
     value = node.attributes.get("value")
     if shape is None or np.prod(shape.numpy()) > _SHORT:

@@ -1,0 +1,92 @@
+"""Writing an operator into an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from normswap.graph.graph import Node, Value
+from normswap.graph.onnx.nodes import scoped_name
+
+OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}
+"""The opsets that brought operators: no earlier one can hold them."""
+WITH_SUM = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+"""Operators of ONNX Runtime alone: (normalised, mean, deviation, sum) of two values."""
+RUNTIME_DOMAIN = "com.microsoft"
+AXES_AS_INPUT = 18
+"""The opset from which on the axes of ReduceMean are an input."""
+_EMITTED = (
+    *OPSETS,
+    *WITH_SUM,
+    *("BatchNormalization", "Transpose", "Cast", "Add", "Sub", "Mul", "MatMul", "Gemm"),
+    "ReduceMean",
+)
+_NOT_COPIED = ("pkg.torch.onnx.stack_trace",)  # metadata that is not true of a new node
+
+
+def new_node(
+    op: str,
+    opset: int,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    name: str,
+    like: Node | None,
+) -> ir.Node:
+    """A node that is in no graph yet, with the metadata of ``like``; its outputs have no names.
+
+    Raises ValueError for an operator that cannot be written, or not in this opset.
+    """
+    if op not in _EMITTED:
+        raise ValueError(f"cannot write the operator {op} into an ONNX graph")
+    if opset < OPSETS.get(op, 1):
+        raise ValueError(f"{op} needs opset {OPSETS[op]}")
+    written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
+    if op == "Cast":
+        written["to"] = int(ir.DataType.from_numpy(attributes["to"]))
+    node = ir.node(
+        op,
+        inputs,
+        written,
+        domain="" if op not in WITH_SUM else RUNTIME_DOMAIN,
+        num_outputs=1 if op not in WITH_SUM else 4,
+        name=scoped_name(like.scope if like else "", name, op),
+    )
+    if like is not None:
+        source = cast(ir.Node, like.raw).metadata_props
+        node.metadata_props.update({k: v for k, v in source.items() if k not in _NOT_COPIED})
+    return node
+
+
+def place(graph: ir.Graph, node: ir.Node, inputs: Iterable[ir.Value | None]) -> None:
+    """Puts a node into the graph behind the last producer of its inputs, or first."""
+    producers = {p for v in inputs if v is not None and (p := v.producer()) is not None}
+    if not producers:
+        graph.insert_before(next(iter(graph)), node)
+    elif len(producers) == 1:
+        graph.insert_after(producers.pop(), node)
+    else:
+        order = {n: i for i, n in enumerate(graph)}
+        graph.insert_after(max(producers, key=order.__getitem__), node)
+
+
+def shape_after(
+    op: str, inputs: Sequence[Value], attributes: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    """The shape of the first output; None if unknown."""
+    shape = inputs[0].shape
+    if shape is None:
+        return None
+    if op == "Transpose":
+        return tuple(shape[axis] for axis in attributes["perm"])
+    if op in ("Gemm", "MatMul"):
+        return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
+    if op == "ReduceMean":  # which passes write with keepdims
+        axes = attributes["axes"]
+        return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    if op in ("Add", "Sub", "Mul"):
+        other = inputs[1].shape
+        return None if other is None else tuple(np.broadcast_shapes(shape, other))
+    return shape

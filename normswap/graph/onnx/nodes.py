@@ -1,0 +1,103 @@
+"""What the nodes and values of an ``onnx_ir`` graph hold: module paths, constants, subgraphs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+DOMAINS = ("", "ai.onnx")
+"""The names of the default operator set."""
+
+
+def module_scope(node: ir.Node) -> str:
+    """The module path that torch's exporters record: in metadata (dynamo) or the node's name.
+
+    Dynamo's is a list of nested paths that ends in the node's own name:
+    ``['', 'blocks.0', 'blocks.0.norm1', 'layer_norm']``. TorchScript's is a path in which a
+    container repeats its own: ``/blocks/blocks.0/norm1/LayerNormalization``. Both give
+    ``blocks.0.norm1``.
+    """
+    recorded = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if recorded:
+        try:
+            scopes = ast.literal_eval(recorded)
+        except (ValueError, SyntaxError):
+            return ""
+        return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+    name = node.name or ""
+    path: list[str] = []
+    for part in name.strip("/").split("/")[:-1] if name.startswith("/") else []:
+        if path and part.startswith(path[-1] + "."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
+
+
+def scoped_name(scope: str, value: str, op: str) -> str:
+    """The name of a new node from which ``module_scope`` reads the module path ``scope``."""
+    return f"/{scope}/{value.replace('/', '.')}.{op}" if scope else f"{value}/{op}"
+
+
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of a Constant node; None if ``value`` is computed or fed."""
+    if value.const_value is not None:
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "":
+        return None
+    held = node.attributes.get("value")
+    if held is not None and held.type == ir.AttributeType.TENSOR and not held.is_ref():
+        # As get_const_tensor does, whose check of the tensor's type is slow.
+        tensor: ir.TensorProtocol = held.value
+        tensor.name = value.name
+        return tensor
+    return ir.convenience.get_const_tensor(value)
+
+
+def constant_values(graph: ir.Graph) -> set[ir.Value]:
+    """The initializers, and the values that nodes compute from constants alone.
+
+    The graph is as ``prepare`` leaves it.
+    """
+    constants = {v for v in graph.initializers.values() if v.const_value is not None}
+    for node in graph:
+        reads = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
+        computed = bool(node.inputs) and not node.op_type.startswith("Random")
+        if node.outputs[0].const_value is not None or (computed and constants.issuperset(reads)):
+            constants.update(node.outputs)
+    return constants
+
+
+def captured_values(node: ir.Node) -> list[ir.Value]:
+    """The outer values that a node's subgraphs (of an If, a Loop, a Scan) read."""
+    found: dict[ir.Value, None] = {}
+    for graph in _subgraphs(node):
+        inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs)
+        inner |= set(graph.initializers.values())
+        reads = [v for n in graph.all_nodes() for v in n.inputs if v is not None]
+        found.update(dict.fromkeys(v for v in [*reads, *graph.outputs] if v not in inner))
+    return list(found)
+
+
+def replace_captured(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+    """Lets a node's subgraphs read ``new`` where they read the outer value ``old``."""
+    for graph in _subgraphs(node):
+        for inner in graph.all_nodes():
+            for index, value in enumerate(inner.inputs):
+                if value is old:
+                    inner.replace_input_with(index, new)
+
+
+def nested_operators(node: ir.Node) -> set[str]:
+    """The types of all operators in a node's subgraphs, and in the subgraphs of those."""
+    return {inner.op_type for graph in _subgraphs(node) for inner in graph.all_nodes()}
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()

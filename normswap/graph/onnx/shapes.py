@@ -1,0 +1,388 @@
+"""Sizes and dtypes of an ONNX graph's values.
+
+``infer`` works in stages:
+
+1. The dynamic dimensions of the inputs get sizes that the graph accepts (``example_shapes``).
+2. ONNX's shape inference finds what follows from them.
+3. Sizes that the graph computes from shapes, and reshapes or expands with, are computed too, and
+   inference goes on with them.
+4. What is still unknown comes from one run (``run_for_shapes``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array
+from normswap.graph.onnx.evaluate import Input, Step, runtime_runner, slice_parts
+from normswap.graph.onnx.nodes import (
+    captured_values,
+    constant_tensor,
+    constant_values,
+    nested_operators,
+)
+from normswap.graph.onnx.prepare import forget_shapes
+from normswap.io.quiet import quiet
+
+BATCH = 2  # the size of a dynamic first axis
+_IMAGE_RANK = 4
+_IMAGES = (224, 384, 336, 256, 518, 448, 512, 128, 64, 32, 16, 8)
+_TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
+_CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
+_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
+_LONGEST = 64  # elements of anything that is computed for its sizes
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
+_log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+Type = tuple[Shape | None, np.dtype[Any] | None]
+"""The sizes and the dtype of a value; None where unknown."""
+Types = Mapping[str, Type]
+"""By the names of the values."""
+_Symbol = tuple[str, int] | str  # of a dimension: its name, or input and axis where it has none
+
+
+def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
+    """Sizes and dtypes of inputs and computed values, at the inputs' ``example_shapes``.
+
+    ``model`` is as ``prepare`` leaves it. ``known`` is taken as it is.
+    """
+    graph, known = model.graph, known or {}
+    proto = _outline(model, example_shapes(model))
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    types = {**_inferred(proto, values), **known}
+    sizes = _Sizes(graph)
+    # Shapes that are known now may make others known, so this takes several rounds.
+    while computed := sizes.computed({name: shape for name, (shape, _) in types.items()}):
+        _fix(proto, computed)
+        types |= _inferred(proto, [v for v in values if types[str(v.name)][0] is None])
+    return types | run_for_shapes(model, types)
+
+
+# -- sizes for the inputs' dynamic dimensions -----------------------------------------------------
+
+
+def example_shapes(model: ir.Model) -> dict[str, Shape]:
+    """The shape of each input that has one, by name, with sizes for the dynamic dimensions.
+
+    A batch may be anything. An image whose height and width are symbols has to fit the position
+    embedding, so sizes are tried until shape inference finds no contradiction.
+    """
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    shaped = {str(v.name): v.shape for v in inputs if v.shape is not None}
+    symbols = {name: [_symbol(name, a, d) for a, d in enumerate(s)] for name, s in shaped.items()}
+    choices = _choices(model, symbols)
+    assignments = _assignments(choices)
+    first = next(assignments)
+    chosen = first
+    if len(choices) > sum(len(values) == 1 for values in choices.values()):
+        for assignment in itertools.chain([first], assignments):
+            if _fits(model, _filled(symbols, assignment)):
+                chosen = assignment
+                break
+        else:
+            _log.debug("no sizes were found that fit all symbolic dimensions")
+    return _filled(symbols, chosen)
+
+
+def _symbol(name: str, axis: int, dim: int | ir.SymbolicDim) -> _Symbol | int:
+    if isinstance(dim, int):
+        return dim
+    return str(dim.value) if dim.value is not None else (name, axis)
+
+
+def _choices(model: ir.Model, symbols: dict[str, list[_Symbol | int]]) -> dict[_Symbol, Shape]:
+    """What to try for each symbol: one size for a batch or the channels, several for the rest."""
+    choices: dict[_Symbol, Shape] = {}
+    for name, dims in symbols.items():
+        image = len(dims) == _IMAGE_RANK
+        for axis, symbol in enumerate(dims):
+            if isinstance(symbol, int):
+                continue
+            sizes = (BATCH,) if axis == 0 else _IMAGES if image else _TEXTS
+            if image and axis == 1:
+                sizes = (_channels(model, name),)
+            if symbol not in choices or len(sizes) == 1:
+                choices[symbol] = sizes
+    return choices
+
+
+def _channels(model: ir.Model, name: str) -> int:
+    """The input channels of the first convolution of an image."""
+    value = next(v for v in model.graph.inputs if v.name == name)
+    pending, seen = [value], set[ir.Value]()
+    while pending:
+        value = pending.pop(0)
+        for node, index in value.uses():
+            if node.op_type == "Conv" and index == 0 and len(node.inputs) > 1:
+                weight = node.inputs[1]
+                if weight is not None and weight.shape is not None and weight.shape.is_static():
+                    group = node.attributes.get("group")
+                    return int(weight.shape.numpy()[1]) * (group.as_int() if group else 1)
+            if value not in seen and node.op_type in ("Cast", "Sub", "Mul", "Div", "Add"):
+                pending.extend(node.outputs)
+        seen.add(value)
+    return 3
+
+
+def _assignments(choices: dict[_Symbol, Shape]) -> Iterator[dict[_Symbol, int]]:
+    """One size per symbol: symbols with the same choices (height and width) take the same."""
+    groups = list(dict.fromkeys(choices.values()))
+    for sizes in itertools.product(*groups):
+        size_of = dict(zip(groups, sizes, strict=True))
+        yield {symbol: size_of[options] for symbol, options in choices.items()}
+
+
+def _filled(symbols: dict[str, list[_Symbol | int]], sizes: dict[_Symbol, int]) -> dict[str, Shape]:
+    return {
+        name: tuple(d if isinstance(d, int) else sizes[d] for d in dims)
+        for name, dims in symbols.items()
+    }
+
+
+def _fits(model: ir.Model, shapes: dict[str, Shape]) -> bool:
+    """Whether shape inference finds nothing wrong, and no empty value."""
+    sized = model.clone()
+    for value in sized.graph.inputs:
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
+    results = forget_shapes(sized)
+    with quiet(ShapeInferencePass.__module__):  # it logs what is wrong, and leaves the model as is
+        ShapeInferencePass(check_type=False, strict_mode=True, data_prop=True)(sized)
+    known = [value.shape for value in results if value.shape is not None]
+    return bool(known) and not any(isinstance(d, int) and d <= 0 for s in known for d in s)
+
+
+# -- ONNX's shape inference -----------------------------------------------------------------------
+
+
+def _outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+    """The main graph without its recorded shapes and its weights, its inputs at ``shapes``.
+
+    Large initializers become inputs.
+    """
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, _INITIALIZERS_ALONE))
+    proto.opset_import.extend(
+        onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
+    )
+    graph = proto.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(ir.serde.serialize_node(node) for node in model.graph)
+    for value in model.graph.inputs:
+        info = ir.serde.serialize_value(value)
+        if value.name in shapes:
+            dims = info.type.tensor_type.shape.dim
+            del dims[:]
+            sizes = shapes[str(value.name)]
+            dims.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in sizes)
+        graph.input.append(info)
+    inputs = {value.name for value in model.graph.inputs}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= _CONTENTS:
+            graph.initializer.append(ir.serde.serialize_tensor(tensor))
+            graph.initializer[-1].name = str(value.name)
+        elif value.name not in inputs:
+            info = ir.serde.serialize_value(value) if tensor is None else described(value)
+            graph.input.append(info)
+    outputs = set(model.graph.outputs)
+    graph.output.extend(_without_shape(v) for v in model.graph.outputs)
+    graph.value_info.extend(
+        _without_shape(value)
+        for node in model.graph
+        for value in node.outputs
+        if value.name and value.type is not None and value not in outputs
+    )
+    return proto
+
+
+def described(value: ir.Value, types: Types | None = None) -> onnx.ValueInfoProto:
+    """What a message says of a constant, or of a value by its ``types``."""
+    tensor = value.const_value
+    if tensor is not None:
+        return onnx.helper.make_tensor_value_info(
+            value.name, int(tensor.dtype), tensor.shape.numpy()
+        )
+    shape, dtype = (types or {}).get(str(value.name), (None, None))
+    kind = 0 if dtype is None else int(ir.DataType.from_numpy(dtype))
+    return onnx.helper.make_tensor_value_info(str(value.name), kind, shape)
+
+
+def _without_shape(value: ir.Value) -> onnx.ValueInfoProto:
+    info = onnx.ValueInfoProto(name=str(value.name))
+    if isinstance(value.type, ir.TensorType):
+        info.type.tensor_type.elem_type = int(value.type.dtype)
+    elif value.type is not None:
+        info.type.CopyFrom(ir.serde.serialize_type(value.type))
+    return info
+
+
+def _fix(proto: onnx.ModelProto, constants: Mapping[str, Array]) -> None:
+    """Makes constants of values that the graph computes, for all their readers."""
+    names = {name: f"{name}__fixed" for name in constants}
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name in names:
+                node.input[index] = names[name]
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, names[name]) for name, array in constants.items()
+    )
+
+
+def _inferred(proto: onnx.ModelProto, values: Iterable[ir.Value]) -> dict[str, Type]:
+    try:
+        # Without data_prop: _Sizes does more, in less time and memory.
+        graph = onnx.shape_inference.infer_shapes(proto).graph
+    except Exception as error:  # inference is best effort: what it cannot give stays unknown
+        _log.debug("shape inference failed: %s", error)
+        graph = proto.graph
+    infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    return {str(v.name): _type(v, infos.get(str(v.name))) for v in values}
+
+
+def _type(value: ir.Value, info: onnx.ValueInfoProto | None) -> Type:
+    """What was inferred of ``value``, else the dtype that the model records."""
+    kind = value.dtype
+    if info is None or not info.type.HasField("tensor_type"):
+        return None, kind.numpy() if kind else None
+    tensor = info.type.tensor_type
+    if tensor.elem_type:
+        kind = ir.DataType(tensor.elem_type)
+    dims = tensor.shape.dim
+    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+    return tuple(d.dim_value for d in dims) if known else None, kind.numpy() if kind else None
+
+
+# -- what the graph computes from shapes ----------------------------------------------------------
+
+
+class _Sizes:
+    """What a graph, with its nodes in topological order, computes from small constants and known
+    shapes."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._arrays: dict[ir.Value, Array] = {}
+        self._returned: set[ir.Value] = set()
+
+    def computed(self, shapes: Mapping[str, Shape | None]) -> dict[str, Array]:
+        """The integers that nodes of unknown shape read, by the names of the values; each value is
+        returned once."""
+        unknown = [n for n in self._graph if any(shapes[str(v.name)] is None for v in n.outputs)]
+        wanted = {v for n in unknown for v in n.inputs if v is not None and _is_computed(v)}
+        wanted -= self._returned
+        needed = self._behind(wanted)
+        for node in self._graph if needed else ():
+            if node in needed:
+                self._arrays.update(self._results(node, shapes))
+        known = [v for v in wanted if v in self._arrays and self._arrays[v].dtype.kind in "iu"]
+        self._returned.update(known)
+        return {str(value.name): self._arrays[value] for value in known}
+
+    def _behind(self, values: Iterable[ir.Value]) -> set[ir.Node]:
+        """The nodes that compute ``values``, as far as those are not known yet."""
+        nodes: set[ir.Node] = set()
+        pending = list(values)
+        while pending:
+            value = pending.pop()
+            node = value.producer()
+            if node is None or node in nodes or value in self._arrays or not _is_computed(value):
+                continue
+            nodes.add(node)
+            if node.op_type != "Shape":
+                pending.extend(v for v in node.inputs if v is not None)
+        return nodes
+
+    def _results(self, node: ir.Node, shapes: Mapping[str, Shape | None]) -> dict[ir.Value, Array]:
+        """Those outputs of a node that are known and small."""
+        if node.op_type == "Shape":
+            sizes = _shape_result(node, shapes)
+            return {} if sizes is None else {node.outputs[0]: sizes}
+        reads = {str(v.name): self._known(v) for v in node.inputs if v is not None}
+        arrays = {name: array for name, array in reads.items() if array is not None}
+        if len(arrays) < len(reads) or node.op_type.startswith(_RANDOM) or nested_operators(node):
+            return {}
+        try:
+            step = Step(node, self._graph.opset_imports, dtype=None)
+            results = step.run([arrays[name] for name in step.reads])
+        except Exception as error:  # an operator may raise anything; then this stays unknown
+            _log.debug("%s cannot be computed: %s", node.name, error)
+            return {}
+        written = dict(zip(step.writes, results, strict=True))
+        small = {v: written[str(v.name)] for v in node.outputs if str(v.name) in written}
+        return {value: array for value, array in small.items() if array.size <= _LONGEST}
+
+    def _known(self, value: ir.Value) -> Array | None:
+        if value in self._arrays:
+            return self._arrays[value]
+        tensor = constant_tensor(value)
+        return tensor.numpy() if tensor is not None and tensor.size <= _LONGEST else None
+
+
+def _is_computed(value: ir.Value) -> bool:
+    return value.producer() is not None and constant_tensor(value) is None
+
+
+def _shape_result(node: ir.Node, shapes: Mapping[str, Shape | None]) -> Array | None:
+    """What a Shape node yields, if the shape is known."""
+    source = node.inputs[0]
+    shape = shapes.get(str(source.name)) if source is not None else None
+    if shape is None:
+        return None
+    start, end = (node.attributes.get(name) for name in ("start", "end"))
+    span = slice(start.as_int() if start else None, end.as_int() if end else None)
+    return np.array(shape[span], np.int64)
+
+
+# -- one run for the rest -------------------------------------------------------------------------
+
+
+def run_for_shapes(model: ir.Model, types: Types) -> dict[str, Type]:
+    """The types that are unknown, from one run of as little of the graph as it takes, on zeros.
+
+    Nothing where the run fails, or where it needs an input of unknown shape.
+    """
+    graph = model.graph
+    named = [value for node in graph for value in node.outputs if value.name]
+    unknown = [v for v in named if any(part is None for part in types[str(v.name)])]
+    constants = constant_values(graph) if unknown else set()
+    unknown = [value for value in unknown if value not in constants]
+    if not unknown:
+        return {}
+    shapes = {name: shape for name, (shape, _) in types.items()}
+    known = {
+        node.outputs[0]: sizes
+        for node in graph
+        if node.op_type == "Shape" and (sizes := _shape_result(node, shapes)) is not None
+    }
+    nodes, _ = slice_parts([*graph.inputs, *known], unknown)
+    reads = {v for node in nodes for v in (*node.inputs, *captured_values(node))}
+    inputs: list[Input] = []
+    arrays = []
+    for value in [*known, *graph.inputs]:
+        if value not in reads or value in constants:
+            continue
+        shape, dtype = types[str(value.name)]
+        if value in known:
+            arrays.append(known[value])
+        elif shape is None or dtype is None:
+            return {}
+        else:
+            arrays.append(np.zeros(shape, dtype))
+        inputs.append((value, dtype, shape if shape == () or value in known else None))
+    try:
+        found = runtime_runner(model, inputs, unknown)(arrays)
+    except NormswapError as error:
+        _log.debug("the run for shapes failed: %s", error)
+        return {}
+    pairs = zip(unknown, found, strict=True)
+    return {str(value.name): (array.shape, array.dtype) for value, array in pairs}
