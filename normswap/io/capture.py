@@ -15,9 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from normswap.errors import NormswapError
-from normswap.io.messages import first_line
-from normswap.io.quiet import quiet
+from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.source import Source, evaluating
 
 _LOG = logging.getLogger("normswap")

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
 from normswap.graph.tensors import to_numpy
-from normswap.io.messages import first_line
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
 from normswap.graph.tensors import to_numpy
 from normswap.io.image_input import image_input
-from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model
 
 LABELS = "labels"

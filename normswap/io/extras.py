@@ -6,8 +6,7 @@ import importlib
 from types import ModuleType
 from urllib.parse import parse_qsl
 
-from normswap.errors import NormswapError
-from normswap.io.messages import first_line
+from normswap.errors import NormswapError, first_line
 from normswap.io.torchvision_compat import ensure_torchvision_importable
 
 _PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "transformers": "transformers"}

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from normswap.errors import NormswapError
-from normswap.io.messages import first_line
-from normswap.io.quiet import quiet
+from normswap.errors import NormswapError, first_line, quiet
 
 _INDEX = "model.safetensors.index.json"
 _SECONDS = 5.0

@@ -17,15 +17,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, plain, quiet
 from normswap.io.extras import import_extra
 from normswap.io.forward import return_only, tensor_fields
 from normswap.io.hub import fetch_folder
 from normswap.io.huggingface_inputs import example_pixels, example_tokens, wanted_outputs
-from normswap.io.messages import first_line, plain
 from normswap.io.preprocessing_configs import from_huggingface
 from normswap.io.preprocessing_files import processor_config, read_json
-from normswap.io.quiet import quiet
 from normswap.io.source import Source
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")

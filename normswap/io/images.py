@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array
-from normswap.io.messages import first_line
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.scratch import new_array
 from normswap.model import InputSpec, Model, Progress

@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.extras import import_extra, split_options
 from normswap.io.forward import return_only, tensor_fields
 from normswap.io.hub import reachable_hub
-from normswap.io.messages import first_line
 from normswap.io.preprocessing_configs import from_open_clip
-from normswap.io.quiet import quiet
 from normswap.io.source import Source, example_images, example_texts
 
 # open_clip logs to the root logger.

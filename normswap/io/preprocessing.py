@@ -12,9 +12,8 @@ from typing import Any, Final, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array
-from normswap.io.messages import first_line, plain
 
 RESAMPLE: Final = {
     "nearest": Image.Resampling.NEAREST,

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from normswap.errors import NormswapError
-from normswap.io.messages import plain
+from normswap.errors import NormswapError, plain
 from normswap.io.preprocessing import RESAMPLE, Preprocessing, Unsupported
 
 _HALF: Final = (0.5, 0.5, 0.5)

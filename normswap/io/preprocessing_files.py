@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.io.image_input import image_input
-from normswap.io.messages import first_line
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.preprocessing_configs import from_huggingface
 from normswap.model import InputSpec

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.extras import import_extra, split_options
 from normswap.io.hub import reachable_hub
-from normswap.io.messages import first_line
 from normswap.io.preprocessing_configs import from_timm
-from normswap.io.quiet import quiet
 from normswap.io.source import Source, example_images
 
 _TALKATIVE = ("timm",)

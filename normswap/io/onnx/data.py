@@ -14,10 +14,9 @@ from typing import IO, Any
 
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.io.atomic import DISK_ERRORS, sync, sync_folder
 from normswap.io.mapped_file import stream
-from normswap.io.messages import first_line
 from normswap.io.onnx.inline import InlineTensor
 from normswap.io.onnx.tensors import MappedTensor, Slot, slots
 

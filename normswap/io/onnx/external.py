@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, plain
 from normswap.io.mapped_file import MappedFile
-from normswap.io.messages import plain
 from normswap.io.onnx.tensors import MappedTensor, slots
 
 

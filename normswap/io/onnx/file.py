@@ -11,10 +11,9 @@ import google.protobuf.message
 import onnx
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, root_cause
 from normswap.io.atomic import PathLike, atomic_path, check_writable
 from normswap.io.mapped_file import MappedFile
-from normswap.io.messages import first_line, root_cause
 from normswap.io.onnx.data import DATA_FILE, DataFiles, superseded_files
 from normswap.io.onnx.external import data_file, map_data_files
 from normswap.io.onnx.inline import Starts, blanks, filled, parse, put_into, write_pieces

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from normswap.errors import plain
 from normswap.io.mapped_file import stream
-from normswap.io.messages import plain
 
 
 @dataclass(frozen=True)

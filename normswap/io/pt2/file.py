@@ -18,11 +18,9 @@ from typing import NoReturn
 
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.archive import Archive, BadArchive, open_archive
 from normswap.io.atomic import PathLike, atomic_path
-from normswap.io.messages import first_line
-from normswap.io.quiet import quiet
 
 _SAVE_AGAIN = "export it again with torch.export.save"
 _FOLDERS = (

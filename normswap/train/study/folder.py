@@ -9,9 +9,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.io.atomic import atomic_path, check_writable
-from normswap.io.messages import first_line
 from normswap.train.study.contest import Contest
 from normswap.train.study.page import page
 from normswap.train.study.results import Comparison, Options

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.io.atomic import atomic_path
-from normswap.io.messages import first_line
 from normswap.train.study.outcome import CRASHED
 
 
