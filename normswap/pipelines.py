@@ -19,8 +19,8 @@ from torch.fx.passes.infra import pass_base
 from normswap.errors import NormswapError, first_line, root_cause
 from normswap.graph.fx.module_tree import deepcopied
 from normswap.graph.fx.state import random_drops, written_state
-from normswap.io.fx_model import model_from_module, model_from_program, program_from_model
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
+from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
 from normswap.lowering.fx_kernels import KERNELS
 from normswap.passes.base import Pass, PassResult
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from normswap.io.onnx.file import data_files_of
+from normswap.io.onnx import data_files_of
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.parity.report import ModelSummary, Norm, Provenance

@@ -12,10 +12,15 @@ import torch
 
 from normswap import distributed
 from normswap.graph.graph import Array
-from normswap.io.data import Data, load_data
-from normswap.io.data_items import LABELS, required_image_input
-from normswap.io.image_folder import folder_labels, list_images, opener
-from normswap.io.images import known_preprocessing, prepare
+from normswap.io.data import LABELS, Data, load_data
+from normswap.io.images import (
+    folder_labels,
+    known_preprocessing,
+    list_images,
+    opener,
+    prepare,
+    required_image_input,
+)
 from normswap.model import Model, Progress
 from normswap.train.batches import own_indices, shuffled
 from normswap.train.options import TrainOptions

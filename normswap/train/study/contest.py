@@ -12,8 +12,7 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
-from normswap.io.data import Data, load_data
-from normswap.io.data_files import read_arrays
+from normswap.io.data import Data, load_data, read_arrays
 from normswap.model import Model
 from normswap.train.study.digits_vit import digits_data, digits_vit
 from normswap.train.study.variants import untrained

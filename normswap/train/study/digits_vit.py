@@ -9,9 +9,9 @@ from torch import nn
 
 from normswap.assets import digits
 from normswap.io.data import Data
-from normswap.io.extras import import_extra
-from normswap.io.load_torch import model_from_source
-from normswap.io.source import Source, example_images
+from normswap.io.sources import Source, example_images
+from normswap.io.sources.packages import import_extra
+from normswap.io.torch_model import model_from_source
 from normswap.model import Model
 
 IMAGES, LOGITS = "pixel_values", "logits"
