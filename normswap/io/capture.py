@@ -54,7 +54,19 @@ def capture(source: Source) -> ExportedProgram:
                 f"{source.name}: torch.export cannot capture it ({first_line(error)}); its "
                 "forward must not depend on the values of tensors"
             ) from error
-    _report_fixed(source.name, wanted, source.dynamic_axes)
+    varying = source.dynamic_axes
+    fixed = [
+        f"axis {axis} of '{name}'"
+        for name, axes in wanted.items()
+        for axis in axes
+        if axis not in varying.get(name, {})
+    ]
+    if fixed:
+        _LOG.warning(
+            "%s: captured for the example's size of %s, which cannot vary",
+            source.name,
+            ", ".join(fixed),
+        )
     return program
 
 
@@ -159,20 +171,6 @@ def _varying(source: Source, program: ExportedProgram) -> dict[str, dict[int, st
             if not is_concrete_int(node.meta["val"].shape[axis]):
                 varying.setdefault(node.name, {})[axis] = label
     return varying
-
-
-def _report_fixed(
-    owner: str, wanted: dict[str, dict[int, str]], varying: dict[str, dict[int, str]]
-) -> None:
-    fixed = [
-        f"axis {axis} of '{name}'"
-        for name, axes in wanted.items()
-        for axis in axes
-        if axis not in varying.get(name, {})
-    ]
-    if fixed:
-        sizes = ", ".join(fixed)
-        _LOG.warning("%s: captured for the example's size of %s, which cannot vary", owner, sizes)
 
 
 def _first_axes(inputs: dict[str, torch.Tensor]) -> dict[str, dict[int, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model, Progress, check_array
 
 LABELS = "labels"
+_MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".safetensors": b""}
+"""Files of arrays by suffix, and how they begin."""
 _log = logging.getLogger(__name__)
 
 
@@ -199,49 +201,32 @@ def read_arrays(path: Path) -> dict[str, Array]:
     A ``.npy`` has one, which stays mapped until it is used. Raises NormswapError naming a file
     that is missing, damaged, of another kind or that holds pickled objects.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    suffix = path.suffix.lower()
+    if suffix not in _MAGIC:
         raise NormswapError(
-            f"{path}: is no data file: give a folder of images, or {', '.join(_READERS)}"
+            f"{path}: is no data file: give a folder of images, or {', '.join(_MAGIC)}"
         )
     if not path.is_file():
         raise NormswapError(f"{path}: {'is no file' if path.exists() else 'does not exist'}")
     try:
-        return reader(path)
+        return _arrays_in(path, suffix)
     except Exception as error:  # a damaged file can raise nearly anything
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise NormswapError(f"{path}: holds Python objects; save plain arrays") from error
         raise NormswapError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _read_npy(path: Path) -> dict[str, Array]:
-    _check_magic(path, b"\x93NUMPY")
-    return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    _check_magic(path, b"PK")
+def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
+    if suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    with path.open("rb") as start:  # numpy reports a file that begins otherwise as a pickle
+        if not start.read(8).startswith(_MAGIC[suffix]):
+            raise ValueError(f"it is no {path.suffix} file, or damaged")
+    if suffix == ".npy":
+        return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _check_magic(path: Path, magic: bytes) -> None:
-    """numpy takes a file that begins otherwise for a pickle, and says so."""
-    with path.open("rb") as file:
-        if file.read(len(magic)) != magic:
-            raise ValueError(f"it is no {path.suffix} file, or damaged")
-
-
-def _read_safetensors(path: Path) -> dict[str, Array]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-
-
-_READERS: dict[str, Callable[[Path], dict[str, Array]]] = {
-    ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-}
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -184,10 +184,17 @@ def prepare(
         # Set for all threads: an image so large that Pillow warns is refused.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        task = _Task(where, open_image, preprocessing, spec, total)
+        size = preprocessing.output_size or _first_size(open_image, preprocessing)
+        array: Array | None = None
+        if size is not None:
+            array = new_array(where, (total, preprocessing.channels, *size), spec.dtype)
+
+        def store(number: int) -> str | None:
+            return _store(array, number, open_image, preprocessing, spec)
+
         try:
             report(0, total, "reading images")
-            for number, problem in enumerate(pool.map(task, range(total))):
+            for number, problem in enumerate(pool.map(store, range(total))):
                 report(number + 1, total, "reading images")
                 if problem is not None:
                     problems.append((names[number], problem))
@@ -199,55 +206,46 @@ def prepare(
         raise NormswapError(
             f"{where}: {len(problems)} of {total} images cannot be used, first {name}: {problem}"
         )
-    assert task.array is not None
-    return task.array
+    assert array is not None
+    return array
 
 
-class _Task:
+def _store(
+    array: Array | None,
+    number: int,
+    open_image: Callable[[int], Image.Image],
+    preprocessing: Preprocessing,
+    spec: InputSpec,
+) -> str | None:
     """Puts the image at an index, prepared, into the array; returns what is wrong with it."""
+    try:
+        with open_image(number) as image:
+            pixels = preprocessing.pixels(image)
+    except UnidentifiedImageError:
+        return "it is no image, or damaged"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    except Exception as error:  # a damaged image can raise nearly anything
+        return first_line(error)
+    shape = (preprocessing.channels, *pixels.shape[:2])
+    if array is None or shape != array.shape[1:] or not _fits(spec, shape):
+        wanted = spec.shape if array is None else array.shape
+        return f"it becomes {_sizes(shape)}, and {_sizes(wanted[1:])} is wanted"
+    with np.errstate(over="ignore"):
+        array[number] = preprocessing.normalised(pixels)
+    return None
 
-    def __init__(
-        self,
-        where: str,
-        open_image: Callable[[int], Image.Image],
-        preprocessing: Preprocessing,
-        spec: InputSpec,
-        total: int,
-    ) -> None:
-        self._open = open_image
-        self._preprocessing = preprocessing
-        self._spec = spec
-        size = preprocessing.output_size or self._first_size()
-        self.array: Array | None = None
-        if size is not None:
-            self.array = new_array(where, (total, preprocessing.channels, *size), spec.dtype)
 
-    def __call__(self, number: int) -> str | None:
-        try:
-            with self._open(number) as image:
-                pixels = self._preprocessing.pixels(image)
-        except UnidentifiedImageError:
-            return "it is no image, or damaged"
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-        except Exception as error:  # a damaged image can raise nearly anything
-            return first_line(error)
-        shape = (self._preprocessing.channels, *pixels.shape[:2])
-        if self.array is None or shape != self.array.shape[1:] or not _fits(self._spec, shape):
-            wanted = self._spec.shape if self.array is None else self.array.shape
-            return f"it becomes {_sizes(shape)}, and {_sizes(wanted[1:])} is wanted"
-        with np.errstate(over="ignore"):
-            self.array[number] = self._preprocessing.normalised(pixels)
+def _first_size(
+    open_image: Callable[[int], Image.Image], preprocessing: Preprocessing
+) -> tuple[int, int] | None:
+    """The size of the first image, where the preprocessing leaves it to the images."""
+    try:
+        with open_image(0) as image:
+            height, width, _ = preprocessing.pixels(image).shape
+    except Exception:  # reported when its turn comes
         return None
-
-    def _first_size(self) -> tuple[int, int] | None:
-        """The size of the first image, where the preprocessing leaves it to the images."""
-        try:
-            with self._open(0) as image:
-                height, width, _ = self._preprocessing.pixels(image).shape
-        except Exception:  # reported when its turn comes
-            return None
-        return height, width
+    return height, width
 
 
 def _fits(spec: InputSpec, sizes: Sequence[int | str]) -> bool:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from normswap.io.sources import Source
-
 _FORMS = ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME"
 
 
@@ -55,16 +53,22 @@ def load(
         from normswap.io.torch_model import model_from_torch
 
         return model_from_torch(source, example_inputs, dynamic_axes)
-    path = Path(source)
-    suffix = path.suffix.lower()
-    named = _named_source(os.fspath(source))
-    if named is not None or path.is_dir():
-        from normswap.io.sources.huggingface import huggingface_source
-        from normswap.io.torch_model import model_from_source
+    kind, colon, name = os.fspath(source).partition(":")
+    if colon and kind in ("hf", "timm", "open_clip"):
+        from normswap.io.torch_model import model_from_name
 
-        return model_from_source(named or huggingface_source(str(path)))
+        return model_from_name(kind, name)
+    return _from_path(Path(source), trust)
+
+
+def _from_path(path: Path, trust: bool) -> Model:
     if not path.exists():
         raise NormswapError(f"{path}: no such file or folder; MODEL is {_FORMS}")
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        from normswap.io.torch_model import model_from_folder
+
+        return model_from_folder(path)
     if suffix == ".onnx":
         return model_from_onnx(read_onnx(path), path.name, path)
     if suffix in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
@@ -76,26 +80,6 @@ def load(
         model = model_from_program(pt2.read_pt2(path, trust), path.name, path=path)
         return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
     raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
-
-
-def _named_source(text: str) -> Source | None:
-    """The source that a name such as ``timm:NAME`` refers to; None for a path."""
-    kind, _, name = text.partition(":")
-    if kind == text:
-        return None
-    if kind == "hf":
-        from normswap.io.sources.huggingface import huggingface_source
-
-        return huggingface_source(text)
-    if kind == "timm":
-        from normswap.io.sources.timm import timm_source
-
-        return timm_source(name)
-    if kind == "open_clip":
-        from normswap.io.sources.open_clip import open_clip_source
-
-        return open_clip_source(name)
-    return None
 
 
 def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:

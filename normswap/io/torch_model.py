@@ -22,6 +22,9 @@ from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.sources import Source
+from normswap.io.sources.huggingface import huggingface_source
+from normswap.io.sources.open_clip import open_clip_source
+from normswap.io.sources.timm import timm_source
 from normswap.model import InputSpec, Model
 
 _OPSET = 20  # Gelu is one operator from here on, LayerNormalization since 17
@@ -50,6 +53,18 @@ def model_from_torch(
     if example_inputs is None:
         raise NormswapError("load: a module needs example_inputs, a tuple or dict of tensors")
     return model_from_source(module_source(source, example_inputs, dynamic_axes))
+
+
+def model_from_name(kind: str, name: str) -> Model:
+    """The model that ``kind``, 'hf', 'timm' or 'open_clip', has by that name."""
+    if kind == "hf":
+        return model_from_source(huggingface_source(f"hf:{name}"))
+    return model_from_source(timm_source(name) if kind == "timm" else open_clip_source(name))
+
+
+def model_from_folder(path: Path) -> Model:
+    """The model in a Hugging Face folder."""
+    return model_from_source(huggingface_source(str(path)))
 
 
 def model_from_source(source: Source) -> Model:

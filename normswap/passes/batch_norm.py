@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.errors import NormswapError
-from normswap.fit.batch_norm import safe_epsilon, with_statistics
-from normswap.fit.channelwise import FITS, Fitting
+from normswap.fit.channelwise import FITS, Fitting, safe_epsilon, with_statistics
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Value
 from normswap.passes.calibrated import Calibrated, Fitted, Plan

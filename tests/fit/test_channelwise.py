@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from normswap.fit.channelwise import FITS, ChannelFit, copied, least_squares, matched_moments
-from normswap.fit.group_moments import GroupMoments
+from normswap.fit.moments import GroupMoments
 from normswap.norms.site import Site
 
 _CHANNELS = 3

@@ -13,7 +13,7 @@ from torch import nn
 import normswap as ns
 from normswap.fit import sweep as sweep_module
 from normswap.fit.activations import Activations
-from normswap.fit.frontier import Batches
+from normswap.fit.calibration import Batches
 from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.graph.graph import Array, Graph, Value
 from normswap.passes.insert import insert_scale_shift

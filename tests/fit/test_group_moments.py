@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normswap.fit.group_moments import GroupMoments
+from normswap.fit.moments import GroupMoments
 
 _GROUPS = 4
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]

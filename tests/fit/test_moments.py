@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normswap.fit.batch_norm import BatchNormConstants, identity, safe_epsilon, with_statistics
+from normswap.fit.channelwise import BatchNormConstants, identity, safe_epsilon, with_statistics
 from normswap.fit.moments import ChannelMoments
 
 

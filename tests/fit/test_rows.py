@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from normswap.fit.rows import Layout, Rows, rows
 from normswap.fit.sweep import HELD_OUT, Example
+from normswap.fit.tokens import Layout, Rows, rows
 
 _SAMPLES, _CHANNELS = 7, 4
 _LAYOUTS: dict[str, tuple[tuple[int, ...], int, int]] = {

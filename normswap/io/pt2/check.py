@@ -168,11 +168,11 @@ def _check_operator(target: object) -> None:
     """A call's target: an operator of aten, prims or normswap, or arithmetic on sizes."""
     text = target if isinstance(target, str) else ""
     module, _, name = text.rpartition(".")
-    if module == "_operator" and name in _PYTHON_OPERATORS:
-        return
-    if text in _TORCH_FUNCTIONS | _MATH_FUNCTIONS:
-        return
-    if module == "torch.ops.higher_order" and name in _HIGHER_ORDER:
+    if (
+        (module == "_operator" and name in _PYTHON_OPERATORS)
+        or (module == "torch.ops.higher_order" and name in _HIGHER_ORDER)
+        or text in _TORCH_FUNCTIONS | _MATH_FUNCTIONS
+    ):
         return
     match = re.fullmatch(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)", text)
     if match is None or match[1] not in _NAMESPACES or not _is_tensor_operator(*match.groups()):

@@ -22,15 +22,9 @@ from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.atomic import PathLike, atomic_path
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_archive, refuse
 
-_FOLDERS = (
-    "data/weights/",
-    "data/constants/",
-    "data/sample_inputs/",
-    "models/",
-    "extra/",
-    ".data/",
-)
 _LONGEST_NOTE = 1 << 16
+_DATA_FOLDERS = ("data/weights/", "data/constants/", "data/sample_inputs/")
+_FOLDERS = (*_DATA_FOLDERS, "models/", "extra/", ".data/")
 _FILES = ("archive_format", "archive_version", "byteorder", "version")
 
 
@@ -86,8 +80,9 @@ def write_pt2(
         except OSError:
             raise
         except Exception as error:
-            reason = first_line(error)
-            raise NormswapError(f"{path}: torch.export.save failed ({reason})") from error
+            raise NormswapError(
+                f"{path}: torch.export.save failed ({first_line(error)})"
+            ) from error
 
 
 def refuse_pickle(path: PathLike) -> NoReturn:

@@ -61,10 +61,10 @@ def _fetch_folder(identifier: str) -> Path:
     """
     with reachable_hub():
         config = _fetch(identifier, "config.json")
-        if _fetch_optional(identifier, "preprocessor_config.json") is None:
-            _fetch_optional(identifier, "processor_config.json")
-        if _fetch_optional(identifier, "model.safetensors") is None:
-            index = _fetch_optional(identifier, _INDEX)
+        if not _fetch(identifier, "preprocessor_config.json", optional=True):
+            _fetch(identifier, "processor_config.json", optional=True)
+        if not _fetch(identifier, "model.safetensors", optional=True):
+            index = _fetch(identifier, _INDEX, optional=True)
             if index is None:
                 raise NormswapError(
                     f"hf:{identifier}: no safetensors of it could be fetched, and pickled weights "
@@ -72,31 +72,25 @@ def _fetch_folder(identifier: str) -> Path:
                 )
             for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
                 _fetch(identifier, name)
+    assert config is not None
     return config.parent
 
 
-def _fetch(identifier: str, name: str) -> Path:
+def _fetch(identifier: str, name: str, optional: bool = False) -> Path | None:
+    """The file; None for an ``optional`` one that the repository (or the cache, where there is no
+    network) does not have."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(identifier, name))
     except Exception as error:  # of the network, the hub or the id itself
+        if optional and isinstance(error, EntryNotFoundError):
+            return None
         raise NormswapError(
             f"hf:{identifier}: {name} could not be fetched ({first_line(error)}); "
             "check the id and the network, or name a local folder"
         ) from error
-
-
-def _fetch_optional(identifier: str, name: str) -> Path | None:
-    """The file, or None if the repository, or without network the cache, does not have it."""
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return _fetch(identifier, name)
-    except NormswapError as error:
-        if isinstance(error.__cause__, EntryNotFoundError):
-            return None
-        raise
 
 
 def _model_class(transformers: Any, folder: Path, config: dict[str, Any]) -> Any:
@@ -142,8 +136,9 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         except FileNotFoundError as error:
             raise NormswapError(f"{file}: is missing; copy it into the folder") from error
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            reason = first_line(error)
-            raise NormswapError(f"{file}: is damaged ({reason}); copy it again") from error
+            raise NormswapError(
+                f"{file}: is damaged ({first_line(error)}); copy it again"
+            ) from error
     return weights
 
 
