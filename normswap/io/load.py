@@ -53,33 +53,26 @@ def load(
         from normswap.io.torch_model import model_from_torch
 
         return model_from_torch(source, example_inputs, dynamic_axes)
-    kind, colon, name = os.fspath(source).partition(":")
-    if colon and kind in ("hf", "timm", "open_clip"):
-        from normswap.io.torch_model import model_from_name
+    text = os.fspath(source)
+    path, named = Path(text), text.startswith(("hf:", "timm:", "open_clip:"))
+    if named or path.is_dir():
+        from normswap.io.torch_model import model_from_source, named_source
 
-        return model_from_name(kind, name)
-    return _from_path(Path(source), trust)
-
-
-def _from_path(path: Path, trust: bool) -> Model:
+        return model_from_source(named_source(text if named else str(path)))
     if not path.exists():
         raise NormswapError(f"{path}: no such file or folder; MODEL is {_FORMS}")
     suffix = path.suffix.lower()
-    if path.is_dir():
-        from normswap.io.torch_model import model_from_folder
-
-        return model_from_folder(path)
     if suffix == ".onnx":
         return model_from_onnx(read_onnx(path), path.name, path)
-    if suffix in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
-        from normswap.io import pt2
-        from normswap.io.torch_model import model_from_program
+    if suffix not in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
+        raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
+    from normswap.io import pt2
+    from normswap.io.torch_model import model_from_program
 
-        if suffix != ".pt2":
-            pt2.refuse_pickle(path)
-        model = model_from_program(pt2.read_pt2(path, trust), path.name, path=path)
-        return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
-    raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
+    if suffix != ".pt2":
+        pt2.refuse_pickle(path)
+    model = model_from_program(pt2.read_pt2(path, trust), path.name, path=path)
+    return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
 
 
 def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:

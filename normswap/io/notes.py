@@ -63,17 +63,15 @@ def _preprocessing(model: Model, note: str | None) -> Preprocessing | Unsupporte
 
 
 def _history(note: str | None) -> tuple[Step, ...]:
+    steps = []
     try:
-        return tuple(_step(entry) for entry in json.loads(note or "[]"))
+        for entry in json.loads(note or "[]"):
+            name, done, skipped, notes = (entry[k] for k in ("name", "done", "skipped", "notes"))
+            kinds = ((name, str), (done, int), (skipped, list), (notes, list))
+            if not all(isinstance(value, kind) for value, kind in kinds):
+                return ()
+            pairs = [(str(site), str(reason)) for site, reason in skipped]
+            steps.append(Step(name, done, pairs, [str(text) for text in notes]))
     except (ValueError, TypeError, KeyError, RecursionError):
         return ()
-
-
-def _step(entry: dict[str, object]) -> Step:
-    name, done, skipped, notes = (entry[key] for key in ("name", "done", "skipped", "notes"))
-    if not isinstance(name, str) or not isinstance(done, int):
-        raise TypeError
-    if not isinstance(skipped, list) or not isinstance(notes, list):
-        raise TypeError
-    pairs = [(str(site), str(reason)) for site, reason in skipped]
-    return Step(name, done, pairs, [str(note) for note in notes])
+    return tuple(steps)

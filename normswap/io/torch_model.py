@@ -55,16 +55,11 @@ def model_from_torch(
     return model_from_source(module_source(source, example_inputs, dynamic_axes))
 
 
-def model_from_name(kind: str, name: str) -> Model:
-    """The model that ``kind``, 'hf', 'timm' or 'open_clip', has by that name."""
-    if kind == "hf":
-        return model_from_source(huggingface_source(f"hf:{name}"))
-    return model_from_source(timm_source(name) if kind == "timm" else open_clip_source(name))
-
-
-def model_from_folder(path: Path) -> Model:
-    """The model in a Hugging Face folder."""
-    return model_from_source(huggingface_source(str(path)))
+def named_source(text: str) -> Source:
+    """The source that ``hf:ID``, ``timm:NAME``, ``open_clip:NAME`` or a folder's path names."""
+    kind, _, name = text.partition(":")
+    sources = {"timm": timm_source, "open_clip": open_clip_source}
+    return sources[kind](name) if kind in sources else huggingface_source(text)
 
 
 def model_from_source(source: Source) -> Model:

@@ -142,8 +142,8 @@ class DataFiles:
         self._owner: tuple[int, int] | None = None
         self._synced: list[tuple[Path, Future[None]]] = []
         held = list(slots(model))
-        external = [(slot, slot.tensor) for slot in held]
-        self._external = [(s, t) for s, t in external if isinstance(t, ir.ExternalTensor)]
+        tensors = ((slot, slot.tensor) for slot in held)
+        self._external = [(s, t) for s, t in tensors if isinstance(t, ir.ExternalTensor)]
         self._groups = self._grouped(held, model.graph.meta.get(DATA_FILE))
         if any(_same_file(path, tensor.path) for _, tensor in self._external):
             raise NormswapError(f"{path}: holds the model's data; name another output")
@@ -207,7 +207,8 @@ class DataFiles:
             main = remembered
         groups: dict[str, list[Slot]] = {}
         for slot, place in zip(held, places, strict=True):
-            moves = too_large or (main is not None and _is_new(slot.tensor))
+            made = not isinstance(slot.tensor, ir.serde.TensorProtoTensor | InlineTensor)
+            moves = too_large or (made and main is not None)  # made: by a pass
             if place is None and moves and _may_move(slot):
                 place = main or own
             if place is not None and slot.tensor.nbytes > 0:
@@ -242,17 +243,18 @@ class DataFiles:
                 made.append(file)
                 synced = 0
                 for slot in members:
-                    key = _content(slot.tensor)
+                    tensor = slot.tensor
+                    key: object = id(tensor)
+                    if isinstance(tensor, MappedTensor):  # the same bytes are written once
+                        key = id(tensor.raw), tensor.span
                     if key not in written:
                         written[key] = self._append(out, slot)
                     if out.tell() - synced >= _SYNCED_AT_ONCE:
                         self._synced.append((file, disk.submit(sync, file)))
                         synced = out.tell()
                     placed.append((slot, _placed_at(slot, location, written[key])))
-        self._synced += [
-            (file, disk.submit(sync, file)),
-            (file, disk.submit(sync_folder, file.parent)),
-        ]
+        self._synced.append((file, disk.submit(sync, file)))
+        self._synced.append((file, disk.submit(sync_folder, file.parent)))
         return placed
 
     def _append(self, out: IO[bytes], slot: Slot) -> int:
@@ -332,11 +334,6 @@ def _location(tensor: ir.TensorProtocol, otherwise: str) -> str | None:
     return otherwise if outside else str(location)
 
 
-def _is_new(tensor: ir.TensorProtocol) -> bool:
-    """Whether a pass made it."""
-    return not isinstance(tensor, ir.serde.TensorProtoTensor | InlineTensor)
-
-
 def _may_move(slot: Slot) -> bool:
     # Not every runtime reads external data in attributes, or external strings.
     is_text = slot.tensor.dtype == ir.DataType.STRING
@@ -355,13 +352,6 @@ def _placed_at(slot: Slot, location: str, offset: int) -> ir.ExternalTensor:
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props) or None,
     )
-
-
-def _content(tensor: ir.TensorProtocol) -> object:
-    """Equal for tensors over the same bytes, which are written once."""
-    if isinstance(tensor, MappedTensor):
-        return id(tensor.raw), tensor.span
-    return id(tensor)
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

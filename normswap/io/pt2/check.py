@@ -326,8 +326,8 @@ def _is_size(node: ast.expr) -> bool:
         case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=digits)]):
             number = re.fullmatch(r"[-+\d.eE]{1,60}", str(digits))
             return number is not None and _has_plain_flags(node)
-        case ast.Call(func=ast.Name(id=function), args=args, keywords=[]) if function in _FUNCTIONS:
-            return (function not in _POWERS or _is_small_power(args)) and all(map(_is_size, args))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return (name not in _POWERS or _is_small_power(args)) and all(map(_is_size, args))
         case ast.Tuple(elts=elements):
             return all(map(_is_size, elements))
         case ast.Name(id=name) if name in _CONSTANTS or re.fullmatch(r"[a-z]+\d{1,6}", name):
@@ -337,20 +337,13 @@ def _is_size(node: ast.expr) -> bool:
 
 def _is_guard(node: ast.expr) -> bool:
     match node:
-        case ast.Call(func=ast.Attribute(value=tensor, attr=method), args=[], keywords=[]) if (
-            method in _METHODS
-        ):
-            return _is_guard(tensor)
-        case ast.Call(func=function, args=args, keywords=[]) if (
-            ast.unparse(function) in _GUARD_FUNCTIONS
-        ):
-            return all(map(_is_guard, args))
-        case ast.Subscript(value=inner, slice=ast.Constant(value=int())):
-            return _is_guard(inner)
-        case ast.Subscript(value=inner, slice=ast.Constant(value=str() as key)) if re.fullmatch(
-            r"[\w.\-]+", key
-        ):
-            return _is_guard(inner)
+        case ast.Call(func=function, args=args, keywords=[]):
+            if isinstance(function, ast.Attribute) and function.attr in _METHODS and not args:
+                return _is_guard(function.value)
+            return ast.unparse(function) in _GUARD_FUNCTIONS and all(map(_is_guard, args))
+        case ast.Subscript(value=inner, slice=ast.Constant(value=key)):
+            named = isinstance(key, str) and re.fullmatch(r"[\w.\-]+", key) is not None
+            return (named or isinstance(key, int)) and _is_guard(inner)
         case ast.Name(id="L") | ast.Constant(value=None):
             return True
         case ast.Attribute() if ast.unparse(node) == "math.inf":
