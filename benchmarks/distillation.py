@@ -35,7 +35,7 @@ from normswap.assets import digits
 from normswap.demo.tasks import IMAGES, MASK, TEXTS, Task, tasks
 from normswap.graph.graph import Array
 from normswap.io.data import Data
-from normswap.io.fx_model import model_from_module
+from normswap.io.torch_model import model_from_module
 from normswap.model import Model
 from normswap.parity.metrics import Similarity
 from normswap.report.progress import Progress

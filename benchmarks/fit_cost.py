@@ -32,7 +32,7 @@ FITS = ("batchnorm, moments", "affine", "affine, writers")
 def measured(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
     """Seconds and memory of one fit and of the passes around it."""
     import normswap as ns
-    from normswap.fit.batches import calibration_batches
+    from normswap.fit.calibration import calibration_batches
 
     model, data = _prepared(name, images)
     batches = calibration_batches(model, ns.locate(model), data)

@@ -50,7 +50,7 @@ COLUMNS = {
 
 def built(graph: str, depth: int, path: Path) -> None:
     """Writes the ViT of ``depth`` blocks to ``path``."""
-    from normswap.io.torchvision_compat import ensure_torchvision_importable
+    from normswap.io.sources.packages import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import timm

@@ -81,7 +81,7 @@ class Case:
 
 def _module(name: str) -> tuple[Any, Any]:
     """The module with weights that are not its initial ones, and a batch of two images."""
-    from normswap.io.torchvision_compat import ensure_torchvision_importable
+    from normswap.io.sources.packages import ensure_torchvision_importable
 
     ensure_torchvision_importable()
     import torch

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 import normswap as ns
-from normswap.io.huggingface import huggingface_source
 from normswap.io.load import load
-from normswap.io.open_clip import open_clip_source
-from normswap.io.source import Source
-from normswap.io.timm import timm_source
+from normswap.io.sources import Source
+from normswap.io.sources.huggingface import huggingface_source
+from normswap.io.sources.open_clip import open_clip_source
+from normswap.io.sources.timm import timm_source
 
 FORMS = ("fx", "torchscript-14", "torchscript-17", "dynamo-18", "dynamo-20", "dynamo-23")
 DEFAULT_FORMS = ("fx", "torchscript-14", "dynamo-20")

@@ -110,7 +110,7 @@ def _make(name: str, path: str) -> None:
     """Writes open_clip's model, both towers, with its weights inline."""
     import warnings
 
-    from normswap.io.open_clip import open_clip_source
+    from normswap.io.sources.open_clip import open_clip_source
 
     source = open_clip_source(f"{name}?pretrained=false")
     import torch

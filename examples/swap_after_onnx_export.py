@@ -17,7 +17,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from normswap.io.extras import import_extra
+from normswap.io.sources.packages import import_extra
 from normswap.passes import Fused
 from normswap.pipelines import OnnxPass
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from normswap.io.extras import import_extra
+from normswap.io.sources.packages import import_extra
 from normswap.passes import RmsNorm
 from normswap.pipelines import ProgramPass
 

@@ -17,7 +17,7 @@ import torch
 
 import normswap as ns
 from normswap.assets import digits
-from normswap.io.extras import import_extra
+from normswap.io.sources.packages import import_extra
 from normswap.passes import Affine, Fold
 from normswap.pipelines import ProgramPass
 

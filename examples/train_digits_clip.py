@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch.nn.functional import cross_entropy
 
 from normswap.assets import digits
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.sources.packages import ensure_torchvision_importable
 
 EPOCHS, BATCH, RATE, DECAY, MAX_SCALE = 60, 64, 2e-3, 0.05, 100.0
 

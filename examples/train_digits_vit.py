@@ -20,7 +20,7 @@ from rich.progress import track
 from torch.nn.functional import cross_entropy
 
 from normswap.assets import digits
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.sources.packages import ensure_torchvision_importable
 
 EPOCHS, BATCH, RATE, DECAY, SMOOTHING = 100, 64, 2e-3, 0.05, 0.1
 

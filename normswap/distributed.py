@@ -13,8 +13,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from normswap.errors import NormswapError
-from normswap.io.messages import first_line
+from normswap.errors import NormswapError, first_line
 
 T = TypeVar("T")
 TIMEOUT = 300.0

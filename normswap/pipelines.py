@@ -16,12 +16,11 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.passes.infra import pass_base
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, root_cause
 from normswap.graph.fx.module_tree import deepcopied
 from normswap.graph.fx.state import random_drops, written_state
-from normswap.io.fx_model import model_from_module, model_from_program, program_from_model
-from normswap.io.messages import first_line, root_cause
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
+from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
 from normswap.lowering.fx_kernels import KERNELS
 from normswap.passes.base import Pass, PassResult
 

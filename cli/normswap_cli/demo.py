@@ -25,7 +25,7 @@ def demo(output: Path) -> int:
     Takes about a minute or two. Needs scikit-learn and transformers.
     """
     with working(lines=True) as progress:
-        from normswap.demo import run_demo
+        from normswap.demo.run import run_demo
         from normswap.report.demo import demo_view
 
         results = run_demo(output, progress)

@@ -13,7 +13,7 @@ from normswap.demo.study import Study
 from normswap.demo.tasks import Task, tasks
 from normswap.demo.timing import fixed_threads
 from normswap.demo.variants import onnx_variants, torch_variants
-from normswap.io.extras import import_extra
+from normswap.io.sources.packages import import_extra
 from normswap.model import Progress
 
 

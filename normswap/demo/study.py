@@ -15,7 +15,7 @@ from normswap.model import Model
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
 from normswap.passes import Affine, BatchNorm
-from normswap.report.html import write_html
+from normswap.report.html.page import write_html
 from normswap.report.inspection import InspectedSite, inspection
 from normswap.timing.paired import Timing, compare
 

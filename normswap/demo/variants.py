@@ -10,11 +10,11 @@ import torch
 
 from normswap.demo.spelled_out import spell_out
 from normswap.io.atomic import atomic_path
-from normswap.io.huggingface import huggingface_source
 from normswap.io.load import load
-from normswap.io.load_torch import model_from_source
 from normswap.io.save import save
-from normswap.io.source import Source, evaluating
+from normswap.io.sources import Source, evaluating
+from normswap.io.sources.huggingface import huggingface_source
+from normswap.io.torch_model import model_from_source
 from normswap.model import Model
 
 _OPSET = 14  # the exporter has LayerNormalization since 17; before, it spells it out

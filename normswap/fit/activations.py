@@ -1,10 +1,9 @@
-"""Where activations wait: in memory up to a bound, the rest in a file."""
+"""Storage for activations: in memory up to a limit, the rest in a temporary file."""
 
 from __future__ import annotations
 
 import tempfile
 from io import FileIO
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -14,35 +13,35 @@ from normswap.graph.graph import Array
 from normswap.graph.tensors import has_own_memory
 
 MEMORY = 1 << 30
-"""Bytes of activations that are kept in memory unless told otherwise."""
+"""Bytes of activations that are kept in memory by default."""
 _PAGE = 4096
 
 
 class Activations:
-    """A context manager that keeps arrays for later: at most ``memory`` bytes of them in memory,
-    the others in a temporary file. That has no name, so it goes however the process ends."""
+    """A context manager that stores arrays: at most ``memory`` bytes of them in memory, the others
+    in a temporary file. That has no name, so it is freed however the process ends."""
 
     def __init__(self, memory: int = MEMORY) -> None:
         self.memory = memory
         self.held = 0
         self._file: FileIO | None = None
         self._end = 0
-        self._free: dict[int, list[int]] = {}  # offsets of what was dropped, by size
+        self._free: dict[int, list[int]] = {}  # offsets of freed space, by size
 
     def keep(self, array: Array) -> Kept:
-        """A handle to the array, which the caller must not change from here on.
+        """A handle to the array, which the caller must not change afterwards.
 
         Raises NormswapError if the temporary folder has no room for it.
         """
         if not has_own_memory(array):
-            array = array.copy()  # a part of a larger one would keep all of it
+            array = array.copy()  # a view would keep all of the larger array
         if self.held + array.nbytes <= self.memory or not array.size:
             self.held += array.nbytes
             return _InMemory(self, array, array.nbytes)
         return _InFile(self, array)
 
     def borrow(self, array: Array) -> Kept:
-        """A handle to an array that its owner keeps anyway: it does not count."""
+        """A handle to an array that its owner keeps anyway; it does not count."""
         return _InMemory(self, array, 0)
 
     @property
@@ -58,7 +57,7 @@ class Activations:
         self._end = max(self._end, offset + size)
         rest = _bytes(np.ascontiguousarray(array))
         try:
-            if self._file is None:  # unbuffered: what did not fit must not be tried again at close
+            if self._file is None:  # unbuffered, so that close does not retry what did not fit
                 self._file = tempfile.TemporaryFile("w+b", 0, prefix="normswap-")  # noqa: SIM115
             self._file.seek(offset)
             while rest:
@@ -72,8 +71,8 @@ class Activations:
         return offset
 
     def read(self, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """What was written at ``offset``. An array of its own: a view that an operator makes of it
-        may outlive the space in the file."""
+        """The array written at ``offset``, as a copy: a view that an operator makes of it may
+        outlive the space in the file."""
         assert self._file is not None
         array = np.empty(shape, dtype)
         rest = _bytes(array)
@@ -86,18 +85,13 @@ class Activations:
         return array
 
     def release(self, offset: int, size: int) -> None:
-        """Lets what was written at ``offset``, ``size`` bytes, be overwritten."""
+        """Frees the ``size`` bytes at ``offset``, to be overwritten."""
         self._free.setdefault(-(-size // _PAGE) * _PAGE, []).append(offset)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -131,4 +125,4 @@ class _InFile:
 
 
 Kept = _InMemory | _InFile
-"""One array that waits: ``array()`` gives it, ``drop()`` frees it, once."""
+"""A stored array: ``array()`` returns it, ``drop()`` frees it, once."""

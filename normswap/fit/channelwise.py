@@ -1,4 +1,4 @@
-"""Scale and shift per channel, and per group of tokens, that stand in for a norm."""
+"""Scales and shifts per channel and group of tokens that replace a norm, and BatchNorms of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.fit.batch_norm import safe_epsilon
-from normswap.fit.group_moments import GroupMoments
-from normswap.fit.moments import varies
+from normswap.fit.moments import GroupMoments, varies
 from normswap.graph.graph import Array
 from normswap.norms.site import Site
 
+_RELATIVE_EPSILON = 1e-6  # of the mean variance, so that a channel without variance stays finite
 _STRENGTHS = (0.0, *(10.0**power for power in range(-4, 3)))  # of the channel's mean variance
 
 
@@ -25,8 +24,8 @@ class ChannelFit:
 
 
 Fitting = Callable[[Site, GroupMoments, GroupMoments], ChannelFit]
-"""From a site and the moments of its input x (of the swapped model) and of the original's output y
-over the rows to fit and over the rows held out."""
+"""Takes a site, and the moments of its input x (in the swapped model) and of the original's output
+y over the rows to fit and over the rows held out."""
 
 
 def copied(site: Site, train: GroupMoments, held_out: GroupMoments) -> ChannelFit:
@@ -48,7 +47,7 @@ def copied(site: Site, train: GroupMoments, held_out: GroupMoments) -> ChannelFi
 def matched_moments(site: Site, train: GroupMoments, held_out: GroupMoments) -> ChannelFit:
     """Mean and variance of the output equal the original norm's, per channel and group.
 
-    The sign is that of the norm's gamma, which moments cannot tell.
+    The sign is that of the norm's gamma, because moments do not determine it.
     """
     both = train.merged(held_out)
     sign = np.ones(both.x_mean.shape[1]) if site.weight is None else np.sign(site.weight)
@@ -100,10 +99,39 @@ def _squared_error(moments: GroupMoments, fit: ChannelFit) -> float:
 
 
 def _where_seen(moments: GroupMoments, scale: Array, shift: Array) -> ChannelFit:
-    """A group that no row fell into gets the mean of the others' scales and shifts."""
+    """The fit; a group without rows gets the mean scale and shift of the others."""
     seen = moments.count > 0
     if not seen.all():
         share = moments.count / max(moments.count.sum(), 1)
         scale = np.where(seen[:, None], scale, share @ np.where(seen[:, None], scale, 0))
         shift = np.where(seen[:, None], shift, share @ np.where(seen[:, None], shift, 0))
     return ChannelFit(scale, shift)
+
+
+@dataclass(frozen=True)
+class BatchNormConstants:
+    """y = weight * (x - mean) / sqrt(variance + epsilon) + bias; arrays [C] in float64."""
+
+    weight: Array
+    bias: Array
+    mean: Array
+    variance: Array
+    epsilon: float
+
+
+def with_statistics(
+    scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
+) -> BatchNormConstants:
+    """The BatchNorm that computes ``scale * x + shift`` with the statistics of its input."""
+    weight = scale * np.sqrt(variance + epsilon)
+    return BatchNormConstants(weight, scale * mean + shift, mean, variance, epsilon)
+
+
+def identity(mean: Array, variance: Array, epsilon: float) -> BatchNormConstants:
+    """The BatchNorm that changes nothing in evaluation mode: it undoes its own statistics."""
+    return with_statistics(np.ones_like(mean), np.zeros_like(mean), mean, variance, epsilon)
+
+
+def safe_epsilon(epsilon: float, variance: Array) -> float:
+    """``epsilon``, or a larger one for channels without variance; six digits, as files have."""
+    return float(f"{max(epsilon, _RELATIVE_EPSILON * float(variance.mean())):.6g}")

@@ -8,23 +8,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from normswap.fit.memory import empty
-from normswap.fit.processes import over_processes
+from normswap.fit.calibration import over_processes
 from normswap.graph.graph import Array
 from normswap.graph.tensors import to_torch
 
-_ROWS = 2048  # that wait to be summed together: fewer make slow products, more take memory
-_BLOCK = 256  # features whose products are taken at once
+_ROWS = 2048  # summed at once: with fewer the products are slow, more take memory
+_BLOCK = 256  # features whose products are computed at once
 
 Parts = Callable[[], Iterable[tuple[Array, Array, Array]]]
-"""Gives rows in parts, as often as it is asked: x [N, F] and y [N, C], of any float dtype, and
+"""Called as often as needed, gives rows in parts: x [N, F] and y [N, C], of any float dtype, and
 which of them are held out [N]."""
+
+
+def empty(*shape: int) -> torch.Tensor:
+    """An uninitialised float64 tensor in numpy's memory, which asks the system for huge pages:
+    touching it for the first time takes half as long."""
+    return torch.from_numpy(np.empty(shape))
 
 
 @dataclass(frozen=True)
 class JointMoments:
-    """Of rows of features x [F] and targets y [C]: their number, means, the centred sums ``xx``
-    [F, F] and ``xy`` [F, C], and of y its squares ``yy`` [C]; all in float64."""
+    """Moments of rows of features x [F] and targets y [C]: their number and means, the centred sums
+    ``xx`` [F, F] and ``xy`` [F, C], and the squares ``yy`` [C] of y; all in float64."""
 
     count: int
     x_mean: Array
@@ -34,7 +39,7 @@ class JointMoments:
     yy: Array
 
     def merged(self, other: JointMoments) -> JointMoments:
-        """Those of the rows of both, by the formula of Chan, Golub and LeVeque (1979)."""
+        """The moments of the rows of both, by the formula of Chan, Golub and LeVeque (1979)."""
         if not self.count or not other.count:
             return self if self.count else other
         total = self.count + other.count
@@ -52,7 +57,7 @@ class JointMoments:
         return JointMoments(total, *means, xx, xy, yy)
 
     def scaled(self, scale: Array, shift: Array) -> JointMoments:
-        """Those of scale * x + shift and of y; ``scale`` and ``shift`` [F]."""
+        """The moments of scale * x + shift and y; ``scale`` and ``shift`` [F]."""
         return replace(
             self,
             x_mean=scale * self.x_mean + shift,
@@ -61,11 +66,11 @@ class JointMoments:
         )
 
     def targets(self, chosen: slice) -> JointMoments:
-        """Those of x and of some of the targets."""
+        """The moments of x and some of the targets."""
         return replace(self, y_mean=self.y_mean[chosen], xy=self.xy[:, chosen], yy=self.yy[chosen])
 
     def residual(self, weight: Array) -> JointMoments:
-        """Those of x and of y - x weight; ``weight`` [F, C]."""
+        """The moments of x and y - x weight; ``weight`` [F, C]."""
         explained = (torch.from_numpy(self.xx) @ torch.from_numpy(weight)).numpy()
         return replace(
             self,
@@ -76,13 +81,13 @@ class JointMoments:
 
 
 def held_out_rows(parts: Parts) -> Iterator[tuple[Array, Array]]:
-    """x and y of the rows that are held out, of this process."""
+    """x and y of the rows of this process that are held out."""
     for x, y, held_out in parts():
         yield x[held_out], y[held_out]
 
 
 def joint_moments(parts: Parts, features: int, targets: int) -> JointMoments:
-    """Of the rows that are not held out, of all processes."""
+    """The moments of the rows of all processes that are not held out."""
     sums = JointSums(features, targets)
     for x, y, held_out in parts():
         sums.add(x, y, ~held_out)
@@ -101,7 +106,7 @@ class JointSums:
         self._features = features
         self._count = 0
         self._mean = empty(features + targets).zero_()
-        # Of the features with all; on the left only what lies right of each block's start.
+        # Of features with features and targets; on the left only from each block's start on.
         self._products = empty(features, features + targets).zero_()
         self._squares = empty(targets).zero_()
         self._rows = empty(_ROWS + 1, features + targets)
@@ -122,7 +127,7 @@ class JointSums:
                     self._sum_waiting()
 
     def moments(self) -> JointMoments:
-        """The moments of all rows. They take over the sums, to which no row can be added then."""
+        """The moments of all rows. They reuse the sums' memory, so no row can be added after."""
         self._sum_waiting()
         self._rows = torch.empty(1, 0)
         features, products = self._features, self._products
@@ -146,7 +151,7 @@ class JointSums:
         rows = self._rows[: count + 1]
         mean = rows[:count].mean(0)
         rows[:count] -= mean
-        # What the merge adds for the distance of the means is one more row's products.
+        # What the merge adds for the distance of the means equals the products of one more row.
         distance = mean - self._mean
         rows[count] = distance * (self._count * count / (self._count + count)) ** 0.5
         for start in range(0, self._features, _BLOCK):

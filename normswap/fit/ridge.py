@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from normswap.errors import NormswapError
-from normswap.fit.covariance import JointMoments
+from normswap.fit.calibration import over_processes
+from normswap.fit.covariance import JointMoments, empty
 from normswap.fit.moments import varies
-from normswap.fit.ridge_strength import (
-    NO_ROWS,
-    NOT_FINITE,
-    STRENGTHS,
-    Choice,
-    best_strength,
-    factored,
-    mean_variance,
-    solve,
-)
 from normswap.graph.graph import Array
 from normswap.graph.tensors import to_torch
 
-_TARGETS = 32  # at most that many are looked at to choose the strength
+# Of the features' mean variance. Hoerl and Kennard, "Ridge Regression" (1970).
+STRENGTHS = tuple(10.0**power for power in range(-6, 3))
+_TARGETS = 32  # at most that many are used to choose the strength
+_POWERS = 3  # of the inverse at a pole
+_NO_ROWS = "a ridge fit needs rows to fit and rows to hold out"
+_NOT_FINITE = "a ridge fit met activations that are not finite or far too large"
 
 HeldOut = Callable[[], Iterable[tuple[Array, Array]]]
-"""Gives the rows held out in parts, as often as it is asked: x [N, F] and y [N, C]."""
+"""Called as often as needed, gives the rows held out in parts: x [N, F] and y [N, C]."""
+
+CentredRows = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+"""The same in float64, less the means of the rows to fit."""
 
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """y = x @ weight + bias: [F, C] and [C] in float64; the strength, and the share that it left of
-    the held-out rows' squares of y - x @ towards about its mean (nan where there were none), of
-    those targets that were looked at."""
+    """y = x @ weight + bias: [F, C] and [C] in float64.
+
+    ``held_out_error``: the share of the squares of y - x @ towards, about its mean, that is left
+    on the rows held out, over the targets that chose the ``strength``; nan where they are all 0.
+    """
 
     weight: Array
     bias: Array
@@ -42,7 +45,7 @@ class RidgeFit:
 
 
 class RidgeFits:
-    """Ridge fits of several maps that are alike: each looks for its strength near the last one's.
+    """Ridge fits of similar maps: each begins its search for a strength at that of the last one.
 
     A fit minimises |y - x W - b|^2 + strength * v * |W - towards|^2 over the rows that are not held
     out, v the mean variance of the features. The strength is that of ``STRENGTHS`` with the least
@@ -53,13 +56,14 @@ class RidgeFits:
         self._near = len(STRENGTHS) // 2
 
     def fit(self, train: JointMoments, held_out: HeldOut, towards: Array) -> RidgeFit:
-        """``train``: of the rows that are not held out; ``towards`` [F, C]: features that never
-        vary keep its weights.
+        """The fit to ``train``, the moments of the rows that are not held out.
+
+        ``towards`` [F, C]: features that never vary keep its weights.
 
         Raises NormswapError if there are no rows to fit, or numbers that are not finite.
         """
         if not train.count:
-            raise NormswapError(NO_ROWS)
+            raise NormswapError(_NO_ROWS)
         some = slice(None, None, -(-train.xy.shape[1] // _TARGETS))
         left = train.targets(some).residual(towards[:, some])
 
@@ -81,15 +85,128 @@ class RidgeFits:
 
 def _solved(train: JointMoments, towards: Array, choice: Choice) -> tuple[Array, float]:
     """The weight [F, C] and its strength: the chosen one or, where the sums are too ill-conditioned
-    for it, the next that will do."""
-    variance = mean_variance(train)
+    for it, the next larger one that works."""
+    variance = _mean_variance(train)
     if variance <= 0:
         return towards.copy(), STRENGTHS[choice.index]
     factor = choice.factor
     for strength in STRENGTHS[choice.index :]:
         level = strength * variance
-        factor = factored(train, level) if factor is None else factor
+        factor = _factored(train, level) if factor is None else factor
         if factor is not None:
             wanted = torch.from_numpy(train.xy + level * towards)
-            return solve(factor, wanted).numpy(), strength
-    raise NormswapError(NOT_FINITE)
+            return _solve(factor, wanted).numpy(), strength
+    raise NormswapError(_NOT_FINITE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An index of ``STRENGTHS``, the share of the held-out rows' squares that is left with it, and
+    the Cholesky factor of the sums if there is one."""
+
+    index: int
+    error: float
+    factor: torch.Tensor | None = None
+
+
+def best_strength(train: JointMoments, held_out: CentredRows, near: int) -> Choice:
+    """The strength with the least squared error on the rows held out.
+
+    The solutions at all strengths are approximated within the span of (xx + pole)^-k xy, k = 1, 2,
+    3: a rational Krylov subspace (Ruhe, "Rational Krylov sequence methods", 1984). It holds the
+    solution at the pole and comes close to those around it, for one factorisation instead of one
+    for each. The first is ``near``; more are added until the best strength is one, or next to one.
+    """
+    variance = _mean_variance(train)
+    if variance <= 0:
+        nothing = torch.zeros(len(train.xx), 1, dtype=torch.float64)
+        return Choice(0, _errors(train, held_out, nothing, [1.0])[0])
+    wanted = torch.from_numpy(np.ascontiguousarray(train.xy))
+    errors = dict.fromkeys(range(len(STRENGTHS)), float("inf"))
+    best = near
+    poles: dict[int, torch.Tensor] = {}
+    span: list[torch.Tensor] = []
+    while all(abs(best - pole) > 1 for pole in poles):
+        factor = _factored(train, STRENGTHS[best] * variance)
+        if factor is None:  # nor for any weaker strength
+            errors = {index: error for index, error in errors.items() if index > best}
+            if not errors:
+                return Choice(len(STRENGTHS) - 1, float("inf"))
+        else:
+            poles[best] = factor
+            solved = wanted
+            for _ in range(_POWERS):
+                solved = _solve(factor, solved)
+                span.append(solved)
+            levels = [STRENGTHS[index] * variance for index in errors]
+            left = _errors(train, held_out, torch.cat(span, 1), levels)
+            errors = dict(zip(errors, left, strict=True))
+        best = min(errors, key=errors.__getitem__)
+    return Choice(best, errors[best], poles.get(best))
+
+
+def _mean_variance(moments: JointMoments) -> float:
+    """The mean variance of the features, times the number of rows."""
+    return float(np.trace(moments.xx)) / len(moments.xx)
+
+
+def _factored(moments: JointMoments, level: float) -> torch.Tensor | None:
+    """The Cholesky factor [F, F] of xx + level; None where the sums are too ill-conditioned, or not
+    finite."""
+    factor = empty(*moments.xx.shape).mT  # LAPACK's order of columns: it works in place
+    factor.copy_(torch.from_numpy(moments.xx).mT)
+    factor.diagonal().add_(level)
+    _, failed = torch.linalg.cholesky_ex(factor, out=(factor, torch.empty((), dtype=torch.int32)))
+    return None if failed else factor
+
+
+def _solve(factor: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(L L^T)^-1 ``wanted`` [F, C] for L = ``factor``. torch.cholesky_solve copies the factor."""
+    half = torch.linalg.solve_triangular(factor, wanted, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+
+def _errors(
+    train: JointMoments, held_out: CentredRows, span: torch.Tensor, levels: Sequence[float]
+) -> list[float]:
+    """The share of the held-out rows' squares that the solution at each of ``levels`` within
+    ``span`` [F, K] leaves (nan where they are 0)."""
+    basis = torch.linalg.qr(span)[0]
+    values, turn = torch.linalg.eigh(basis.T @ (torch.from_numpy(train.xx) @ basis))
+    basis = basis @ turn
+    xy = basis.T @ torch.from_numpy(train.xy)
+    own = _Within.of(torch.zeros(0, len(xy)).double(), torch.zeros(0, xy.shape[1]).double())
+    for x, y in held_out():
+        own = own.merged(_Within.of(x @ basis, y))
+    held = over_processes(own)
+    if not held.rows:
+        raise NormswapError(_NO_ROWS)
+    if not all(a.isfinite().all() for a in (held.xx, held.xy, held.squares)):
+        raise NormswapError(_NOT_FINITE)
+    errors: list[float] = []
+    for level in levels:
+        if float(values[0]) + level <= 0:  # the sums are too ill-conditioned
+            errors.append(float("inf"))
+            continue
+        weight = xy / (values + level)[:, None]
+        left = held.squares + torch.sum(weight * (held.xx @ weight - 2 * held.xy))
+        errors.append(float(left / held.squares))
+    return errors
+
+
+class _Within(NamedTuple):
+    """Sums over rows of x in a basis of K dimensions, and of y: their number, xx [K, K], xy [K, C]
+    and the squares of y."""
+
+    rows: int
+    xx: torch.Tensor
+    xy: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor) -> _Within:
+        return cls(len(x), x.T @ x, x.T @ y, y.square().sum())
+
+    def merged(self, other: _Within) -> _Within:
+        pairs: Any = zip(self, other, strict=True)
+        return _Within(*(a + b for a, b in pairs))

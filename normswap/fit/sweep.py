@@ -8,14 +8,14 @@ the next: every operator runs once per batch, whatever the number of stops.
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from normswap.fit.activations import MEMORY, Activations, Kept
-from normswap.fit.frontier import Batches, Frontier
-from normswap.fit.processes import first_number
+from normswap.fit.calibration import Batches, first_number
 from normswap.graph.graph import Array, Graph, Value
 
 HELD_OUT = 5
@@ -31,18 +31,15 @@ class Example:
 
 
 class Readings:
-    """What the data gives at a stop: per batch one array for each of the stop's ``reads`` in the
-    edited graph and then for each of its ``targets`` in the original one. May be read repeatedly.
+    """The arrays at a stop: per batch one for each of its ``reads`` in the edited graph, then one
+    for each of its ``targets`` in the original one. May be read repeatedly.
 
-    ``samples``: of each batch the numbers of its samples within all the data. ``examples``: of
-    each array.
+    ``samples``: for each batch the indices of its samples within all the data. ``examples``: for
+    each array its shape at the example inputs.
     """
 
     def __init__(
-        self,
-        kept: Sequence[Sequence[Kept]],
-        samples: Sequence[Array],
-        examples: Sequence[Example],
+        self, kept: Sequence[Sequence[Kept]], samples: Sequence[Array], examples: Sequence[Example]
     ) -> None:
         self._kept = kept
         self.samples = samples
@@ -53,10 +50,10 @@ class Readings:
 
 
 class Stop(abc.ABC):
-    """An edit that follows from what the data gives at some values.
+    """An edit whose constants are fitted to the data at some values.
 
-    ``reads``: values of the graph that is edited, as they were called before any edit; ``targets``:
-    values of the original.
+    ``reads``: values of the edited graph, as they were before any edit; ``targets``: values of the
+    original.
     """
 
     reads: tuple[Value, ...]
@@ -64,31 +61,28 @@ class Stop(abc.ABC):
 
     @abc.abstractmethod
     def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
-        """Edits the graph behind ``reads`` (the values that stand there by now).
+        """Edits the graph after ``reads``, which are the values that are there by now.
 
-        What ``reads`` depend on must stay. Returns what replaces what, for the stops to come.
+        What ``reads`` depend on must stay. Returns the values that were replaced, each with its
+        replacement, for later stops.
         """
 
 
 def sweep(
-    original: Graph,
-    graph: Graph,
-    batches: Batches,
-    stops: Sequence[Stop],
-    memory: int = MEMORY,
+    original: Graph, graph: Graph, batches: Batches, stops: Sequence[Stop], memory: int = MEMORY
 ) -> Iterator[Stop]:
-    """Stops at each of ``stops`` in the order of the graph, yielding it when it has edited.
+    """Runs the edit of each of ``stops`` in the order of the graph, yielding the stop after it.
 
-    ``graph``: a copy of ``original``, to be edited. ``memory``: the bytes of activations that are
-    held in memory at most, beside those of the batch that is running; the rest waits in a file.
+    ``graph``: a copy of ``original``, to be edited. ``memory``: the most bytes of activations that
+    are held in memory, beside those of the running batch; the rest goes to a file.
     """
     stops = _ordered(graph, stops)
     samples = _numbered(batches)
     count = next(s[0] for name in batches[0] if (s := graph.value(name).shape))
     replaced: dict[Value, Value] = {}
     with Activations(memory) as store:
-        edited = Frontier(graph, batches, store)
-        reference = Frontier(original, batches, store)
+        edited = _Frontier(graph, batches, store)
+        reference = _Frontier(original, batches, store)
         for index, stop in enumerate(stops):
             reads = [_current(v, replaced) for v in stop.reads]
             ahead = [_current(v, replaced) for s in stops[index + 1 :] for v in s.reads]
@@ -99,6 +93,39 @@ def sweep(
             examples = [Example(v.shape, count) for v in (*reads, *stop.targets)]
             replaced |= stop.edit(reads, Readings(kept, samples, examples))
             yield stop
+
+
+class _Frontier:
+    """Holds, for every batch, the values of ``graph`` that later operators still need."""
+
+    def __init__(self, graph: Graph, batches: Batches, store: Activations) -> None:
+        self._graph = graph
+        self._store = store
+        self._known = [
+            {graph.value(name): store.borrow(array) for name, array in batch.items()}
+            for batch in batches
+        ]
+
+    def advance(self, targets: Sequence[Value], ahead: Sequence[Value]) -> None:
+        """Moves to ``targets``; of the rest keeps what the values ``ahead`` need."""
+        held = set(self._known[0])
+        now = set(self._graph.ancestors(targets, stop=held))
+        # What an edit inserts at the targets reads them, so they stay until the next move.
+        later = [n for n in self._graph.ancestors(ahead, stop=held) if n not in now]
+        wanted = {v for node in later for v in node.dynamic_inputs()} | {*ahead, *targets}
+        reads = {v for node in now for v in node.dynamic_inputs()}
+        produced = [v for node in now for v in node.outputs if v in wanted]
+        inputs = [v for v in self._known[0] if v in reads]
+        run = self._graph.slice(inputs, produced) if produced else None
+        for values in self._known:
+            results = run([values[v].array() for v in inputs]) if run is not None else []
+            for value in [v for v in values if v not in wanted]:
+                values.pop(value).drop()
+            values.update({v: self._store.keep(a) for v, a in zip(produced, results, strict=True)})
+
+    def kept(self, values: Sequence[Value]) -> list[list[Kept]]:
+        """For every batch its arrays of ``values``, at which the frontier is."""
+        return [[known[v] for v in values] for known in self._known]
 
 
 def _current(value: Value, replaced: Mapping[Value, Value]) -> Value:
@@ -113,11 +140,7 @@ def _ordered(graph: Graph, stops: Sequence[Stop]) -> list[Stop]:
 
 
 def _numbered(batches: Batches) -> list[Array]:
-    """The numbers of each batch's samples; those of earlier processes come first."""
-    numbers: list[Array] = []
-    start = first_number(sum(len(next(iter(batch.values()))) for batch in batches))
-    for batch in batches:
-        count = len(next(iter(batch.values())))
-        numbers.append(np.arange(start, start + count))
-        start += count
-    return numbers
+    """The indices of each batch's samples; those of earlier processes come first."""
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    bounds = first_number(sum(sizes)) + np.cumsum([0, *sizes])
+    return [np.arange(start, end) for start, end in itertools.pairwise(bounds)]

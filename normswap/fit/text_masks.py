@@ -1,6 +1,6 @@
 """Which tokens of a text count: padding must not enter any statistic.
 
-Behind [EOS] a text holds padding. Under a causal mask nothing that is read depends on it, and its
+A text holds padding after [EOS]. Under a causal mask nothing that is read depends on it, and its
 statistics are not those of words.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normswap.fit.frontier import Batches
+from normswap.fit.calibration import Batches
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.norms.passthrough import PASS_THROUGH
 from normswap.norms.site import Site
@@ -22,9 +22,9 @@ def text_masks(
 ) -> list[Array] | None:
     """Per batch booleans [samples, positions]: the tokens of a text tower on which ``site`` counts.
 
-    Where the batches hold an ``attention_mask``, those that it keeps. Where the tower's ``final``
-    norm is followed (or preceded) by a choice of one token per text, [EOS] in CLIP, those up to it;
-    for that final norm itself only the chosen ones. None where neither tells: all tokens count.
+    Where the batches hold an ``attention_mask``, the tokens that it keeps. Where a choice of one
+    token per text, [EOS] in CLIP, follows (or precedes) the tower's ``final`` norm, the tokens up
+    to that one; for the final norm itself only the chosen ones. None where all tokens count.
     """
     chosen = None if final is None else _chosen(graph, final, batches)
     given = [b.get(MASK_INPUT) for b in batches]
@@ -44,9 +44,9 @@ def text_masks(
 
 
 def _chosen(graph: Graph, final: Site, batches: Batches) -> tuple[list[Array], int] | None:
-    """The token that each text is read at, [samples] per batch, and the number of positions.
+    """The token that is chosen from each text, [samples] per batch, and the number of positions.
 
-    The choice itself is run, on numbers of positions in place of activations.
+    The choice itself is run, on the numbers of the positions in place of activations.
     """
     node = _selection(graph, final)
     if node is None:
@@ -77,7 +77,7 @@ def _chosen(graph: Graph, final: Site, batches: Batches) -> tuple[list[Array], i
 
 
 def _tokens(node: Node) -> Value:
-    """What a choice picks from, as [samples, positions, channels] if it was that."""
+    """What a choice picks from, before a reshape from [samples, positions, channels] if any."""
     data = node.data_input()
     while data.rank != 3 and data.producer is not None and data.producer.op in PASS_THROUGH:
         data = data.producer.data_input()

@@ -1,4 +1,4 @@
-"""Writing a file so that other programs see the old content or the new, nothing in between."""
+"""Writing a file so that other programs see either its old content or all of the new."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 def check_writable(path: PathLike) -> None:
     """Raises NormswapError if a file cannot be written at ``path``; leaves nothing behind.
 
-    Call it before long work: a missing or read-only folder is found by making a file in it.
+    Call it before long work. A missing or read-only folder is detected by making a file in it.
     """
     os.unlink(_reserve(Path(path)))
 
@@ -28,10 +28,15 @@ def check_writable(path: PathLike) -> None:
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yields an empty temporary file beside ``path`` that replaces it when the block ends well.
 
-    The file has ``path``'s suffix, its permissions if it exists, and is on disk before it takes
-    the name. On any exception, KeyboardInterrupt too, it is removed and ``path`` keeps what it
-    had. A symbolic link at ``path`` is replaced, not followed.
+    The file has ``path``'s suffix, its permissions if it exists, and is on disk before it is
+    renamed. On any exception, KeyboardInterrupt too, it is removed and ``path`` is unchanged. A
+    symbolic link at ``path`` is replaced, not followed.
     Raises NormswapError if ``path`` cannot be written or the disk fills up.
+
+    Example::
+
+        with atomic_path("report.html") as temporary:
+            temporary.write_text(page)
     """
     path = Path(path)
     temporary = _reserve(path)
@@ -74,7 +79,7 @@ def _reserve(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _reported(path: Path, temporary: Path) -> Iterator[None]:
-    """Turns the system's error about the output into one line; one about an input passes."""
+    """Turns a system error about the output into a NormswapError; one about an input passes."""
     try:
         yield
     except OSError as error:
@@ -86,13 +91,13 @@ def _reported(path: Path, temporary: Path) -> Iterator[None]:
 
 
 def sync(file: Path) -> None:
-    """Puts on disk what a file holds by now."""
+    """Waits until the content of a file is on disk."""
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in ``folder`` on disk, where the file system offers that."""
+    """Waits until the names in ``folder`` are on disk, where the file system supports that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,11 +1,11 @@
-"""From a ``Source`` to a ``torch.export.ExportedProgram`` with dynamic batch sizes."""
+"""Capturing a module as a ``torch.export.ExportedProgram`` with dynamic batch sizes."""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from normswap.errors import NormswapError
-from normswap.io.messages import first_line
-from normswap.io.quiet import quiet
-from normswap.io.source import Source, evaluating
+from normswap.errors import NormswapError, first_line, quiet
+from normswap.io.sources import Source, evaluating
 
 _LOG = logging.getLogger("normswap")
-_TALKATIVE = ("torch.export", "torch.fx.experimental.symbolic_shapes")
+_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes")
 
 
 def capture(source: Source) -> ExportedProgram:
@@ -31,36 +29,88 @@ def capture(source: Source) -> ExportedProgram:
     them, its size is that of the example, and one logged line says so.
     Raises NormswapError if torch.export cannot capture the module at all.
     """
-    names = list(named_inputs(source.module, source.args, source.kwargs))
+    names = list(_named_inputs(source.module, source.args, source.kwargs))
     if unknown := sorted(source.dynamic_axes.keys() - set(names)):
         raise NormswapError(
             f"{source.name}: '{unknown[0]}' is not an input; it takes {', '.join(names)}"
         )
     try:
-        return _export(source, _named)
+        return _export(source, named=True)
     except Exception:  # torch.export passes on whatever the module raises
         wanted = source.dynamic_axes
     try:
-        program = _export(source, _automatic)
+        program = _export(source, named=False)
         varying = _varying(source, program)
         if varying != wanted:
-            # Once more: a size that was found to be fixed must be a number in the graph.
+            # Capture again: a size that turned out to be fixed must be a number in the graph.
             source = replace(source, dynamic_axes=varying)
-            program = _export(source, _automatic)
+            program = _export(source, named=False)
     except Exception:
         source = replace(source, dynamic_axes={})
         try:
-            program = _export(source, _automatic)
+            program = _export(source, named=False)
         except Exception as error:
             raise NormswapError(
                 f"{source.name}: torch.export cannot capture it ({first_line(error)}); its "
                 "forward must not depend on the values of tensors"
             ) from error
-    _report_fixed(source.name, wanted, source.dynamic_axes)
+    varying = source.dynamic_axes
+    fixed = [
+        f"axis {axis} of '{name}'"
+        for name, axes in wanted.items()
+        for axis in axes
+        if axis not in varying.get(name, {})
+    ]
+    if fixed:
+        _LOG.warning(
+            "%s: captured for the example's size of %s, which cannot vary",
+            source.name,
+            ", ".join(fixed),
+        )
     return program
 
 
-def named_inputs(
+def module_source(
+    module: nn.Module,
+    example_inputs: torch.Tensor | Sequence[Any] | Mapping[str, Any],
+    dynamic_axes: dict[str, dict[int, str]] | None = None,
+) -> Source:
+    """A ``Source`` of a module and its example inputs: one tensor, a tuple of arguments, or a
+    mapping of keyword arguments.
+
+    ``dynamic_axes``: by input name, the name of each axis that may vary. By default the first axis
+    of every tensor is a batch, and first axes of equal size are the same one. A dynamic axis of
+    size one is repeated to two, because torch.export takes a size of one for a constant.
+    Raises NormswapError for inputs that the module's forward does not take or that hold no tensor,
+    and for axes that they do not have.
+
+    Example::
+
+        program = capture(module_source(vit, torch.zeros(1, 3, 224, 224)))
+    """
+    name = type(module).__name__
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, torch.Tensor):
+        args = (example_inputs,)
+    else:
+        args = tuple(example_inputs)
+    inputs = _named_inputs(module, args, kwargs)
+    if not inputs:
+        raise NormswapError(f"{name}: example_inputs holds no tensor; give what it is called with")
+    if dynamic_axes is None:
+        axes = _first_axes(inputs)
+    else:
+        axes = {_canonical_name(key): named for key, named in dynamic_axes.items()}
+        _check_axes(name, axes, inputs)
+    larger = {id(inputs[key]): _enlarged(inputs[key], named) for key, named in axes.items()}
+    args, kwargs = pytree.tree_map(lambda leaf: larger.get(id(leaf), leaf), (args, kwargs))
+    return Source(name, module, args, kwargs, axes)
+
+
+def _named_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     """The tensor inputs by the names, and in the order, that torch.export gives them.
@@ -73,7 +123,7 @@ def named_inputs(
     return {_leaf_name(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
-def canonical_name(name: str) -> str:
+def _canonical_name(name: str) -> str:
     """An input's name as torch.export writes it."""
     return re.sub(r"[^a-zA-Z0-9]", "_", name).lower()
 
@@ -88,38 +138,29 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
     keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
-    return canonical_name("_".join(str(key) for key in keys))
+    return _canonical_name("_".join(str(key) for key in keys))
 
 
-def _export(source: Source, dims: Callable[[dict[str, Any], str], Any]) -> ExportedProgram:
-    shapes = _shapes(source, dims)
-    # On failure torch prints the graph so far to the standard error stream.
-    with evaluating(source.module), quiet(*_TALKATIVE, stderr=True):
-        return torch.export.export(
-            source.module, source.args, source.kwargs, dynamic_shapes=shapes, strict=False
-        )
+def _export(source: Source, named: bool) -> ExportedProgram:
+    """The program with one size per name, which fails if the module restricts it; or, unless
+    ``named``, with whatever sizes the module allows, down to fixed ones."""
+    dims: dict[str, Any] = {}
 
-
-def _named(dims: dict[str, Any], name: str) -> Any:
-    """One size per name, checked by torch: it fails if the module restricts it."""
-    return dims.setdefault(name, Dim(name, min=1))
-
-
-def _automatic(*_: Any) -> Any:
-    """Whatever the module allows, down to a fixed size."""
-    return Dim.AUTO
-
-
-def _shapes(source: Source, dims: Callable[[dict[str, Any], str], Any]) -> Any:
-    made: dict[str, Any] = {}
-
-    def of_leaf(path: tuple[Any, ...], leaf: Any) -> dict[int, Any] | None:
+    def sizes(path: tuple[Any, ...], leaf: Any) -> dict[int, Any] | None:
         if not isinstance(leaf, torch.Tensor):
             return None
         axes = source.dynamic_axes.get(_leaf_name(path), {})
-        return {axis: dims(made, name) for axis, name in axes.items()}
+        if not named:
+            return dict.fromkeys(axes, Dim.AUTO)
+        return {axis: dims.setdefault(name, Dim(name, min=1)) for axis, name in axes.items()}
 
-    return pytree.tree_map_with_path(of_leaf, _bound(source.module, source.args, source.kwargs))
+    bound = _bound(source.module, source.args, source.kwargs)
+    shapes = pytree.tree_map_with_path(sizes, bound)
+    # On failure torch prints the graph so far to the standard error stream.
+    with evaluating(source.module), quiet(*_LOGGERS, stderr=True):
+        return torch.export.export(
+            source.module, source.args, source.kwargs, dynamic_shapes=shapes, strict=False
+        )
 
 
 def _varying(source: Source, program: ExportedProgram) -> dict[str, dict[int, str]]:
@@ -132,15 +173,32 @@ def _varying(source: Source, program: ExportedProgram) -> dict[str, dict[int, st
     return varying
 
 
-def _report_fixed(
-    owner: str, wanted: dict[str, dict[int, str]], varying: dict[str, dict[int, str]]
+def _first_axes(inputs: dict[str, torch.Tensor]) -> dict[str, dict[int, str]]:
+    names: dict[int, str] = {}
+    axes = {}
+    for key, tensor in inputs.items():
+        if tensor.dim() and tensor.shape[0] > 0:
+            size = max(tensor.shape[0], 2)
+            name = "batch" if not names else f"batch_{len(names) + 1}"
+            axes[key] = {0: names.setdefault(size, name)}
+    return axes
+
+
+def _check_axes(
+    owner: str, axes: dict[str, dict[int, str]], inputs: dict[str, torch.Tensor]
 ) -> None:
-    fixed = [
-        f"axis {axis} of '{name}'"
-        for name, axes in wanted.items()
-        for axis in axes
-        if axis not in varying.get(name, {})
-    ]
-    if fixed:
-        told = ", ".join(fixed)
-        _LOG.warning("%s: captured for the example's size of %s, which cannot vary", owner, told)
+    for key, named in axes.items():
+        if key not in inputs:
+            raise NormswapError(
+                f"{owner}: '{key}' in dynamic_axes is not an input; it takes {', '.join(inputs)}"
+            )
+        for axis in named:
+            if not 0 <= axis < inputs[key].dim():
+                raise NormswapError(f"{owner}: input '{key}' has no axis {axis}; count from 0")
+
+
+def _enlarged(tensor: torch.Tensor, axes: Iterable[int]) -> torch.Tensor:
+    for axis in axes:
+        if tensor.shape[axis] == 1:
+            tensor = torch.cat([tensor, tensor], axis)
+    return tensor

@@ -9,19 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from PIL import Image
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, is_floating
-from normswap.io.data_files import read_arrays
-from normswap.io.data_items import LABELS, joined_arrays, named_arrays, required_image_input
-from normswap.io.image_folder import folder_labels, list_images, opener
-from normswap.io.images import known_preprocessing, prepare
+from normswap.graph.tensors import to_numpy
+from normswap.io.images import (
+    folder_labels,
+    known_preprocessing,
+    list_images,
+    opener,
+    prepare,
+    required_image_input,
+)
+from normswap.io.mapped import chunks, new_array
 from normswap.io.preprocessing import Preprocessing
-from normswap.io.scratch import chunks, new_array
 from normswap.model import InputSpec, Model, Progress, check_array
 
+LABELS = "labels"
+_MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".safetensors": b""}
+"""Files of arrays by suffix, and how they begin."""
 _log = logging.getLogger(__name__)
 
 
@@ -44,11 +53,12 @@ class Data:
             yield {name: array[start : start + size] for name, array in self.feeds.items()}
 
     def split(self, every: int) -> tuple[Data, Data]:
-        """All samples but every ``every``-th, and those."""
+        """The data without every ``every``-th sample, and those samples."""
         chosen = np.arange(self.count) % every == every - 1
-        return self._where(~chosen), self._where(chosen)
+        return self.part(~chosen), self.part(chosen)
 
-    def _where(self, chosen: Array) -> Data:
+    def part(self, chosen: Any) -> Data:
+        """The samples that ``chosen`` selects: a slice, indices or booleans."""
         labels = None if self.labels is None else self.labels[chosen]
         return Data({name: array[chosen] for name, array in self.feeds.items()}, labels)
 
@@ -66,7 +76,7 @@ def load_data(
 
     * a path to a folder of images (png, jpeg, webp, bmp, ppm, tiff, gif; subfolders too, in the
       order of their paths), which are prepared as ``model.preprocessing`` says. The subfolders of
-      a classifier's images may give labels: see ``image_folder.folder_labels``;
+      a classifier's images may give labels: see ``images.folder_labels``;
     * a path to a ``.npy`` (one array), ``.npz`` or ``.safetensors`` (a mapping);
     * an array or torch tensor: for the model's image input (the first floating one of rank 4, else
       the first floating one, else its only one);
@@ -78,21 +88,24 @@ def load_data(
     ``samples``: keeps that many, drawn at random by ``seed`` and kept in order; if there are fewer
     all are kept, with a warning. Of a folder no other image is read. Floats are cast to the
     input's float type and integers to its integer type where they fit; uint8 [N, H, W, C] for the
-    image input is prepared as images are. What takes more than 1 GiB is mapped from a temporary
+    image input is prepared as images are. Arrays of more than 1 GiB are mapped from a temporary
     file. ``progress(done, total, what)`` is called while images are read.
 
     Raises NormswapError naming the file for one that is missing, damaged or holds pickled objects,
     and for a folder without images or with images that cannot be read; images for a model whose
     preprocessing is not known; unknown names; other dtypes or shapes; NaN or infinity; inputs or
     labels of different counts; no samples.
+
+    Example::
+
+        data = load_data("images/", model, samples=256)
+        data = load_data({"pixel_values": images, "labels": labels}, model)
     """
+    where = str(source) if isinstance(source, str | Path) else "data"
     if samples is not None and samples < 1:
-        raise NormswapError(
-            f"{_told(source)}: {samples} samples were asked for; ask for one or more"
-        )
+        raise NormswapError(f"{where}: {samples} samples were asked for; ask for one or more")
     if isinstance(source, str | Path) and Path(source).is_dir():
         return _from_folder(Path(source), model, samples, seed, progress)
-    where = _told(source)
     arrays = _read(source, model)
     specs = {spec.name: spec for spec in model.inputs}
     labels = arrays.pop(LABELS, None) if LABELS not in specs else None
@@ -114,9 +127,7 @@ def load_data(
     return Data(feeds, None if labels is None else _labels(where, labels[chosen]))
 
 
-def _told(source: Any) -> str:
-    """What errors call the source."""
-    return str(source) if isinstance(source, str | Path) else "data"
+# -- reading -------------------------------------------------------------------------------------
 
 
 def _read(source: Any, model: Model) -> dict[str, Array]:
@@ -127,49 +138,113 @@ def _read(source: Any, model: Model) -> dict[str, Array]:
         labels = {} if source.labels is None else {LABELS: source.labels}
         return {**source.feeds, **labels}
     if isinstance(source, np.ndarray | torch.Tensor | Mapping):
-        return named_arrays(source, model)
+        return _named_arrays(source, model)
     if isinstance(source, Iterable):
-        return joined_arrays(source, model)
+        return _joined_arrays(source, model)
     raise NormswapError(f"data: takes arrays, files or an iterable, not {type(source).__name__}")
+
+
+def _named_arrays(item: Any, model: Model) -> dict[str, Array]:
+    """A mapping's arrays by its names; anything else is an array for the image input."""
+    if isinstance(item, Mapping):
+        return {str(name): _array(value) for name, value in item.items()}
+    return {required_image_input("data", model).name: _array(item)}
+
+
+def _array(value: Any) -> Array:
+    if isinstance(value, torch.Tensor):
+        return to_numpy(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise NormswapError(f"data: is no array: {first_line(error)}") from error
+    if array.dtype == object:
+        raise NormswapError(f"data: holds {type(value).__name__} where an array belongs")
+    return array
+
+
+def _joined_arrays(items: Iterable[Any], model: Model) -> dict[str, Array]:
+    """One array per input from an iterable of samples or batches, perhaps in pairs with labels."""
+    ranks = {spec.name: len(spec.shape) for spec in model.inputs} | {LABELS: 1}
+    parts: dict[str, list[Array]] = {}
+    for number, item in enumerate(items):
+        labelled = (
+            isinstance(item, tuple | list)
+            and len(item) == 2
+            and isinstance(item[0], np.ndarray | torch.Tensor | Mapping)
+        )
+        named = _named_arrays(item[0] if labelled else item, model)
+        if labelled:
+            named[LABELS] = _array(item[1])
+        if number and named.keys() != parts.keys():
+            raise NormswapError(
+                f"data: item {number} holds {', '.join(named)}, the others {', '.join(parts)}"
+            )
+        for name, array in named.items():
+            sample = array.ndim == ranks.get(name, 0) - 1
+            parts.setdefault(name, []).append(array[None] if sample else array)
+    joined = {}
+    for name, arrays in parts.items():
+        try:
+            joined[name] = np.concatenate(arrays)
+        except ValueError as error:
+            raise NormswapError(
+                f"data: the arrays for '{name}' do not join: {first_line(error)}"
+            ) from error
+    return joined
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The arrays in a ``.npy``, ``.npz`` or ``.safetensors`` file by name.
+
+    A ``.npy`` has one, which stays mapped until it is used. Raises NormswapError naming a file
+    that is missing, damaged, of another kind or that holds pickled objects.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _MAGIC:
+        raise NormswapError(
+            f"{path}: is no data file: give a folder of images, or {', '.join(_MAGIC)}"
+        )
+    if not path.is_file():
+        raise NormswapError(f"{path}: {'is no file' if path.exists() else 'does not exist'}")
+    try:
+        return _arrays_in(path, suffix)
+    except Exception as error:  # a damaged file can raise nearly anything
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
+            raise NormswapError(f"{path}: holds Python objects; save plain arrays") from error
+        raise NormswapError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
+    if suffix == ".safetensors":
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    with path.open("rb") as start:  # numpy reports a file that begins otherwise as a pickle
+        if not start.read(8).startswith(_MAGIC[suffix]):
+            raise ValueError(f"it is no {path.suffix} file, or damaged")
+    if suffix == ".npy":
+        return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+# -- images --------------------------------------------------------------------------------------
 
 
 def _from_folder(
     folder: Path, model: Model, samples: int | None, seed: int, progress: Progress | None
 ) -> Data:
-    spec = required_image_input(str(folder), model)
-    preprocessing = known_preprocessing(str(folder), model, spec)
+    where = str(folder)
+    spec = required_image_input(where, model)
+    preprocessing = known_preprocessing(where, model, spec)
     files = list_images(folder)
     labels = folder_labels(files, model)
-    chosen = _choice(str(folder), len(files), samples, seed)
+    chosen = _choice(where, len(files), samples, seed)
     files = [files[index] for index in np.arange(len(files))[chosen]]
     names = [file.as_posix() for file in files]
-    opened = opener(folder, files)
-    images = prepare(str(folder), names, opened, preprocessing, spec, progress)
-    _check_finite(str(folder), spec, images)
+    images = prepare(where, names, opener(folder, files), preprocessing, spec, progress)
+    _check_finite(where, spec, images)
     return Data({spec.name: images}, None if labels is None else labels[chosen])
-
-
-def _count(where: str, arrays: Mapping[str, Array], labels: Array | None) -> int:
-    counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    counts |= {} if labels is None else {LABELS: len(labels) if labels.ndim else 0}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
-        raise NormswapError(f"{where}: the numbers of samples differ: {told}")
-    count = next(iter(counts.values()))
-    if not count:
-        raise NormswapError(f"{where}: holds no samples")
-    return count
-
-
-def _choice(where: str, count: int, samples: int | None, seed: int) -> Any:
-    """What picks the samples out of ``count``: their indices, or a slice of all."""
-    if samples is not None and samples > count:
-        _log.warning(
-            "%s: holds %d samples, fewer than the %d asked for; all are used", where, count, samples
-        )
-    if samples is None or samples >= count:
-        return slice(None)
-    return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
 
 
 def _holds_images(array: Array, spec: InputSpec, model: Model) -> bool:
@@ -200,8 +275,34 @@ def _prepared(
     return images
 
 
+# -- checking ------------------------------------------------------------------------------------
+
+
+def _count(where: str, arrays: Mapping[str, Array], labels: Array | None) -> int:
+    every = {**arrays, **({} if labels is None else {LABELS: labels})}
+    counts = {name: len(array) if array.ndim else 0 for name, array in every.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
+        raise NormswapError(f"{where}: the numbers of samples differ: {listed}")
+    count = next(iter(counts.values()))
+    if not count:
+        raise NormswapError(f"{where}: holds no samples")
+    return count
+
+
+def _choice(where: str, count: int, samples: int | None, seed: int) -> Any:
+    """What selects the samples out of ``count``: their indices, or a slice of all."""
+    if samples is not None and samples > count:
+        _log.warning(
+            "%s: holds %d samples, fewer than the %d asked for; all are used", where, count, samples
+        )
+    if samples is None or samples >= count:
+        return slice(None)
+    return np.sort(np.random.default_rng(seed).choice(count, samples, replace=False))
+
+
 def _checked(where: str, spec: InputSpec, array: Array, chosen: Any) -> Array:
-    """The chosen samples in the input's dtype; the first axis is the samples'."""
+    """The chosen samples in the input's dtype; the first axis is that of the samples."""
     if not isinstance(chosen, slice):
         kept = new_array(where, (len(chosen), *array.shape[1:]), array.dtype)
         for part in chunks(kept):

@@ -1,23 +1,131 @@
-"""Images, wherever they come from, as the array that a model takes."""
+"""Images for a model: the files and labels of a folder, and images as the array that it takes."""
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, is_floating
-from normswap.io.messages import first_line
+from normswap.io.mapped import new_array
 from normswap.io.preprocessing import Preprocessing, Unsupported
-from normswap.io.scratch import new_array
 from normswap.model import InputSpec, Model, Progress
 
+SUFFIXES = (
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
+# Other formats of Pillow run programs (EPS) or hold no pictures.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SPLITS = ("test", "train", "training", "val", "valid", "validation")
 _WORKERS = 8  # Pillow decodes and resizes without Python's lock
+_log = logging.getLogger(__name__)
+
+
+def image_input(inputs: Sequence[InputSpec]) -> InputSpec | None:
+    """The input that takes images: the first floating one of rank 4, else the first floating one,
+    else the only one."""
+    floating = [spec for spec in inputs if is_floating(spec.dtype)]
+    images = [spec for spec in floating if len(spec.shape) == 4]
+    only = list(inputs) if len(inputs) == 1 else []
+    return next(iter([*images, *floating, *only]), None)
+
+
+def required_image_input(where: str, model: Model) -> InputSpec:
+    """The input that takes images. Raises NormswapError, which begins with ``where``, if there is
+    none."""
+    spec = image_input(model.inputs)
+    if spec is None:
+        names = ", ".join(spec.name for spec in model.inputs)
+        raise NormswapError(f"{where}: {model.name} has no image input; name the arrays: {names}")
+    return spec
+
+
+# -- folders -------------------------------------------------------------------------------------
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images in ``folder`` and its subfolders, relative to it, in the order of their paths.
+
+    A file is an image by its suffix; names that begin with a dot are left out. Links are followed.
+    Raises NormswapError for a folder without images or one that cannot be read.
+    """
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    others = 0
+    for root, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder already visited
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        others += len(names) - len(images)
+        files += [(Path(root) / name).relative_to(folder) for name in images]
+    if not files:
+        problem = f"; its {others} files are of other kinds" if others else ", it is empty"
+        raise NormswapError(f"{folder}: holds no images{problem}; give {', '.join(SUFFIXES)}")
+    if others:
+        _log.info("%s: %d files that are no images are left out", folder, others)
+    return sorted(files, key=lambda path: path.parts)
+
+
+def opener(folder: Path, files: Sequence[Path]) -> Callable[[int], Image.Image]:
+    """A function that opens the image at an index of ``files``."""
+    return lambda number: Image.open(folder / files[number], formats=_FORMATS)
+
+
+def folder_labels(files: Sequence[Path], model: Model) -> Array | None:
+    """The labels int64 [N] that the subfolders of ``files`` give for a classifier, or None.
+
+    For a model with one input and one output of classes, and images that all lie one folder deep:
+    subfolders named 0, 1, 2... are the labels themselves; others are numbered in the order of
+    their names, as torchvision's ImageFolder does, if there are as many as classes.
+    """
+    classes = _classes(model)
+    if classes is None or any(len(file.parts) != 2 for file in files):
+        return None
+    names = sorted({file.parts[0] for file in files})
+    if all(name.isascii() and name.isdecimal() for name in names):
+        numbers = {name: int(name) for name in names}
+        known = len(set(numbers.values())) == len(names) and max(numbers.values()) < classes
+    else:
+        numbers = {name: number for number, name in enumerate(names)}
+        known = len(names) == classes and not any(name.lower() in _SPLITS for name in names)
+    if not known:
+        _log.info("no labels: %d subfolders for %d classes of %s", len(names), classes, model.name)
+        return None
+    first, last = names[0], names[-1]
+    _log.info(
+        "labels are taken from %d subfolders, from %s as %d to %s as %d",
+        len(names), first, numbers[first], last, numbers[last],
+    )  # fmt: skip
+    return np.array([numbers[file.parts[0]] for file in files], np.int64)
+
+
+def _classes(model: Model) -> int | None:
+    """The columns of a classifier's output; None for a model that is no classifier."""
+    named = zip(model.output_names, model.graph.outputs, strict=True)
+    ranked = [(name, value.shape) for name, value in named if value.rank == 2]
+    logits = [shape for name, shape in ranked if name.startswith("logits")]
+    only = [shape for _, shape in ranked] if len(ranked) == 1 else []
+    shape = next(iter(logits or only), None)
+    return shape[1] if shape is not None and len(model.inputs) == 1 else None
+
+
+def _unreadable(error: OSError) -> None:
+    raise NormswapError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+# -- arrays --------------------------------------------------------------------------------------
 
 
 def known_preprocessing(where: str, model: Model, spec: InputSpec) -> Preprocessing:
@@ -38,17 +146,15 @@ def known_preprocessing(where: str, model: Model, spec: InputSpec) -> Preprocess
             "arrays (.npy, .npz, .safetensors) or put a preprocessor_config.json beside the model"
         )
     if not is_floating(spec.dtype) or len(spec.shape) != 4:
-        wanted = "x".join(map(str, spec.shape))
         raise NormswapError(
-            f"{where}: input '{spec.name}' of {model.name} takes {spec.dtype.name} {wanted}, no "
-            "preprocessed images; give arrays"
+            f"{where}: input '{spec.name}' of {model.name} takes {spec.dtype.name} "
+            f"{_sizes(spec.shape)}, no preprocessed images; give arrays"
         )
     if not _fits(spec, (known.channels, *(known.output_size or spec.shape[2:]))):
-        given = "x".join(map(str, (known.channels, *(known.output_size or ("H", "W")))))
-        wanted = "x".join(map(str, spec.shape[1:]))
+        given = _sizes((known.channels, *(known.output_size or ("H", "W"))))
         raise NormswapError(
             f"{where}: the preprocessing of {model.name} gives {given}, but its input "
-            f"'{spec.name}' takes {wanted}; give preprocessed arrays"
+            f"'{spec.name}' takes {_sizes(spec.shape[1:])}; give preprocessed arrays"
         )
     return known
 
@@ -63,28 +169,35 @@ def prepare(
 ) -> Array:
     """The images as an array of the dtype of ``spec`` [N, channels, height, width].
 
-    ``names``: what errors call each image. ``open_image``: opens the one of a number; it may be
-    called from several threads, and each image is closed again. ``progress``: see
-    ``normswap.progress``.
-    Raises NormswapError, which begins with ``where``, tells how many images cannot be used and
+    ``names``: the name of each image in errors. ``open_image``: opens the image at an index; it
+    may be called from several threads, and each image is closed again. ``progress``: see
+    ``normswap.model.Progress``.
+    Raises NormswapError, which begins with ``where``, counts the images that cannot be used and
     names the first: unreadable, truncated, of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, of
     more than 8 bits, or of another size than the model takes.
     """
     total = len(names)
-    tell = progress or (lambda *_: None)
+    report = progress or (lambda *_: None)
     problems: list[tuple[str, str]] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(_workers()) as pool:
         # Set for all threads: an image so large that Pillow warns is refused.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        task = _Task(where, open_image, preprocessing, spec, total)
+        size = preprocessing.output_size or _first_size(open_image, preprocessing)
+        array: Array | None = None
+        if size is not None:
+            array = new_array(where, (total, preprocessing.channels, *size), spec.dtype)
+
+        def store(number: int) -> str | None:
+            return _store(array, number, open_image, preprocessing, spec)
+
         try:
-            tell(0, total, "reading images")
-            for number, problem in enumerate(pool.map(task, range(total))):
-                tell(number + 1, total, "reading images")
+            report(0, total, "reading images")
+            for number, problem in enumerate(pool.map(store, range(total))):
+                report(number + 1, total, "reading images")
                 if problem is not None:
                     problems.append((names[number], problem))
-        except BaseException:  # an interrupt does not wait for the images that are left
+        except BaseException:  # an interrupt does not wait for the remaining images
             pool.shutdown(cancel_futures=True)
             raise
     if problems:
@@ -92,61 +205,55 @@ def prepare(
         raise NormswapError(
             f"{where}: {len(problems)} of {total} images cannot be used, first {name}: {problem}"
         )
-    assert task.array is not None
-    return task.array
+    assert array is not None
+    return array
 
 
-class _Task:
-    """Prepares the image of a number and puts it into the array, or returns what is wrong."""
+def _store(
+    array: Array | None,
+    number: int,
+    open_image: Callable[[int], Image.Image],
+    preprocessing: Preprocessing,
+    spec: InputSpec,
+) -> str | None:
+    """Puts the image at an index, prepared, into the array; returns what is wrong with it."""
+    try:
+        with open_image(number) as image:
+            pixels = preprocessing.pixels(image)
+    except UnidentifiedImageError:
+        return "it is no image, or damaged"
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    except Exception as error:  # a damaged image can raise nearly anything
+        return first_line(error)
+    shape = (preprocessing.channels, *pixels.shape[:2])
+    if array is None or shape != array.shape[1:] or not _fits(spec, shape):
+        wanted = spec.shape if array is None else array.shape
+        return f"it becomes {_sizes(shape)}, and {_sizes(wanted[1:])} is wanted"
+    with np.errstate(over="ignore"):
+        array[number] = preprocessing.normalised(pixels)
+    return None
 
-    def __init__(
-        self,
-        where: str,
-        open_image: Callable[[int], Image.Image],
-        preprocessing: Preprocessing,
-        spec: InputSpec,
-        total: int,
-    ) -> None:
-        self._open = open_image
-        self._preprocessing = preprocessing
-        self._spec = spec
-        size = preprocessing.output_size or self._first_size()
-        self.array: Array | None = None
-        if size is not None:
-            self.array = new_array(where, (total, preprocessing.channels, *size), spec.dtype)
 
-    def __call__(self, number: int) -> str | None:
-        try:
-            with self._open(number) as image:
-                pixels = self._preprocessing.pixels(image)
-        except UnidentifiedImageError:
-            return "it is no image, or damaged"
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-        except Exception as error:  # a damaged image can raise nearly anything
-            return first_line(error)
-        found = (self._preprocessing.channels, *pixels.shape[:2])
-        if self.array is None or found != self.array.shape[1:] or not _fits(self._spec, found):
-            wanted = self._spec.shape if self.array is None else self.array.shape
-            told = "x".join(map(str, wanted[1:]))
-            return f"it becomes {'x'.join(map(str, found))}, and {told} is wanted"
-        with np.errstate(over="ignore"):
-            self.array[number] = self._preprocessing.normalised(pixels)
+def _first_size(
+    open_image: Callable[[int], Image.Image], preprocessing: Preprocessing
+) -> tuple[int, int] | None:
+    """The size of the first image, where the preprocessing leaves it to the images."""
+    try:
+        with open_image(0) as image:
+            height, width, _ = preprocessing.pixels(image).shape
+    except Exception:  # reported when its turn comes
         return None
-
-    def _first_size(self) -> tuple[int, int] | None:
-        """The size of the first image, where the preprocessing leaves it to the images."""
-        try:
-            with self._open(0) as image:
-                height, width, _ = self._preprocessing.pixels(image).shape
-        except Exception:  # told when its turn comes
-            return None
-        return height, width
+    return height, width
 
 
 def _fits(spec: InputSpec, sizes: Sequence[int | str]) -> bool:
     pairs = zip(spec.shape[1:], sizes, strict=True)
     return all(want == have for want, have in pairs if isinstance(want, int))
+
+
+def _sizes(shape: Sequence[int | str]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _workers() -> int:

@@ -1,6 +1,6 @@
 """``load``: a ``Model`` from a file, a folder, a name or a module.
 
-ONNX needs no torch: it is imported where a source does.
+ONNX needs no torch: it is imported only for the other sources.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from normswap.errors import NormswapError
-from normswap.io.onnx.file import read_onnx
-from normswap.io.onnx.model import model_from_onnx
-from normswap.model import Model
+from normswap.graph.graph import Value, is_floating
+from normswap.graph.onnx.graph import OnnxGraph
+from normswap.io.notes import with_notes
+from normswap.io.onnx import read_onnx
+from normswap.model import InputSpec, Model
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-NAMED = ("hf", "timm", "open_clip")
 _FORMS = ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME"
 
 
@@ -38,41 +40,75 @@ def load(
     optionally the ``dynamic_axes`` of each input), an ExportedProgram or an ``onnx_ir.Model``.
     ``trust``: let a ``.pt2`` file's pickled parts run code.
     Raises NormswapError for a source that is missing, broken, unsafe or of another kind.
+
+    Example::
+
+        model = load("clip.onnx")
+        model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
     """
     if isinstance(source, ir.Model):
         return model_from_onnx(source.clone(), source.graph.name or "model")
-    if isinstance(source, str | os.PathLike):
-        return _from_text(os.fspath(source), trust)
-    from normswap.io.load_torch import model_from_torch
+    if not isinstance(source, str | os.PathLike):
+        from normswap.io.torch_model import model_from_torch
 
-    return model_from_torch(source, example_inputs, dynamic_axes)
+        return model_from_torch(source, example_inputs, dynamic_axes)
+    text = os.fspath(source)
+    path, named = Path(text), text.startswith(("hf:", "timm:", "open_clip:"))
+    if named or path.is_dir():
+        from normswap.io.torch_model import model_from_source, named_source
 
-
-def _from_text(source: str, trust: bool) -> Model:
-    kind, colon, rest = source.partition(":")
-    if colon and kind in NAMED:
-        from normswap.io.load_torch import model_from_name
-
-        return model_from_name(kind, rest)
-    return _from_path(Path(source), trust)
-
-
-def _from_path(path: Path, trust: bool) -> Model:
-    if path.is_dir():
-        from normswap.io.load_torch import model_from_folder
-
-        return model_from_folder(path)
-    suffix = path.suffix.lower()
+        return model_from_source(named_source(text if named else str(path)))
     if not path.exists():
         raise NormswapError(f"{path}: no such file or folder; MODEL is {_FORMS}")
+    suffix = path.suffix.lower()
     if suffix == ".onnx":
         return model_from_onnx(read_onnx(path), path.name, path)
-    if suffix == ".pt2":
-        from normswap.io.load_torch import model_from_pt2
+    if suffix not in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
+        raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
+    from normswap.io import pt2
+    from normswap.io.torch_model import model_from_program
 
-        return model_from_pt2(path, trust)
-    if suffix in (".pt", ".pth", ".bin", ".pkl"):
-        from normswap.io.pt2.file import refuse_pickle
+    if suffix != ".pt2":
+        pt2.refuse_pickle(path)
+    model = model_from_program(pt2.read_pt2(path, trust), path.name, path=path)
+    return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
 
-        refuse_pickle(path)
-    raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
+
+def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:
+    """The model of an ``onnx_ir.Model``, which it owns from then on.
+
+    Example inputs are drawn (seeded): normal for floats, zeros for integers. The preprocessing is
+    that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
+    input has no rank or no dtype.
+    """
+    graph = OnnxGraph(model)
+    specs = []
+    for value in graph.inputs:
+        raw: ir.Value = value.raw
+        if raw.shape is None or value.dtype is None:
+            raise NormswapError(f"{name}: its input '{value.name}' has no declared shape or type")
+        shape = tuple(_size(d, value.name, axis) for axis, d in enumerate(raw.shape))
+        specs.append(InputSpec(value.name, shape, value.dtype))
+    random = np.random.default_rng(0)
+    loaded = Model(
+        graph=graph,
+        name=name,
+        inputs=tuple(specs),
+        output_names=tuple(v.name for v in graph.outputs),
+        examples={v.name: _example(v, random) for v in graph.inputs},
+        path=path,
+    )
+    return with_notes(loaded, model.metadata_props.get)
+
+
+def _size(dim: Any, name: str, axis: int) -> int | str:
+    if isinstance(dim, int):
+        return dim
+    return str(dim.value) if dim.value is not None else f"{name}_{axis}"
+
+
+def _example(value: Value, random: np.random.Generator) -> np.ndarray:
+    shape = value.shape or ()  # a declared shape, with sizes for its dynamic dimensions
+    if is_floating(value.dtype):
+        return random.standard_normal(shape).astype(value.dtype)
+    return np.zeros(shape, value.dtype)

@@ -12,9 +12,8 @@ from typing import Any, Final, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array
-from normswap.io.messages import first_line, plain
 
 RESAMPLE: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -38,7 +37,7 @@ _CHOICES: Final = {
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A preprocessing that normswap cannot follow, and why not."""
+    """A preprocessing that normswap cannot follow, and the reason."""
 
     reason: str
 
@@ -54,11 +53,16 @@ class Preprocessing:
        ratio, and the image covers ``size`` or fits into it), 'squash' (to ``size``) or None.
        ``size``: (height, width).
     4. ``crop``: (height, width) around its centre, or None. Where the image is smaller it gets
-       borders of the colour ``fill``. ``margins``: whose rule for halving an odd margin holds,
-       'transformers' or 'torchvision' (also timm's and open_clip's).
+       borders of the colour ``fill``. ``margins``: the rule for halving an odd margin,
+       'transformers' or 'torchvision' (also that of timm and open_clip).
     5. ``(pixels * scale - mean) / std`` with pixels 0..255 and a mean and std per channel.
 
     Raises NormswapError for values of another type or without sense, such as a std of 0.
+
+    Example::
+
+        imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        Preprocessing("RGB", *imagenet, resize="shortest", size=(256, 256), crop=(224, 224))
     """
 
     mode: str
@@ -138,7 +142,7 @@ class Preprocessing:
     @cached_property
     def _table(self) -> Array:
         """The results for the pixels 0..255: float32 [channels, 256]."""
-        # As transformers rounds: to float32 behind the scale, then all in float32.
+        # Rounded as transformers does: to float32 after the scale, then all in float32.
         with np.errstate(all="ignore"):
             scaled = (np.arange(256) * np.float64(self.scale)).astype(np.float32)
             mean, std = (np.asarray(v, np.float32)[:, None] for v in (self.mean, self.std))
@@ -176,8 +180,8 @@ class Preprocessing:
     def _problem(self) -> str | None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                told = ", ".join(str(choice) for choice in choices)
-                return f"{name} is {_shown(getattr(self, name))}, none of {told}"
+                known = ", ".join(map(str, choices))
+                return f"{name} is {_shown(getattr(self, name))}, none of {known}"
         if (self.size is None) is not (self.resize is None):
             return "resize and size must be given together"
         for name in ("size", "crop"):

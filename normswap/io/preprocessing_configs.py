@@ -5,13 +5,15 @@ Each is translated into a ``Preprocessing``, so that a model keeps it without th
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
 
-from normswap.errors import NormswapError
-from normswap.io.messages import plain
+from normswap.errors import NormswapError, first_line, plain
 from normswap.io.preprocessing import RESAMPLE, Preprocessing, Unsupported
 
 _HALF: Final = (0.5, 0.5, 0.5)
@@ -40,7 +42,7 @@ def _crop(side: int, wanted: bool = True) -> dict[str, Any]:
 _PLAIN: Final = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _RGB: Final = {"do_convert_rgb": True}
 _CLIP_LIKE: Final = {**_PLAIN, **_RGB, **_covered(224), **_crop(224), **_CLIP}
-# What a file leaves out, by its image processor: the defaults of transformers' classes.
+# The defaults of transformers' image processors, for what a file leaves out.
 PROCESSORS: Final[dict[str, dict[str, Any]]] = {
     "Beit": {**_PLAIN, **_squashed(224), **_crop(224, False), **_CENTRED},
     "Bit": _CLIP_LIKE,
@@ -58,6 +60,7 @@ PROCESSORS: Final[dict[str, dict[str, Any]]] = {
     "Siglip": {**_PLAIN, **_RGB, **_squashed(224), **_CENTRED, "default_to_square": False},
     "ViT": {**_PLAIN, **_squashed(224, "bilinear"), **_CENTRED},
 }
+_CONFIGS: Final = (("preprocessor_config.json", None), ("processor_config.json", "image_processor"))
 # do_reduce_labels is about segmentation maps.
 _FOLLOWED: Final = (
     "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb",
@@ -65,89 +68,76 @@ _FOLLOWED: Final = (
 )  # fmt: skip
 
 
-def from_huggingface(
-    config: Mapping[str, Any], channels: int | None = None
-) -> Preprocessing | Unsupported:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _translates(what: str) -> Callable[[Callable[P, T]], Callable[P, T | Unsupported]]:
+    """Makes a function return Unsupported where the configuration, called ``what``, is wrong."""
+
+    def decorate(translate: Callable[P, T]) -> Callable[P, T | Unsupported]:
+        @functools.wraps(translate)
+        def translated(*args: P.args, **kwargs: P.kwargs) -> T | Unsupported:
+            try:
+                return translate(*args, **kwargs)
+            except NormswapError as error:
+                return Unsupported(str(error).removeprefix("preprocessing: "))
+            except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+                return Unsupported(f"its {what} has a wrong or missing value ({plain(error)})")
+
+        return translated
+
+    return decorate
+
+
+def processor_config(folder: Path) -> dict[str, Any] | None:
+    """The image processor's configuration in a Hugging Face folder, if there is one.
+
+    Raises NormswapError naming a file that is damaged.
+    """
+    for name, key in _CONFIGS:
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            held = content if key is None else content.get(key)
+            if isinstance(held, dict):
+                return held
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a Hugging Face folder.
+
+    Raises NormswapError naming a file that is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NormswapError(
+            f"{file.parent}: has no {file.name}; name a folder that save_pretrained wrote"
+        ) from error
+    except OSError as error:
+        raise NormswapError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise NormswapError(f"{file}: is damaged ({first_line(error)}); copy it again") from error
+    if not isinstance(content, dict):
+        raise NormswapError(f"{file}: is damaged (no JSON object); copy it again")
+    return content
+
+
+@_translates("configuration")
+def from_huggingface(config: Mapping[str, Any], channels: int | None = None) -> Preprocessing:
     """The content of a ``preprocessor_config.json``, for a model that takes ``channels``.
 
-    What it leaves out is what transformers' image processor of its type does by default.
-    Unsupported for the types that do more than resize, crop, rescale and normalise, and for
-    values of the wrong kind.
+    Values that it leaves out are the defaults of transformers' image processor of its type.
+    Unsupported for types that do more than resize, crop, rescale and normalise, and for values of
+    the wrong kind.
     """
-    try:
-        return _from_huggingface(config, channels)
-    except NormswapError as error:
-        return Unsupported(str(error).removeprefix("preprocessing: "))
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        return Unsupported(f"its configuration has a wrong or missing value ({plain(error)})")
-
-
-def from_timm(data: Mapping[str, Any]) -> Preprocessing | Unsupported:
-    """timm's data config (``timm.data.resolve_model_data_config``), as its evaluation
-    transform follows it."""
-    try:
-        channels, height, width = data["input_size"]
-        mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")
-        fill = [round(255 * value) for value in data["mean"]] if mode == "longest" else [0, 0, 0]
-        return Preprocessing(
-            mode="L" if channels == 1 else "RGB",
-            resize=mode,
-            size=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
-            resample=_filter_name(data["interpolation"]),
-            crop=(height, width),
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-            fill=tuple(fill),
-            margins="torchvision",
-        )
-    except NormswapError as error:
-        return Unsupported(str(error).removeprefix("preprocessing: "))
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        return Unsupported(f"its data config has a wrong or missing value ({plain(error)})")
-
-
-def from_open_clip(
-    config: Mapping[str, Any], height: int, width: int
-) -> Preprocessing | Unsupported | None:
-    """open_clip's ``preprocess_cfg`` for images of this size; None for an empty one.
-
-    open_clip resizes before it converts to RGB, its own data sets convert when they open a file;
-    here it is as there.
-    """
-    if not config:
-        return None
-    try:
-        mode = config.get("resize_mode") or "shortest"
-        bilinear = config.get("interpolation") == "bilinear"
-        if mode == "shortest" and height != width:
-            bilinear = False  # so does open_clip
-        level = config.get("fill_color") or 0
-        return Preprocessing(
-            mode="RGB",
-            resize=mode,
-            size=(height, width),
-            resample="bilinear" if bilinear else "bicubic",
-            crop=None if mode == "squash" else (height, width),
-            mean=_per_channel(config["mean"], 3),
-            std=_per_channel(config["std"], 3),
-            fill=(level, level, level),
-            margins="torchvision",
-        )
-    except NormswapError as error:
-        return Unsupported(str(error).removeprefix("preprocessing: "))
-    except (KeyError, TypeError, ValueError) as error:
-        return Unsupported(f"its preprocess_cfg has a wrong or missing value ({plain(error)})")
-
-
-def _from_huggingface(
-    config: Mapping[str, Any], channels: int | None
-) -> Preprocessing | Unsupported:
     named = config.get("image_processor_type") or config.get("feature_extractor_type")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", str(named or ""))
     if named and kind not in PROCESSORS:
-        return Unsupported(f"normswap does not know the image processor {plain(named)}")
+        raise NormswapError(f"normswap does not know the image processor {plain(named)}")
     if further := [k for k in config if k.startswith("do_") and config[k] and k not in _FOLLOWED]:
-        return Unsupported(f"normswap does not follow its '{plain(further[0])}'")
+        raise NormswapError(f"normswap does not follow its '{plain(further[0])}'")
     values = {**(PROCESSORS[kind] if named else _written_by_hand(config))}
     values |= {key: value for key, value in config.items() if value is not None}
     mode = _mode(values, channels)
@@ -165,8 +155,55 @@ def _from_huggingface(
     )
 
 
+@_translates("data config")
+def from_timm(data: Mapping[str, Any]) -> Preprocessing:
+    """What timm's evaluation transform does for a data config
+    (``timm.data.resolve_model_data_config``)."""
+    channels, height, width = data["input_size"]
+    mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")
+    fill = [round(255 * value) for value in data["mean"]] if mode == "longest" else [0, 0, 0]
+    return Preprocessing(
+        mode="L" if channels == 1 else "RGB",
+        resize=mode,
+        size=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
+        resample=_filter_name(data["interpolation"]),
+        crop=(height, width),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        fill=tuple(fill),
+        margins="torchvision",
+    )
+
+
+@_translates("preprocess_cfg")
+def from_open_clip(config: Mapping[str, Any], height: int, width: int) -> Preprocessing | None:
+    """open_clip's ``preprocess_cfg`` for images of this size; None for an empty one.
+
+    open_clip resizes before it converts to RGB, but its data sets convert when they open a file;
+    here the conversion comes first, too.
+    """
+    if not config:
+        return None
+    mode = config.get("resize_mode") or "shortest"
+    bilinear = config.get("interpolation") == "bilinear"
+    if mode == "shortest" and height != width:
+        bilinear = False  # so does open_clip
+    level = config.get("fill_color") or 0
+    return Preprocessing(
+        mode="RGB",
+        resize=mode,
+        size=(height, width),
+        resample="bilinear" if bilinear else "bicubic",
+        crop=None if mode == "squash" else (height, width),
+        mean=_per_channel(config["mean"], 3),
+        std=_per_channel(config["std"], 3),
+        fill=(level, level, level),
+        margins="torchvision",
+    )
+
+
 def _written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A file without a type does what it has the numbers for."""
+    """The defaults for a file without a type: the steps that it has numbers for."""
     return {
         **_PLAIN,
         "do_resize": "size" in config,

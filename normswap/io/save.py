@@ -1,6 +1,6 @@
 """``save``: a ``Model`` to a file.
 
-ONNX needs no torch: it is imported where a model does.
+ONNX needs no torch: it is imported only for torch models.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from pathlib import Path
 
 from normswap.errors import NormswapError
 from normswap.graph.onnx.graph import OnnxGraph
-from normswap.io import history
 from normswap.io.atomic import check_writable
-from normswap.io.onnx.file import write_onnx
-from normswap.io.preprocessing import Preprocessing
-from normswap.io.preprocessing_files import KEY
+from normswap.io.notes import notes_of
+from normswap.io.onnx import write_onnx
 from normswap.model import Model
 
 
@@ -27,16 +25,16 @@ def save(model: Model, path: str | Path) -> None:
     """
     path = Path(path)
     check_output(path)
-    known = model.preprocessing
-    notes = {KEY: known.to_json()} if isinstance(known, Preprocessing) else {}
-    if model.history:
-        notes[history.KEY] = history.history_text(model.history)
     if path.suffix == ".onnx" and isinstance(model.graph, OnnxGraph):
-        write_onnx(model.graph.model, path, notes)
-    else:
-        from normswap.io.save_torch import save_torch
+        write_onnx(model.graph.model, path, notes_of(model))
+        return
+    from normswap.io.pt2 import write_pt2
+    from normswap.io.torch_model import onnx_from_torch, program_from_model
 
-        save_torch(model, path, notes)
+    if path.suffix == ".pt2":
+        write_pt2(program_from_model(model), path, notes_of(model))
+    else:
+        write_onnx(onnx_from_torch(model), path, notes_of(model))
 
 
 def check_output(path: Path) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, is_floating
-from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model
 from normswap.parity.metrics import Variation
 from normswap.parity.probes import vocabulary

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from normswap.graph.graph import Graph, Value
-from normswap.io.onnx.file import data_files_of
+from normswap.io.onnx import data_files_of
 from normswap.model import Model, Step
 from normswap.norms.site import Site
 from normswap.parity.report import Finding, ModelSummary, Norm, Provenance

@@ -11,10 +11,10 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.fit.channelwise import ChannelFit, least_squares
 from normswap.fit.covariance import held_out_rows, joint_moments
-from normswap.fit.group_moments import GroupMoments
+from normswap.fit.moments import GroupMoments
 from normswap.fit.ridge import RidgeFits
-from normswap.fit.rows import Rows
 from normswap.fit.sweep import HELD_OUT, Readings, Stop
+from normswap.fit.tokens import Rows
 from normswap.graph.graph import Array, Value
 from normswap.options import option
 from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_finite

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normswap.fit.batch_norm import safe_epsilon, with_statistics
-from normswap.fit.channelwise import FITS, Fitting
+from normswap.fit.channelwise import FITS, Fitting, safe_epsilon, with_statistics
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Value
 from normswap.options import option

@@ -11,13 +11,10 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.fit.activations import MEMORY
-from normswap.fit.batches import calibration_batches
-from normswap.fit.frontier import Batches
-from normswap.fit.processes import own_share
-from normswap.fit.rows import Masks, Rows, rows
+from normswap.fit.calibration import Batches, calibration_batches, own_share
 from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.fit.text_masks import text_masks
-from normswap.fit.tokens import TOKENS, special_positions
+from normswap.fit.tokens import TOKENS, Masks, Rows, rows, special_positions
 from normswap.graph.graph import Array, Graph
 from normswap.io.data import Data
 from normswap.model import Model

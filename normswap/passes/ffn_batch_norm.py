@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normswap.fit.batch_norm import identity
-from normswap.fit.batches import calibration_batches
+from normswap.fit.calibration import calibration_batches, over_processes, own_share
+from normswap.fit.channelwise import identity
 from normswap.fit.moments import ChannelMoments
-from normswap.fit.processes import over_processes, own_share
-from normswap.fit.rows import Masks, rows
 from normswap.fit.sweep import Readings, Stop, sweep
+from normswap.fit.tokens import Masks, rows
 from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear
 from normswap.io.data import Data

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.fit.batch_norm import BatchNormConstants
+from normswap.fit.channelwise import BatchNormConstants
 from normswap.graph.graph import Array, Graph, Node, Value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.fit.batch_norm import BatchNormConstants
+from normswap.fit.channelwise import BatchNormConstants
 from normswap.graph.graph import Graph, Value
 from normswap.norms.site import Site
 from normswap.passes import norm_operator, norm_with_sum

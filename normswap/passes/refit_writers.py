@@ -11,8 +11,8 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.fit.covariance import joint_moments
 from normswap.fit.ridge import RidgeFits
-from normswap.fit.rows import Layout, Masks, Rows, rows_of
 from normswap.fit.sweep import Readings, Stop
+from normswap.fit.tokens import Layout, Masks, Rows, rows_of
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.passthrough import PASS_THROUGH

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from normswap.fit.calibration import over_processes
 from normswap.fit.channelwise import ChannelFit
-from normswap.fit.group_moments import GroupMoments
-from normswap.fit.processes import over_processes
-from normswap.fit.rows import Layout
+from normswap.fit.moments import GroupMoments
 from normswap.fit.sweep import Readings
-from normswap.fit.tokens import groups
+from normswap.fit.tokens import Layout, groups
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.passes.calibrated import Fitted, check_finite
 from normswap.passes.insert import insert_scale_shift

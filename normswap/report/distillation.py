@@ -48,7 +48,8 @@ def distillation_view(result: DistillResult, output: Path) -> RenderableType:
 
 def write_report(result: DistillResult, path: Path) -> None:
     """The trained student against the teacher as an HTML page, with the loss of each step."""
-    from normswap.report.html import Training, write_html
+    from normswap.report.html.page import write_html
+    from normswap.report.html.training import Training
 
     facts = {name.replace("_", " "): str(value) for name, value in vars(result.options).items()}
     facts |= {"BatchNorms": str(result.trained), "statistics": result.statistics}

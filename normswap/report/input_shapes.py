@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Value, is_floating
-from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model, check_array
 
 _SIZES = re.compile(r"[1-9]\d*(x[1-9]\d*)*")

@@ -8,7 +8,9 @@ from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.report.input_shapes import sized
 from normswap.report.mermaid_text import label
-from normswap.report.outline import Fork, Item, Outline, Repeat, Side, Step, outline, steps
+from normswap.report.outline import Side, Step
+from normswap.report.outline.build import outline
+from normswap.report.outline.items import Fork, Item, Outline, Repeat, steps
 from normswap.report.outline.names import common_path, pattern
 
 _TITLES = {"image": "image tower", "text": "text tower", "both": "both towers", "": "model"}

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self, cast
 
+from normswap.errors import plain
 from normswap.graph.graph import Array
-from normswap.io.messages import plain
 from normswap.runtimes import wire, worker
 from normswap.runtimes.errors import RuntimeFailed
 

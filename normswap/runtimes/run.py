@@ -11,9 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Runner
-from normswap.io.messages import first_line
 from normswap.model import Model
 from normswap.runtimes.errors import RuntimeFailed
 from normswap.runtimes.files import scratch_files

@@ -17,9 +17,8 @@ import torch
 from torch import fx, nn
 
 from normswap import distributed
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.io.atomic import atomic_path
-from normswap.io.messages import first_line
 from normswap.train.options import TrainOptions
 
 NAME = "checkpoint.safetensors"

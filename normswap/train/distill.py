@@ -17,9 +17,8 @@ from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.moments import ChannelMoments
 from normswap.graph.fx.module_tree import deepcopied
-from normswap.io.data import Data, load_data
-from normswap.io.data_items import LABELS
-from normswap.io.fx_model import model_from_module
+from normswap.io.data import LABELS, Data, load_data
+from normswap.io.torch_model import model_from_module
 from normswap.model import Model, Progress, Step
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate

@@ -11,10 +11,15 @@ import torch
 
 from normswap import distributed
 from normswap.graph.graph import Array
-from normswap.io.data import Data
-from normswap.io.data_items import LABELS, required_image_input
-from normswap.io.image_folder import folder_labels, list_images, opener
-from normswap.io.images import known_preprocessing, prepare
+from normswap.io.data import LABELS, Data
+from normswap.io.images import (
+    folder_labels,
+    known_preprocessing,
+    list_images,
+    opener,
+    prepare,
+    required_image_input,
+)
 from normswap.model import Model
 from normswap.train.options import TrainOptions
 

@@ -17,13 +17,10 @@ import torch
 from PIL import Image
 
 from normswap import distributed
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
-from normswap.io.data import Data, load_data
-from normswap.io.data_items import LABELS, required_image_input
-from normswap.io.image_folder import SUFFIXES
-from normswap.io.images import known_preprocessing, prepare
-from normswap.io.messages import first_line
+from normswap.io.data import LABELS, Data, load_data
+from normswap.io.images import SUFFIXES, known_preprocessing, prepare, required_image_input
 from normswap.model import Model
 from normswap.train.options import TrainOptions
 from normswap.train.samples import Batches, Samples

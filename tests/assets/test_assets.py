@@ -13,7 +13,7 @@ import pytest
 
 from normswap.assets import digits
 from normswap.errors import NormswapError
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.sources.packages import ensure_torchvision_importable
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

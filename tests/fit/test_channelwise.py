@@ -7,8 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from normswap.fit.channelwise import FITS, ChannelFit, copied, least_squares, matched_moments
-from normswap.fit.group_moments import GroupMoments
+from normswap.fit.channelwise import (
+    FITS,
+    BatchNormConstants,
+    ChannelFit,
+    copied,
+    identity,
+    least_squares,
+    matched_moments,
+    safe_epsilon,
+    with_statistics,
+)
+from normswap.fit.moments import GroupMoments
 from normswap.norms.site import Site
 
 _CHANNELS = 3
@@ -191,3 +201,39 @@ def test_a_channel_that_never_varies_stays_finite_without_an_epsilon(name: str) 
     assert np.isfinite(got).all()
     if name != "copy":
         np.testing.assert_allclose(got[:, _DEAD], data.y[:, _DEAD].mean())
+
+
+# -- BatchNorms -----------------------------------------------------------------------------------
+
+
+def _apply(constants: BatchNormConstants, x: np.ndarray) -> np.ndarray:
+    inverse = 1 / np.sqrt(constants.variance + constants.epsilon)
+    return constants.weight * (x - constants.mean) * inverse + constants.bias
+
+
+def test_identity_changes_nothing_whatever_the_epsilon() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 2)) * [1, 0] + [0, 7]
+    constants = identity(x.mean(0), x.var(0), 1e-2)
+    np.testing.assert_allclose(_apply(constants, x), x, atol=1e-12)
+
+
+def test_with_statistics_is_the_scale_and_shift_and_keeps_the_statistics() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3)) * [1, 5, 0] + [0, 100, 2]
+    scale, shift = np.array([2.0, -3.0, 0.5]), np.array([1.0, -1.0, 4.0])
+    mean, variance = x.mean(0), x.var(0)
+    constants = with_statistics(scale, shift, mean, variance, 1e-3)
+    np.testing.assert_allclose(_apply(constants, x), scale * x + shift, atol=1e-10)
+    np.testing.assert_array_equal(constants.mean, mean)
+    np.testing.assert_array_equal(constants.variance, variance)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "variance", "expected"),
+    [
+        (1e-5, [1.0, 1.0], 1e-5),  # the norm's own where it is enough
+        (1e-12, [0.0, 2.0], 1e-6),  # a channel without variance is divided by a sixth digit
+        (1e-12, [0.0, 2.4691357802469136], 1.23457e-6),  # with the digits that a file keeps
+    ],
+)
+def test_safe_epsilon(epsilon: float, variance: list[float], expected: float) -> None:
+    assert safe_epsilon(epsilon, np.array(variance)) == expected

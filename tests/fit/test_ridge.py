@@ -11,8 +11,7 @@ import torch
 
 from normswap.errors import NormswapError
 from normswap.fit.covariance import JointMoments, JointSums
-from normswap.fit.ridge import RidgeFit, RidgeFits
-from normswap.fit.ridge_strength import STRENGTHS, best_strength
+from normswap.fit.ridge import STRENGTHS, RidgeFit, RidgeFits, best_strength
 
 
 class _Case(NamedTuple):

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.io.fx_model import model_from_module
+from normswap.io.torch_model import model_from_module
 from tests.zoo.exports import FX, model_as, zoo_model
 from tests.zoo.models import FAMILIES
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from normswap.errors import NormswapError
 from normswap.graph.onnx.graph import read_graph
-from normswap.io import scratch
+from normswap.io import mapped
 from normswap.io.data import Data, load_data
 from normswap.model import InputSpec, Model
 
@@ -173,8 +173,8 @@ def test_casts(clip: Model) -> None:
 def test_large_arrays_are_mapped_from_a_file(
     clip: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scratch, "IN_MEMORY", 50)
-    monkeypatch.setattr(scratch, "_AT_ONCE", 60)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 50)
+    monkeypatch.setattr(mapped, "_AT_ONCE", 60)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = {"pixel_values": IMAGES.astype(np.float64), "input_ids": IDS.astype(np.int32)}
     data = load_data(source, clip, samples=7)
@@ -198,7 +198,7 @@ def test_no_room_for_a_file(clip: Model, monkeypatch: pytest.MonkeyPatch) -> Non
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scratch, "IN_MEMORY", 50)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 50)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(NormswapError, match=r"data: takes 0.0 GiB .*No space left.*set TMPDIR"):
         load_data(IMAGES.astype(np.float64), clip)

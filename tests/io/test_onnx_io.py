@@ -16,9 +16,8 @@ import onnxruntime as ort
 import pytest
 
 from normswap.errors import NormswapError
-from normswap.io.onnx import data as onnx_data
-from normswap.io.onnx import file as io_onnx
-from normswap.io.onnx.file import read_onnx, write_onnx
+from normswap.io.onnx import data_files, read_onnx, write_onnx
+from normswap.io.onnx import file as onnx_file
 from normswap.io.onnx.tensors import MappedTensor, slots
 
 WIDTH = 32
@@ -290,7 +289,7 @@ def test_new_tensors_of_an_inline_model_stay_inline(tmp_path: Path) -> None:
 def test_what_passes_two_gigabytes_goes_to_a_data_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_data, "LARGEST_INLINE", 3 * WIDTH * WIDTH * 4)
+    monkeypatch.setattr(data_files, "LARGEST_INLINE", 3 * WIDTH * WIDTH * 4)
     write_onnx(read_onnx(save(tmp_path / "m.onnx")), tmp_path / "n.onnx")
     places = layout(tmp_path / "n.onnx")
     assert places["w"] == places["branch_w"] == "n.onnx.data"
@@ -339,7 +338,11 @@ def test_interrupted_save_changes_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    places = {"data": (onnx_data, "stream"), "sync": (onnx_data, "sync"), "commit": (os, "replace")}
+    places = {
+        "data": (data_files, "stream"),
+        "sync": (data_files, "sync"),
+        "commit": (os, "replace"),
+    }
     monkeypatch.setattr(*places[stage], fail)
     with pytest.raises((NormswapError, KeyboardInterrupt)) as caught:
         write_onnx(model, path)
@@ -354,7 +357,7 @@ def test_data_is_on_disk_before_the_model_has_its_name(
 ) -> None:
     model = read_onnx(save(tmp_path / "m.onnx", EXTERNAL))
     events: list[str] = []
-    sync, replace = onnx_data.sync, os.replace
+    sync, replace = data_files.sync, os.replace
 
     def slow(file: Path) -> None:
         time.sleep(0.05)
@@ -365,9 +368,9 @@ def test_data_is_on_disk_before_the_model_has_its_name(
         replace(*args)
         events.append("model")
 
-    monkeypatch.setattr(onnx_data, "sync", slow)
+    monkeypatch.setattr(data_files, "sync", slow)
     monkeypatch.setattr(os, "replace", named)
-    monkeypatch.setattr(onnx_data, "_SYNCED_AT_ONCE", 1)
+    monkeypatch.setattr(data_files, "_SYNCED_AT_ONCE", 1)
     write_onnx(model, tmp_path / "n.onnx")
     assert events[-1] == "model"
     assert len(events) > len(set(events)) == 3  # two data files, in several steps
@@ -572,7 +575,7 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_too_large_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = read_onnx(save(tmp_path / "m.onnx", EXTERNAL))
-    monkeypatch.setattr(io_onnx, "_LARGEST_PROTO", 10)
+    monkeypatch.setattr(onnx_file, "_LARGEST_PROTO", 10)
     with pytest.raises(NormswapError, match="larger than 2 GB without its weights"):
         write_onnx(model, tmp_path / "n.onnx")
     assert files(tmp_path) == ["m.data", "m.onnx", "more/b.bin"]

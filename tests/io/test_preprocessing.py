@@ -15,7 +15,6 @@ from PIL import Image
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
-from normswap.io.extras import import_extra
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.preprocessing_configs import (
     PROCESSORS,
@@ -23,6 +22,7 @@ from normswap.io.preprocessing_configs import (
     from_open_clip,
     from_timm,
 )
+from normswap.io.sources.packages import import_extra
 from tests.io.pictures import picture, write_pictures
 
 ROUNDING = 1e-5

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from normswap.errors import NormswapError
-from normswap.io.pt2.file import read_pt2, refuse_pickle, write_pt2
+from normswap.io.pt2 import read_pt2, refuse_pickle, write_pt2
 
 Edit = Callable[[dict[str, bytes]], None]
 MODEL = "models/model.json"

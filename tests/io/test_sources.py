@@ -18,16 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from normswap.errors import NormswapError
-from normswap.io import hub, torchvision_compat
-from normswap.io.capture import capture
-from normswap.io.huggingface import huggingface_source
-from normswap.io.module import module_source
-from normswap.io.open_clip import open_clip_source
+from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing
-from normswap.io.pt2.file import read_pt2, write_pt2
-from normswap.io.source import Source, example_texts
-from normswap.io.timm import timm_source
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.pt2 import read_pt2, write_pt2
+from normswap.io.sources import Source, example_texts, packages
+from normswap.io.sources.huggingface import huggingface_source
+from normswap.io.sources.open_clip import open_clip_source
+from normswap.io.sources.packages import ensure_torchvision_importable
+from normswap.io.sources.timm import timm_source
 
 ensure_torchvision_importable()
 transformers = pytest.importorskip("transformers")
@@ -285,7 +283,7 @@ def test_nothing_else_in_the_folder_runs(vit: Path, tmp_path: Path) -> None:
 def test_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(packages, "_reachable", lambda endpoint: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     message = error_of(huggingface_source, "hf:someone/model")
@@ -304,7 +302,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch, saved: Path) -> None:
         return str(saved / "vit" / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: True)
+    monkeypatch.setattr(packages, "_reachable", lambda endpoint: True)
     source = huggingface_source("hf:someone/vit")
     assert source.name == "hf:someone/vit"
     assert source.output_names == ("logits",)
@@ -342,7 +340,7 @@ def test_timm_pretrained_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(timm, "create_model", create)
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(packages, "_reachable", lambda endpoint: False)
     message = error_of(timm_source, "test_vit")
     assert asked == [True]
     assert "could not be fetched (no network); timm:test_vit?pretrained=false takes" in message
@@ -417,7 +415,7 @@ def test_open_clip_names(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", create)
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(packages, "_reachable", lambda endpoint: False)
     message = error_of(open_clip_source, "ViT-B-32/openai")
     assert "could not be fetched (no network); open_clip:ViT-B-32?pretrained=false" in message
 
@@ -445,7 +443,7 @@ def test_missing_packages(
 def test_torchvision_is_left_alone_where_it_works(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torchvision_compat, "_declared", [])
+    monkeypatch.setattr(packages, "_declared", [])
     assert ensure_torchvision_importable() is False  # it was imported already
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     assert ensure_torchvision_importable() is False  # nms is declared by now

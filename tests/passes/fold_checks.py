@@ -16,7 +16,7 @@ from torch import nn
 
 from normswap import load
 from normswap.graph.graph import Graph
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
 from normswap.model import Model
 from normswap.norms import Site, locate
 from normswap.passes import Fold

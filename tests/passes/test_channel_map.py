@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normswap.graph.onnx.graph import OnnxGraph
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
 from normswap.passes import Fold
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.map_axes import embedded

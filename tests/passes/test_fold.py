@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from normswap.graph.onnx.graph import OnnxGraph
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
 from normswap.model import Model
 from normswap.norms import locate
 from normswap.passes import Fold

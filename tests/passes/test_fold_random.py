@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
 from normswap.model import Model
 from normswap.passes import Fold
 from normswap.passes.base import PassResult

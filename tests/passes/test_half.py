@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import normswap as ns
-from normswap.io.save_torch import onnx_from_torch
+from normswap.io.torch_model import onnx_from_torch
 from tests.zoo.exports import zoo_model
 
 # ONNX Runtime has no bfloat16 convolution on the CPU, so that one is torch's alone.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import normswap as ns
-from normswap.fit.ridge_strength import STRENGTHS
+from normswap.fit.ridge import STRENGTHS
 from normswap.fit.sweep import HELD_OUT
 from normswap.norms.residuals import residuals
 from normswap.norms.towers import towers

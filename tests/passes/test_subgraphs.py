@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import normswap as ns
-from normswap.io.onnx.model import model_from_onnx
+from normswap.io.load import model_from_onnx
 from normswap.model import Model
 from tests.graph.onnx_text import onnx_graph
 

@@ -26,10 +26,10 @@ from normswap.parity.report import (
     ValidationReport,
 )
 from normswap.report import html
-from normswap.report.html import html_report
 from normswap.report.html.formats import times
 from normswap.report.html.names import gathered
 from normswap.report.html.norm_rows import blocks, norm_rows
+from normswap.report.html.page import html_report
 from normswap.report.html.scales import Scale, linear, logarithmic
 from normswap.report.html.svg import tag
 from normswap.report.html.verdict import verdict

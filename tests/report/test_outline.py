@@ -12,7 +12,9 @@ from torch import nn
 
 from normswap import BatchNorm, Model, fold, load, swap
 from normswap.norms import locate
-from normswap.report.outline import Fork, Item, Outline, Repeat, Step, Tower, outline, steps
+from normswap.report.outline import Step
+from normswap.report.outline.build import outline
+from normswap.report.outline.items import Fork, Item, Outline, Repeat, Tower, steps
 from normswap.report.outline.names import common_path, pattern
 from tests.zoo.exports import model_as
 from tests.zoo.models import BUILDERS, FAMILIES, PRE_NORM_BLOCKS

@@ -18,7 +18,8 @@ import normswap as ns
 from normswap import distributed
 from normswap.train.checkpoint import Checkpoints
 from normswap.train.distill import distill
-from normswap.train.loop import Batch, TrainOptions, train
+from normswap.train.loop import Batch, train
+from normswap.train.options import TrainOptions
 from tests.train import tiny
 
 ROOT = Path(__file__).parents[2]

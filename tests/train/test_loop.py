@@ -14,8 +14,10 @@ from torch import nn
 
 from normswap.errors import NormswapError
 from normswap.train.checkpoint import NAME, Checkpoints, WeightAverage
+from normswap.train.divergence import Diverged
 from normswap.train.log import JsonLines, throttled
-from normswap.train.loop import Batch, Diverged, TrainOptions, TrainResult, train
+from normswap.train.loop import Batch, TrainResult, train
+from normswap.train.options import TrainOptions
 from normswap.train.samples import sample_indices, shuffled
 
 OPTIONS = {"steps": 12, "batch": 8, "learning_rate": 1e-2, "warm_up": 3}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import fx
 
-from normswap.io.quiet import quiet
+from normswap.errors import quiet
 from tests.zoo.model import ZooModel
 from tests.zoo.models import build
 

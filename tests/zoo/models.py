@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.sources.packages import ensure_torchvision_importable
 from tests.zoo import open_clip_models, timm_models, torch_models, transformers_models
 from tests.zoo.model import Builder, ZooModel
 from tests.zoo.truth import TrueNorm

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normswap.io.torchvision_compat import ensure_torchvision_importable
+from normswap.io.sources.packages import ensure_torchvision_importable
 from tests.zoo.model import Builder, ZooModel, images, token_ids
 from tests.zoo.truth import RoleTable
 

@@ -8,9 +8,9 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
+from normswap.errors import quiet
 from normswap.graph.onnx.nodes import DOMAINS, nested_operators
 from normswap.graph.onnx.shapes import Types, described
-from normswap.io.quiet import quiet
 
 _CONVERTED_BY_ONNXSCRIPT = 18  # and later versions; earlier ones by onnx
 

@@ -21,7 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, quiet
 from normswap.graph.graph import Array
 from normswap.graph.onnx.evaluate import Input, Step, runtime_runner, slice_parts
 from normswap.graph.onnx.nodes import (
@@ -31,7 +31,6 @@ from normswap.graph.onnx.nodes import (
     nested_operators,
 )
 from normswap.graph.onnx.prepare import forget_shapes
-from normswap.io.quiet import quiet
 
 BATCH = 2  # the size of a dynamic first axis
 _IMAGE_RANK = 4

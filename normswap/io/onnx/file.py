@@ -1,5 +1,4 @@
-"""Reading ``.onnx`` files with their external data, and writing them so that either all is new
-or nothing has changed."""
+"""Reading ``.onnx`` files with their external data, and replacing them as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,25 +10,25 @@ import google.protobuf.message
 import onnx
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, root_cause
 from normswap.io.atomic import PathLike, atomic_path, check_writable
-from normswap.io.mapped_file import MappedFile
-from normswap.io.messages import first_line, root_cause
-from normswap.io.onnx.data import DATA_FILE, DataFiles, superseded_files
-from normswap.io.onnx.external import data_file, map_data_files
-from normswap.io.onnx.inline import Starts, blanks, filled, parse, put_into, write_pieces
-from normswap.io.onnx.tensors import Slot, slots
+from normswap.io.mapped import MappedFile
+from normswap.io.onnx.data_files import DataFiles, data_file, map_data_files, superseded_files
+from normswap.io.onnx.message import Starts, blanks, filled, parse, put_into, write_pieces
+from normswap.io.onnx.tensors import Placed, slots
 
 _LARGEST_PROTO = (1 << 31) - 1
 _EXPORT_AGAIN = "copy or export it again"
 
 
 def read_onnx(path: PathLike) -> ir.Model:
-    """The model in an ``.onnx`` file; its weights stay mapped until they are used, so its files
-    may be replaced or removed meanwhile, but not be written over in place.
+    """The model in an ``.onnx`` file.
+
+    Its weights stay mapped until they are used: meanwhile its files may be replaced or removed,
+    but not overwritten in place.
 
     Raises NormswapError for a file that is missing, damaged or not ONNX, for data files that are
-    missing, short or outside its folder, and for what onnx_ir would drop without a word.
+    missing, short or outside its folder, and for content that onnx_ir would drop silently.
     """
     path = Path(path)
     proto, starts, mapping = _parse(path)
@@ -43,7 +42,6 @@ def read_onnx(path: PathLike) -> ir.Model:
     put_into(model, proto, starts, mapping)
     map_data_files(model, path)
     _check_inline(path, model)
-    _remember_data_file(model)
     return model
 
 
@@ -56,7 +54,7 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
     never overwritten: data takes a free name (``<name>.1.data``), then ``path`` is replaced in
     one step, then the data files of the model that it held are removed unless another model in
     the folder uses them. ``model`` is unchanged, and stays usable if it was read from ``path``.
-    ``metadata``: properties that the file has besides the model's, or instead of its.
+    ``metadata``: properties that the file gets in addition to the model's; they take precedence.
     Raises NormswapError if something cannot be written; then ``path`` is as it was.
     """
     path = Path(path)
@@ -80,7 +78,7 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, MappedFile]:
-    """The message without its large weights, where these are, and the file that holds them."""
+    """The message without its large weights, their offsets, and the mapped file."""
     if not path.is_file():
         problem = "is not a file" if path.exists() else "there is no such file"
         raise NormswapError(f"{path}: {problem}; name an .onnx file")
@@ -125,22 +123,11 @@ def _check_inline(path: Path, model: ir.Model) -> None:
                 )
 
 
-def _remember_data_file(model: ir.Model) -> None:
-    """So that new tensors find the main data file when passes have replaced all of the old."""
-    sizes: dict[str, int] = {}
-    for slot in slots(model):
-        if isinstance(slot.tensor, ir.ExternalTensor):
-            location = str(slot.tensor.location)
-            sizes[location] = sizes.get(location, 0) + slot.tensor.nbytes
-    if sizes:
-        model.graph.meta[DATA_FILE] = max(sizes, key=lambda location: sizes[location])
-
-
 def data_files_of(path: Path) -> set[Path]:
-    """The data files that the model now at ``path`` refers to; none if that is no model."""
+    """The data files that the model at ``path`` refers to; none if there is no model."""
     files: set[Path] = set()
     if path.exists():
-        # It is about to be replaced: whatever is wrong with it is no longer of interest.
+        # It is about to be replaced, so errors in it do not matter.
         with contextlib.suppress(Exception):
             for slot in slots(ir.serde.deserialize_model(_parse(path)[0])):
                 if isinstance(slot.tensor, ir.ExternalTensor):
@@ -150,7 +137,7 @@ def data_files_of(path: Path) -> set[Path]:
 
 
 @contextlib.contextmanager
-def _placed(placed: list[tuple[Slot, ir.TensorProtocol]], model: ir.Model) -> Iterator[None]:
+def _placed(placed: Placed, model: ir.Model) -> Iterator[None]:
     """Puts the tensors of the new file into the model, and the model's own back.
 
     Serialisation also renames tensors after their values; that is undone too.

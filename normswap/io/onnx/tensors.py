@@ -1,7 +1,8 @@
-"""Where the tensors of an ``onnx_ir`` model are, and tensors mapped from data files."""
+"""Where an ``onnx_ir`` model holds its tensors, and tensors whose bytes stay in a mapped file."""
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.io.mapped_file import stream
-from normswap.io.messages import plain
+from normswap.errors import plain
+from normswap.io.mapped import stream
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """What error messages call it."""
         if isinstance(self.owner, ir.Value):
             return plain(self.owner.name or "an unnamed initializer")
         unnamed = f"{self.owner.name or self.owner.op_type}.{self.attribute}"
@@ -53,6 +54,10 @@ class Slot:
         if self.index is not None:
             value = [*old.value[: self.index], tensor, *old.value[self.index + 1 :]]
         self.owner.attributes.add(ir.Attr(old.name, old.type, value, doc_string=old.doc_string))
+
+
+Placed = list[tuple[Slot, ir.TensorProtocol]]
+"""Which tensor a slot holds while the model is serialised."""
 
 
 def slots(model: ir.Model) -> Iterator[Slot]:
@@ -79,11 +84,11 @@ def slots(model: ir.Model) -> Iterator[Slot]:
 
 
 class MappedTensor(ir.ExternalTensor):
-    """An external tensor over the mapping that all tensors of its data file share.
+    """An external tensor over one mapping that all tensors of its data file share.
 
-    onnx_ir maps the whole file once per tensor and keeps a file descriptor for each, which runs
-    out at a thousand tensors. This one reads what was checked when the model was loaded, also
-    after the data file has been replaced or removed.
+    onnx_ir maps the whole file once per tensor and keeps a file descriptor for each, so a thousand
+    tensors use up the descriptors. This one reads the file that was checked when the model was
+    loaded, even after that was replaced or removed.
     """
 
     def __init__(self, source: ir.ExternalTensor, mapping: mmap.mmap | None) -> None:
@@ -102,7 +107,7 @@ class MappedTensor(ir.ExternalTensor):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The first byte in the data file and the one behind the last."""
+        """The offset of its first byte in the data file, and the offset after its last."""
         start = self.offset or 0
         return start, start + self.nbytes
 
@@ -132,7 +137,34 @@ class MappedTensor(ir.ExternalTensor):
             stream(self.raw, *self.span, file)
 
     def release(self) -> None:
-        """Nothing: the mapping is shared, and ends with the last tensor that uses it."""
+        """Does nothing: the mapping is shared, and closed with the last tensor that uses it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedTensor:
+        return self
+
+
+class InlineTensor(ir.Tensor[Any]):
+    """A tensor over its bytes in the mapped model file."""
+
+    def __init__(self, proto: onnx.TensorProto, mapping: mmap.mmap, start: int) -> None:
+        dtype, shape = ir.DataType(proto.data_type), tuple(proto.dims)
+        little = np.dtype(dtype.numpy()).newbyteorder("<")
+        flat = np.frombuffer(mapping, little, count=math.prod(shape), offset=start)
+        super().__init__(
+            flat.reshape(shape),
+            dtype,
+            name=proto.name,
+            doc_string=proto.doc_string or None,
+            metadata_props={entry.key: entry.value for entry in proto.metadata_props} or None,
+        )
+        self._mapping, self._start = mapping, start
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """A view of the file, or a copy where it is not aligned: torch and C need alignment."""
+        return np.require(super().numpy(), requirements="A")
+
+    def tofile(self, file: Any) -> None:
+        stream(self._mapping, self._start, self._start + self.nbytes, file)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InlineTensor:
         return self

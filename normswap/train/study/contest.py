@@ -15,11 +15,10 @@ from torch import nn
 from normswap.assets import digits
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
-from normswap.io.data import Data, load_data
-from normswap.io.data_files import read_arrays
-from normswap.io.extras import import_extra
-from normswap.io.load_torch import model_from_source
-from normswap.io.source import Source, example_images
+from normswap.io.data import Data, load_data, read_arrays
+from normswap.io.sources import Source, example_images
+from normswap.io.sources.packages import import_extra
+from normswap.io.torch_model import model_from_source
 from normswap.model import Model
 from normswap.train.study.variants import untrained
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path, check_writable
 from normswap.io.data import Data
 from normswap.io.load import load
-from normswap.io.messages import first_line
 from normswap.io.save import save
 from normswap.model import Model
-from normswap.train.loop import TrainOptions
+from normswap.train.options import TrainOptions
 from normswap.train.study.contest import Contest
 from normswap.train.study.page import page
 from normswap.train.study.results import Comparison, Options

@@ -19,7 +19,8 @@ from normswap.io.save import save
 from normswap.model import Model
 from normswap.parity.validation import validate
 from normswap.passes.fold import Fold
-from normswap.train.loop import Batch, Diverged, train
+from normswap.train.divergence import Diverged
+from normswap.train.loop import Batch, train
 from normswap.train.progressive import collapse, set_share, share_at
 from normswap.train.samples import shuffled
 from normswap.train.study.folder import (

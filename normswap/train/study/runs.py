@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
-from normswap.io.messages import first_line
 
 DIVERGED, STUCK, TRAINED = "diverged", "stuck", "trained"
 CRASHED = (DIVERGED, STUCK)

@@ -1,4 +1,4 @@
-"""A ``Model`` from a captured torch program, and a program again from such a model."""
+"""Models of torch modules and programs, and programs and ONNX models of such models again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
@@ -18,14 +19,54 @@ from normswap.errors import NormswapError
 from normswap.graph.fx.graph import FxGraph
 from normswap.graph.fx.storage import hidden_writes
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
+from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
+from normswap.io.sources import Source
+from normswap.io.sources.huggingface import huggingface_source
+from normswap.io.sources.open_clip import open_clip_source
+from normswap.io.sources.timm import timm_source
 from normswap.model import InputSpec, Model
+
+_OPSET = 20  # Gelu is one operator from here on, LayerNormalization since 17
 
 # Regions of a forward under autocast or no_grad, which torch.export keeps as nested modules.
 _REGIONS = (
     torch.ops.higher_order.wrap_with_autocast,
     torch.ops.higher_order.wrap_with_set_grad_enabled,
 )
+
+
+def model_from_torch(
+    source: object, example_inputs: Any, dynamic_axes: dict[str, dict[int, str]] | None
+) -> Model:
+    """The model of a module or an ExportedProgram; see ``load``.
+
+    Raises NormswapError for anything else.
+    """
+    if isinstance(source, ExportedProgram):
+        return model_from_program(source, "program")
+    if not isinstance(source, nn.Module):
+        kind = type(source).__name__
+        raise NormswapError(
+            f"load: '{kind}' is no model; give a path, a module, a program or an onnx_ir.Model"
+        )
+    if example_inputs is None:
+        raise NormswapError("load: a module needs example_inputs, a tuple or dict of tensors")
+    return model_from_source(module_source(source, example_inputs, dynamic_axes))
+
+
+def named_source(text: str) -> Source:
+    """The source that ``hf:ID``, ``timm:NAME``, ``open_clip:NAME`` or a folder's path names."""
+    kind, _, name = text.partition(":")
+    sources = {"timm": timm_source, "open_clip": open_clip_source}
+    return sources[kind](name) if kind in sources else huggingface_source(text)
+
+
+def model_from_source(source: Source) -> Model:
+    """The model that capturing ``source`` gives."""
+    return model_from_program(
+        capture(source), source.name, source.output_names, source.preprocessing
+    )
 
 
 def model_from_program(
@@ -37,15 +78,15 @@ def model_from_program(
 ) -> Model:
     """The model of a captured program; weights are shared with it until they are replaced.
 
-    ``output_names`` default to the program's own. Raises NormswapError for a program with inputs
+    ``output_names``: the program's own by default. Raises NormswapError for a program with inputs
     or outputs that are not tensors.
     """
     if any(node.target in _REGIONS for node in program.graph.nodes) or hidden_writes(program.graph):
-        # Inlines them, with autocast's casts as nodes, and gives what was written as new values.
+        # Inlines regions, with autocast's casts as nodes, and turns writes into new values.
         program = program.run_decompositions({})
     unlifted = program.module(check_guards=False)
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
-    names = list(output_names) or _program_outputs(program)
+    names = list(output_names) or [str(n) for n in program.graph_signature.user_outputs]
     if len(names) != len(model.output_names):
         raise NormswapError(f"{name}: {len(names)} names for {len(model.output_names)} outputs")
     return replace(
@@ -90,18 +131,48 @@ def program_from_model(model: Model) -> ExportedProgram:
     """The torch graph of a model, captured again in evaluation mode with the same dynamic sizes.
 
     Output nodes carry the model's output names, parameters their paths. Norms that run as kernels
-    in inference are kernels in it.
+    in inference are kernels in it. Raises NormswapError for an ONNX model.
     """
-    graph = _torch_graph(model)
+    graph = model.graph
+    if not isinstance(graph, FxGraph):
+        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
     module = graph.to_inference_module() if graph.kernels() else graph.to_module()
-    args, kwargs, shapes = export_arguments(model, module)
+    args, kwargs, shapes = _export_arguments(model, module)
     with torch.no_grad():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     _name_outputs(program, model.output_names)
     return program
 
 
-def export_arguments(
+def onnx_from_torch(model: Model) -> ir.Model:
+    """The torch model as ``onnx_ir.Model``, by torch's (dynamo) exporter at opset 20.
+
+    Raises NormswapError where the exporter cannot translate it, or for a model that is ONNX.
+    """
+    module = model.to_torch()
+    args, kwargs, shapes = _export_arguments(model, module)
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs,
+                input_names=[spec.name for spec in model.inputs],
+                output_names=list(model.output_names),
+                dynamic_shapes=shapes,
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NormswapError(f"{model.name}: torch's ONNX exporter fails: {reason}") from error
+    assert program is not None
+    _name_dimensions(program.model, model)
+    return program.model
+
+
+def _export_arguments(
     model: Model, module: fx.GraphModule
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """What torch.export and torch.onnx.export take beside the ``module`` of a model: args, kwargs
@@ -113,25 +184,11 @@ def export_arguments(
     ]
     structure = module._in_spec
     args, kwargs = pytree.tree_unflatten(flat, structure)
-    dynamic_args, dynamic_kwargs = pytree.tree_unflatten([_Sizes(s) for s in sizes], structure)
-    shapes = pytree.tree_map_only(_Sizes, lambda s: s.sizes, (dynamic_args, dynamic_kwargs))
+    shapes, named_shapes = pytree.tree_unflatten(sizes, structure)
     if kwargs:
         names = [spec.name for spec in model.inputs][: len(args)]
-        return args, kwargs, dict(zip(names, shapes[0], strict=False)) | shapes[1]
-    return args, kwargs, shapes[0]
-
-
-def _torch_graph(model: Model) -> FxGraph:
-    if not isinstance(model.graph, FxGraph):
-        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
-    return model.graph
-
-
-class _Sizes:
-    """Dynamic sizes of one input, opaque to pytree."""
-
-    def __init__(self, sizes: dict[int, Any]) -> None:
-        self.sizes = sizes
+        return args, kwargs, dict(zip(names, shapes, strict=False)) | named_shapes
+    return args, kwargs, shapes
 
 
 def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]:
@@ -159,10 +216,6 @@ def _given_examples(program: ExportedProgram, model: Model) -> dict[str, np.ndar
     return {s.name: to_numpy(t) for s, t in zip(model.inputs, given, strict=True)}
 
 
-def _program_outputs(program: ExportedProgram) -> list[str]:
-    return [str(name) for name in program.graph_signature.user_outputs]
-
-
 def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
     """Renames the nodes behind the outputs, where that makes no clash."""
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
@@ -177,3 +230,19 @@ def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
         if name.isidentifier() and name not in taken and hasattr(spec.arg, "name"):
             node.name = name
             spec.arg.name = name
+
+
+def _name_dimensions(exported: ir.Model, model: Model) -> None:
+    """Gives the exporter's symbols (s77) the names that the model's dynamic sizes have."""
+    names: dict[object, str] = {}
+    for value, spec in zip(exported.graph.inputs, model.inputs, strict=True):
+        for dim, size in zip(value.shape or (), spec.shape, strict=False):
+            if isinstance(dim, ir.SymbolicDim) and isinstance(size, str):
+                names[dim.value] = size
+    values = [*exported.graph.inputs, *(v for n in exported.graph for v in n.outputs)]
+    for value in values:
+        if value.shape is not None:
+            dims = [
+                names.get(d.value, d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape
+            ]
+            value.shape = ir.Shape(dims)

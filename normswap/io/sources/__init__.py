@@ -1,9 +1,15 @@
-"""``Source``: a torch module with what is needed to capture it, wherever it comes from."""
+"""Where torch models come from: each source gives a ``Source``, which ``capture`` captures.
+
+huggingface.py, timm.py and open_clip.py build models by name, ``capture.module_source`` takes the
+user's own module.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,3 +81,31 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, mode in modes:
             submodule.training = mode
+
+
+def tensor_fields(model: nn.Module, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """The tensors in the mapping that the forward of ``model``'s class returns, in its order."""
+    with evaluating(model):
+        outputs = type(model).forward(model, **inputs, **options)
+    items = outputs.items() if isinstance(outputs, Mapping) else ()
+    return {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
+
+
+def return_only(
+    model: nn.Module, inputs: Sequence[str], outputs: Sequence[str], **options: Any
+) -> None:
+    """Gives this one model a forward that takes ``inputs`` and returns a tuple of ``outputs``.
+
+    A wrapper module would put a prefix before every parameter's name.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(inputs, args, strict=False)) | kwargs
+        returned = type(self).forward(self, **given, **options)
+        return tuple(returned[name] for name in outputs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *inputs)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    # A bound method, because copying the model then binds it to the copy.
+    model.forward = types.MethodType(forward, model)

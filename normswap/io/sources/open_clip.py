@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+from functools import partial
 from typing import Any
 
 import torch
 
-from normswap.errors import NormswapError
-from normswap.io.extras import import_extra, split_options
-from normswap.io.forward import return_only, tensor_fields
-from normswap.io.hub import reachable_hub
-from normswap.io.messages import first_line
+from normswap.errors import NormswapError, first_line
 from normswap.io.preprocessing_configs import from_open_clip
-from normswap.io.quiet import quiet
-from normswap.io.source import Source, example_images, example_texts
-
-# open_clip logs to the root logger.
-_TALKATIVE = ("root", "timm", "transformers")
+from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
+from normswap.io.sources.packages import build, close_names, import_extra, split_options
 
 
 def open_clip_source(name: str, pretrained: bool = True, seed: int = 0) -> Source:
@@ -30,50 +23,35 @@ def open_clip_source(name: str, pretrained: bool = True, seed: int = 0) -> Sourc
     missing.
     """
     full, wanted = split_options(name, "open_clip:")
-    open_clip: Any = import_extra("open_clip", f"open_clip:{full}")
-    architecture, tag = _split(open_clip, full)
     label = f"open_clip:{full}"
-    options: dict[str, Any] = {"pretrained_text": False}
-    if pretrained and wanted:
-        options = _of_tag(open_clip, architecture, tag)
-    try:
-        with reachable_hub(), quiet(*_TALKATIVE), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = open_clip.create_model(architecture, device="cpu", **options)
-    except Exception as error:  # of the network or the hub, also for the configs of some towers
-        reason = first_line(error)
-        if "pretrained" not in options:
-            raise NormswapError(f"{label}: cannot be built ({reason})") from error
-        raise NormswapError(
-            f"{label}: its pretrained weights could not be fetched ({reason}); "
-            f"open_clip:{architecture}?pretrained=false takes random ones"
-        ) from error
-    return _source(label, model)
-
-
-def _split(open_clip: Any, full: str) -> tuple[str, str]:
+    open_clip: Any = import_extra("open_clip", label)
     names = open_clip.list_models()
     architecture, _, tag = full.partition("/")
     if architecture not in names:
-        close = difflib.get_close_matches(architecture, names, n=3, cutoff=0.5)
-        advice = f"did you mean {', '.join(close)}" if close else "see open_clip.list_models()"
+        advice = close_names(architecture, names, "open_clip.list_models()")
         raise NormswapError(
-            f"open_clip:{full}: open_clip {open_clip.__version__} has no model "
+            f"{label}: open_clip {open_clip.__version__} has no model "
             f"{architecture!r:.80}; {advice}"
         )
-    return architecture, tag
+    options: dict[str, Any] = {"pretrained_text": False}
+    fetched = pretrained and wanted
+    if fetched:
+        options = _of_tag(open_clip, architecture, tag)
+    make = partial(open_clip.create_model, architecture, device="cpu", **options)
+    model = build(label, make, seed, f"open_clip:{architecture}" if fetched else None)
+    return _source(label, model)
 
 
 def _of_tag(open_clip: Any, architecture: str, tag: str) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         problem = f"has no pretrained tag {tag!r:.80}" if tag else "needs a tag for its weights"
-        told = f"its tags are {', '.join(tags)}" if tags else "it has no pretrained weights"
+        known = f"its tags are {', '.join(tags)}" if tags else "it has no pretrained weights"
         raise NormswapError(
-            f"open_clip:{architecture}: {problem}; {told}; "
+            f"open_clip:{architecture}: {problem}; {known}; "
             f"open_clip:{architecture}?pretrained=false takes random ones"
         )
-    # open_clip only warns when weights were trained with another GELU than the model has.
+    # open_clip only warns when the weights were trained with another GELU than the model's.
     quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu"))
     return {"pretrained": tag, "require_pretrained": True, "force_quick_gelu": quick}
 

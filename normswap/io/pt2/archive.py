@@ -1,7 +1,7 @@
 """A strict reader of the zip archives that torch writes: every member stored, none compressed.
 
 Because nothing is ever inflated and members may not overlap, an archive cannot hold more than
-its file, and a member's bytes can be used in place, mapped from the file.
+its file, and the bytes of a member can be used in place, mapped from the file.
 """
 
 from __future__ import annotations
@@ -13,22 +13,26 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 from normswap.errors import NormswapError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
+SAVE_AGAIN = "export it again with torch.export.save"
+TRUST = "Pass --trust if you know where the file comes from"
 
 
 class BadArchive(Exception):
-    """``args[0]`` says what is wrong, to be put behind the file's name."""
+    """``args[0]`` says what is wrong; it goes after the file's name."""
 
 
 class Archive:
     """The members of an archive by name, without the root folder that torch puts them in.
 
-    ``data``: the whole archive. Raises BadArchive unless every member is stored as it is, has a
-    plain relative name of its own and lies inside the archive without overlapping another.
+    ``data``: the whole archive; ``directory``: the same as a file. Raises BadArchive unless every
+    member is stored uncompressed, has a plain relative name of its own and lies inside the archive
+    without overlapping another.
     """
 
     def __init__(self, data: memoryview, directory: io.BufferedIOBase) -> None:
@@ -92,10 +96,10 @@ class Archive:
 
 
 def open_archive(path: Path) -> tuple[Archive, mmap.mmap]:
-    """The archive at ``path`` and its mapping: private, so writing to it leaves the file alone.
+    """The archive at ``path`` and its private mapping: writing to it does not change the file.
 
-    The mapping lives as long as something refers to it, also after the file has been replaced by
-    another. Raises NormswapError if ``path`` cannot be read, BadArchive for what is in it.
+    The mapping stays valid as long as something refers to it, even after the file was replaced.
+    Raises NormswapError if ``path`` cannot be read, BadArchive for what is in it.
     """
     try:
         with open(path, "rb") as file:
@@ -110,6 +114,15 @@ def open_archive(path: Path) -> tuple[Archive, mmap.mmap]:
 def open_bytes(content: bytes) -> Archive:
     """The archive in ``content``."""
     return Archive(memoryview(content), io.BytesIO(content))
+
+
+def refuse(path: Path, part: str, what: str = "") -> NoReturn:
+    """Raises NormswapError: the content ``what`` of ``part`` could run code."""
+    named = f" ({what})" if what else ""
+    raise NormswapError(
+        f"{path}: its part {part} holds something other than tensors{named}; "
+        f"it was not loaded. {TRUST}"
+    )
 
 
 def _plain_name(info: zipfile.ZipInfo) -> str:

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.io.onnx import inline as onnx_inline
-from normswap.io.onnx.file import read_onnx, write_onnx
-from normswap.io.onnx.inline import InlineTensor
-from normswap.io.onnx.tensors import MappedTensor, slots
+from normswap.io.onnx import message, read_onnx, write_onnx
+from normswap.io.onnx.tensors import InlineTensor, MappedTensor, slots
 
 WIDTH, HIDDEN = 64, 96
 NORM = """<ir_version: 9, opset_import: ["" : 14]>
@@ -112,7 +110,7 @@ def test_a_file_is_written_as_protobuf_writes_it(
     assert inline == {"w1", "w2", "half", "integers"}
     model.graph.initializers["half"].const_value = ir.tensor(held["half"].numpy() + 1, name="half")
     write_onnx(model, tmp_path / "pieces.onnx")
-    monkeypatch.setattr(onnx_inline, "SMALLEST", 1 << 40)
+    monkeypatch.setattr(message, "SMALLEST", 1 << 40)
     whole = read_onnx(source)
     assert not any(isinstance(tensor, InlineTensor) for tensor in tensors(whole).values())
     whole.graph.initializers["half"].const_value = model.graph.initializers["half"].const_value
@@ -182,7 +180,7 @@ def outcomes(path: Path) -> tuple[object, object]:
     """As it is read, and as protobuf alone reads it."""
     own = outcome(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_inline, "SMALLEST", 1 << 40)
+        patch.setattr(message, "SMALLEST", 1 << 40)
         return own, outcome(path)
 
 

@@ -1,14 +1,15 @@
 """A ``Source`` from a Hugging Face folder (config.json and safetensors) or a hub id.
 
-The folder is data: the class that its config names is looked up in the installed transformers,
-its weights are read as safetensors, and nothing else in it is opened. In particular
-``from_pretrained`` is not let loose on it, which would follow adapters to other repositories and
-load pickled checkpoint metadata.
+The folder is only data: the class that its config names is looked up in the installed
+transformers, its weights are read as safetensors, and nothing else in it is opened. In particular
+``from_pretrained`` never gets the folder: it would follow adapters to other repositories and load
+pickled checkpoint metadata.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,16 @@ import safetensors
 import safetensors.torch
 import torch
 
-from normswap.errors import NormswapError
-from normswap.io.extras import import_extra
-from normswap.io.forward import return_only, tensor_fields
-from normswap.io.hub import fetch_folder
-from normswap.io.huggingface_inputs import example_pixels, example_tokens, wanted_outputs
-from normswap.io.messages import first_line, plain
-from normswap.io.preprocessing_configs import from_huggingface
-from normswap.io.preprocessing_files import processor_config, read_json
-from normswap.io.quiet import quiet
-from normswap.io.source import Source
+from normswap.errors import NormswapError, first_line, plain, quiet
+from normswap.io.preprocessing_configs import from_huggingface, processor_config, read_json
+from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
+from normswap.io.sources.packages import import_extra, reachable_hub
 
+_INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-# These pick code to run or fetch; "sdpa" is passed instead.
+# These choose code to run or to fetch. The attention implementation is passed instead.
 _UNSAFE_KEYS = ("auto_map", "fusion_config", "custom_pipelines")
+_DUAL = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
 
 def huggingface_source(folder_or_id: str) -> Source:
@@ -44,7 +41,7 @@ def huggingface_source(folder_or_id: str) -> Source:
     """
     transformers = import_extra("transformers", folder_or_id)
     if folder_or_id.startswith("hf:"):
-        name, folder = folder_or_id, fetch_folder(folder_or_id.removeprefix("hf:"))
+        name, folder = folder_or_id, _fetch_folder(folder_or_id.removeprefix("hf:"))
     else:
         folder = Path(folder_or_id)
         name = folder.resolve().name
@@ -57,6 +54,45 @@ def huggingface_source(folder_or_id: str) -> Source:
     return _source(name, model, processor)
 
 
+def _fetch_folder(identifier: str) -> Path:
+    """The local folder with the model's config, image processor and safetensors.
+
+    Raises NormswapError if they cannot be fetched.
+    """
+    with reachable_hub():
+        config = _fetch(identifier, "config.json")
+        if not _fetch(identifier, "preprocessor_config.json", optional=True):
+            _fetch(identifier, "processor_config.json", optional=True)
+        if not _fetch(identifier, "model.safetensors", optional=True):
+            index = _fetch(identifier, _INDEX, optional=True)
+            if index is None:
+                raise NormswapError(
+                    f"hf:{identifier}: no safetensors of it could be fetched, and pickled weights "
+                    "are not loaded; name a local folder"
+                )
+            for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+                _fetch(identifier, name)
+    assert config is not None
+    return config.parent
+
+
+def _fetch(identifier: str, name: str, optional: bool = False) -> Path | None:
+    """The file; None for an ``optional`` one that the repository (or the cache, where there is no
+    network) does not have."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(identifier, name))
+    except Exception as error:  # of the network, the hub or the id itself
+        if optional and isinstance(error, EntryNotFoundError):
+            return None
+        raise NormswapError(
+            f"hf:{identifier}: {name} could not be fetched ({first_line(error)}); "
+            "check the id and the network, or name a local folder"
+        ) from error
+
+
 def _model_class(transformers: Any, folder: Path, config: dict[str, Any]) -> Any:
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
@@ -65,19 +101,19 @@ def _model_class(transformers: Any, folder: Path, config: dict[str, Any]) -> Any
             f"{folder}/config.json: names no architecture; add the model's class as "
             '"architectures"'
         )
-    found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    known = getattr(transformers, architecture, None) if architecture.isidentifier() else None
+    if not (isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)):
         raise NormswapError(
             f"{folder}/config.json: transformers {transformers.__version__} has no model "
             f"{architecture!r:.80}; code from the folder is never run"
         )
     if "quantization_config" in config:
         raise NormswapError(f"{folder}: holds a quantised model; save it in float first")
-    return found
+    return known
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file():
         files = [single]
     elif index.is_file():
@@ -100,8 +136,9 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         except FileNotFoundError as error:
             raise NormswapError(f"{file}: is missing; copy it into the folder") from error
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            reason = first_line(error)
-            raise NormswapError(f"{file}: is damaged ({reason}); copy it again") from error
+            raise NormswapError(
+                f"{file}: is damaged ({first_line(error)}); copy it again"
+            ) from error
     return weights
 
 
@@ -110,7 +147,7 @@ def _build(
 ) -> Any:
     attention = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     try:
-        # Its report and progress bars; what matters of them is told below, in one line.
+        # Its report and progress bars; what matters of them is reported below, in one line.
         with quiet("transformers", stderr=True):
             model, info = model_class.from_pretrained(
                 None,
@@ -161,8 +198,8 @@ def _check_complete(folder: Path, architecture: str, info: Mapping[str, Any]) ->
 def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
     parameters = inspect.signature(type(model).forward).parameters
     reason = "it takes neither images nor texts"
-    images = example_pixels(model, parameters, processor)
-    texts = example_tokens(model.config, parameters)
+    images = _example_pixels(model, parameters, processor)
+    texts = _example_tokens(model.config, parameters)
     for inputs in (image | text for image in images for text in texts if image or text):
         try:
             with quiet("transformers"):
@@ -170,7 +207,7 @@ def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
         except Exception as error:  # not made for these inputs, or not for their sizes
             reason = first_line(error)
             continue
-        outputs = wanted_outputs(fields)
+        outputs = _wanted_outputs(fields)
         return_only(model, list(inputs), outputs, return_dict=True)
         axes = {key: {0: "batch" if key == "pixel_values" else "text_batch"} for key in inputs}
         preprocessing = None
@@ -181,3 +218,55 @@ def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
         f"{name}: {type(model).__name__} cannot be run on images and texts alone ({reason}); "
         "load the module in Python with example_inputs"
     )
+
+
+def _example_tokens(config: Any, parameters: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """Texts of the longest length to try on the model; [{}] if it takes none.
+
+    The second length is for RoBERTa, whose positions begin after the padding id.
+    """
+    if "input_ids" not in parameters:
+        return [{}]
+    text = getattr(config, "text_config", None) or config
+    kind = str(getattr(config, "model_type", ""))
+    vocabulary, longest = int(text.vocab_size), int(getattr(text, "max_position_embeddings", 77))
+    ids = [getattr(text, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    start, end, pad = (i if isinstance(i, int) and 0 <= i < vocabulary else None for i in ids)
+    if kind.startswith("clip") and end in (2, None):
+        end = vocabulary - 1  # configs before 2023 have a wrong id; the model takes the largest
+    words = range(min(3, vocabulary - 1), max(vocabulary - 2, min(3, vocabulary - 1) + 1))
+    masked = "attention_mask" in parameters and not kind.startswith("siglip")  # trained without
+    texts = []
+    for length in (longest, longest - (pad or 0) - 1):
+        tokens, mask = example_texts(length, words, start, end, pad or 0)
+        texts.append({"input_ids": tokens} | ({"attention_mask": mask} if masked else {}))
+    return texts
+
+
+def _example_pixels(
+    model: Any, parameters: Mapping[str, Any], processor: dict[str, Any] | None
+) -> list[dict[str, torch.Tensor]]:
+    """Images to try on the model; [{}] if it takes none.
+
+    Those of the preprocessor's size come first: some models adapt to it.
+    """
+    if "pixel_values" not in parameters:
+        return [{}]
+    vision = getattr(model.config, "vision_config", None) or model.config
+    size = getattr(vision, "image_size", 224)
+    sizes = [tuple(size) if isinstance(size, list | tuple) else (size, size)]
+    given = (processor or {}).get("crop_size") or (processor or {}).get("size")
+    if isinstance(given, dict) and all(isinstance(given.get(k), int) for k in ("height", "width")):
+        sizes.insert(0, (given["height"], given["width"]))
+    channels = getattr(vision, "num_channels", 3)
+    return [
+        {"pixel_values": example_images(channels, height, width, model.dtype)}
+        for height, width in dict.fromkeys(sizes)
+    ]
+
+
+def _wanted_outputs(fields: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    """The logits and embeddings of a dual encoder, a classifier's logits, else every tensor."""
+    if "logits_per_image" in fields:
+        return tuple(name for name in _DUAL if name in fields)
+    return ("logits",) if "logits" in fields else tuple(fields)

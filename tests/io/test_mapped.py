@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from normswap.io.mapped_file import MappedFile, stream
+from normswap.io.mapped import MappedFile, stream
 
 CONTENT = np.random.default_rng(0).bytes(3_000_001)
 SPANS = [(0, len(CONTENT)), (5, 2_000_003), (4097, 4099), (1_000_000, len(CONTENT))]

@@ -1,22 +1,56 @@
-"""Calibration data in batches that a model takes."""
+"""Calibration data: this process's share of it, in batches, and moments over all processes."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self, TypeVar
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 
+Batches = Sequence[Mapping[str, Array]]
+"""Feeds by input name, per batch."""
+
 _ELEMENTS = 16 * 3 * 224 * 224  # per batch, of all inputs together
 _SMALLEST, _LARGEST = 16, 256
 
 
+class Moments(Protocol):
+    def merged(self, other: Self, /) -> Self: ...
+
+
+M = TypeVar("M", bound=Moments)
+
+
+def own_share(data: Data) -> Data:
+    """The samples of this process: an equal part of the data, in the order of the processes."""
+    if distributed.world() == 1:
+        return data
+    start, end = (data.count * (distributed.rank() + i) // distributed.world() for i in (0, 1))
+    return data.part(slice(start, end))
+
+
+def first_number(count: int) -> int:
+    """The index, within all the data, of the first of this process's ``count`` samples."""
+    return sum(distributed.gathered(count)[: distributed.rank()])
+
+
+def over_processes(moments: M) -> M:
+    """The moments of the rows of all processes, merged in their order; the same in each.
+
+    Every process must call it.
+    """
+    return functools.reduce(lambda a, b: a.merged(b), distributed.gathered(moments))
+
+
 def calibration_batches(model: Model, sites: Sequence[Site], data: Data) -> list[dict[str, Array]]:
-    """Feeds for what ``sites`` depend on; a model with a fixed batch gets whole ones only.
+    """Batches for what ``sites`` depend on; a model with a fixed batch size gets only full ones.
 
     Raises NormswapError if the data lacks an input that they depend on, or fills no batch.
     """
@@ -42,6 +76,4 @@ def calibration_batches(model: Model, sites: Sequence[Site], data: Data) -> list
         raise NormswapError(
             f"{model.name}: takes batches of {size}, the calibration data holds {data.count}"
         )
-    return list(
-        Data({name: array[:count] for name, array in data.feeds.items()}, None).batches(size)
-    )
+    return list(data.part(slice(count)).batches(size))

@@ -19,9 +19,9 @@ from normswap.assets.digits import DIGITS_VIT
 from normswap.errors import NormswapError
 from normswap.io.data import load_data
 from normswap.io.load import load
+from normswap.io.notes import PREPROCESSING
 from normswap.io.preprocessing import Preprocessing, Unsupported
-from normswap.io.preprocessing_files import KEY
-from normswap.io.pt2.file import read_pt2_note
+from normswap.io.pt2 import read_pt2_note
 from normswap.io.save import save
 from normswap.model import Model
 
@@ -52,7 +52,7 @@ def saved(digits: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(digits, folder / f"with.{suffix}")
     save(replace(digits, preprocessing=None), folder / "without.pt2")
     proto = onnx.load(folder / "with.onnx")  # a second export would take seconds
-    props = {p.key: p.value for p in proto.metadata_props if p.key != KEY}
+    props = {p.key: p.value for p in proto.metadata_props if p.key != PREPROCESSING}
     onnx.helper.set_model_props(proto, props)
     onnx.save(proto, folder / "without.onnx")
     return folder
@@ -95,7 +95,10 @@ def onnx_ir_of(path: Path) -> Any:
 
 def test_saving_keeps_the_other_metadata(files: Path) -> None:
     proto = onnx.load(files / "without.onnx")
-    given = {p.key: p.value for p in proto.metadata_props} | {"author": "someone", KEY: "old"}
+    given = {p.key: p.value for p in proto.metadata_props} | {
+        "author": "someone",
+        PREPROCESSING: "old",
+    }
     onnx.helper.set_model_props(proto, given)
     onnx.save(proto, files / "x.onnx")
     model = load(files / "x.onnx")
@@ -104,8 +107,8 @@ def test_saving_keeps_the_other_metadata(files: Path) -> None:
     assert found == given
     save(replace(model, preprocessing=DIGITS), files / "y.onnx")
     found = {p.key: p.value for p in onnx.load(files / "y.onnx").metadata_props}
-    assert found == given | {KEY: DIGITS.to_json()}
-    assert model.to_onnx_ir().metadata_props[KEY] == "old"
+    assert found == given | {PREPROCESSING: DIGITS.to_json()}
+    assert model.to_onnx_ir().metadata_props[PREPROCESSING] == "old"
 
 
 def test_a_configuration_beside_the_file(files: Path) -> None:
@@ -137,13 +140,13 @@ def test_a_configuration_beside_the_folder_onnx(files: Path) -> None:
 
 def damaged_onnx(path: Path, text: str) -> None:
     proto = onnx.load(path)
-    onnx.helper.set_model_props(proto, {KEY: text})
+    onnx.helper.set_model_props(proto, {PREPROCESSING: text})
     onnx.save(proto, path)
 
 
 def damaged_pt2(path: Path, text: str) -> None:
     program = torch.export.load(path)
-    torch.export.save(program, path, extra_files={KEY: text})
+    torch.export.save(program, path, extra_files={PREPROCESSING: text})
 
 
 @pytest.mark.parametrize(
@@ -175,10 +178,10 @@ def test_damaged_configurations_do_not_keep_a_model_from_loading(files: Path) ->
 
 def test_notes_of_a_pt2(files: Path) -> None:
     path = files / "with.pt2"
-    assert read_pt2_note(path, KEY) == DIGITS.to_json()
+    assert read_pt2_note(path, PREPROCESSING) == DIGITS.to_json()
     assert read_pt2_note(path, "other") is None
     program = torch.export.load(path)
-    torch.export.save(program, path, extra_files={KEY: "x" * 100_000})
-    assert read_pt2_note(path, KEY) is None
+    torch.export.save(program, path, extra_files={PREPROCESSING: "x" * 100_000})
+    assert read_pt2_note(path, PREPROCESSING) is None
     path.write_bytes(b"no archive")
-    assert read_pt2_note(path, KEY) is None
+    assert read_pt2_note(path, PREPROCESSING) is None

@@ -23,9 +23,9 @@ from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.errors import NormswapError
 from normswap.graph.onnx.graph import read_graph
 from normswap.io import images as image_reader
-from normswap.io import scratch
+from normswap.io import mapped
 from normswap.io.data import load_data
-from normswap.io.image_folder import folder_labels, list_images
+from normswap.io.images import folder_labels, list_images
 from normswap.io.load import load
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.model import InputSpec, Model
@@ -169,7 +169,7 @@ def test_large_folders_are_mapped_from_a_file(
     write_pictures(tmp_path / "images")
     (tmp_path / "scratch").mkdir()
     expected = load_data(tmp_path / "images", image_model()).feeds["pixel_values"]
-    monkeypatch.setattr(scratch, "IN_MEMORY", 1000)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 1000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     images = load_data(tmp_path / "images", image_model()).feeds["pixel_values"]
     assert isinstance(images.base, np.memmap)
@@ -182,7 +182,7 @@ def test_an_interrupted_run_leaves_nothing_behind(
 ) -> None:
     write_pictures(tmp_path / "images")
     (tmp_path / "scratch").mkdir()
-    monkeypatch.setattr(scratch, "IN_MEMORY", 1000)
+    monkeypatch.setattr(mapped, "IN_MEMORY", 1000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
 
     def interrupted(done: int, _total: int, _what: str) -> None:

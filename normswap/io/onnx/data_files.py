@@ -1,4 +1,9 @@
-"""Writing the data files of an ONNX model, always under free names."""
+"""The data files of an ONNX model: mapping those that it refers to, and writing new ones.
+
+A model may name any file of the machine as the data of its tensors. Only files in the model's
+own folder are opened, and only if they are as long as its tensors need. New files always get names
+that are free.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,18 @@ import itertools
 import logging
 import mmap
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, plain
 from normswap.io.atomic import DISK_ERRORS, sync, sync_folder
-from normswap.io.mapped_file import stream
-from normswap.io.messages import first_line
-from normswap.io.onnx.inline import InlineTensor
-from normswap.io.onnx.tensors import MappedTensor, Slot, slots
+from normswap.io.mapped import MappedFile, stream
+from normswap.io.onnx.tensors import InlineTensor, MappedTensor, Placed, Slot, slots
 
 _LOG = logging.getLogger("normswap")
 
@@ -33,11 +37,104 @@ LARGEST_INLINE = (1 << 31) - (1 << 26)
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 20
 _SYNCED_AT_ONCE = 1 << 27  # bytes
 
-Placed = list[tuple[Slot, ir.TensorProtocol]]
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def map_data_files(model: ir.Model, path: Path) -> None:
+    """Replaces the external tensors of ``model``, loaded from ``path``, by mapped ones.
+
+    Remembers the largest data file, so that new tensors go there even when passes have replaced
+    all of the old ones. Raises NormswapError if a data file is missing, too short, outside the
+    model's folder or reached through a link that leads outside.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    mappings: dict[Path, MappedFile | None] = {}
+    sizes: dict[str, int] = {}
+    for slot in list(slots(model)):
+        tensor = slot.tensor
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        location = str(tensor.location)
+        file = data_file(path, location, slot.name)
+        if file not in mappings:
+            mappings[file] = _map(path, file)
+        tensor.base_dir = folder
+        mapped = MappedTensor(tensor, mappings[file])
+        _check_span(path, file, slot.name, mapped, mappings[file])
+        slot.put(mapped)
+        sizes[location] = sizes.get(location, 0) + mapped.nbytes
+    if sizes:
+        model.graph.meta[DATA_FILE] = max(sizes, key=sizes.__getitem__)
+
+
+def data_file(path: Path, location: str, name: str) -> Path:
+    """The file that holds tensor ``name`` of the model at ``path``; it need not exist.
+
+    Raises NormswapError if ``location`` leads outside the folder of ``path``.
+    """
+    windows = PureWindowsPath(location)
+    parts = PurePosixPath(location.replace("\\", "/")).parts
+    folder = Path(os.path.abspath(path)).parent
+    rooted = windows.drive or windows.root or PurePosixPath(location).is_absolute()
+    if not parts or rooted or ".." in parts or "\0" in location:
+        raise NormswapError(
+            f"{path}: the data of '{name}' lies outside its folder ({location[:100]!r}); "
+            "move the data beside the model and save the model again"
+        )
+    file = folder.joinpath(*parts)
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise NormswapError(
+            f"{path}: its data file {plain(location)} is a link that leads outside its folder; "
+            "replace the link by a copy (cp -L)"
+        )
+    return file
+
+
+def _map(path: Path, file: Path) -> MappedFile | None:
+    """The mapping of a data file; None for an empty one."""
+    named = f"{path}: its data file {plain(file.name)}"
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait forever
+            raise NormswapError(f"{named} is not a regular file")
+        with open(file, "rb") as handle:
+            status = os.fstat(handle.fileno())
+            if status.st_nlink > 1:
+                # onnx and onnx_ir refuse these too: any file can be linked into a folder.
+                raise NormswapError(f"{named} has several hard links; replace it by a copy")
+            return MappedFile(handle.fileno()) if status.st_size else None
+    except FileNotFoundError as error:
+        raise NormswapError(f"{named} is missing; copy it beside the model") from error
+    except OSError as error:
+        raise NormswapError(f"{named} cannot be read ({error.strerror or error})") from error
+
+
+def _check_span(
+    path: Path, file: Path, name: str, tensor: MappedTensor, mapping: MappedFile | None
+) -> None:
+    damaged = f"{path}: is damaged:"
+    if any(not isinstance(size, int) or size < 0 for size in tensor.shape):
+        raise NormswapError(f"{damaged} the shape of '{name}' makes no sense")
+    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise NormswapError(f"{damaged} '{name}' of type {tensor.dtype.name} cannot be external")
+    if tensor.length not in (None, tensor.nbytes):
+        raise NormswapError(
+            f"{damaged} '{name}' takes {tensor.nbytes} bytes, but {tensor.length} "
+            "are given as its length"
+        )
+    size = 0 if mapping is None else len(mapping)
+    if tensor.span[1] > size:
+        raise NormswapError(
+            f"{path}: its data file {plain(file.name)} is too short: '{name}' ends at byte "
+            f"{tensor.span[1]}, the file has {size}; copy it again"
+        )
+
+
+# -- writing -------------------------------------------------------------------------------------
 
 
 class DataFiles:
-    """The data files that ``model`` needs at ``path``. Nothing is written before ``written``."""
+    """The data files that ``model`` needs at ``path``. Only ``written`` writes them."""
 
     def __init__(self, model: ir.Model, path: Path) -> None:
         self._path = path
@@ -45,31 +142,32 @@ class DataFiles:
         self._owner: tuple[int, int] | None = None
         self._synced: list[tuple[Path, Future[None]]] = []
         held = list(slots(model))
-        self._external = [slot for slot in held if isinstance(slot.tensor, ir.ExternalTensor)]
+        tensors = ((slot, slot.tensor) for slot in held)
+        self._external = [(s, t) for s, t in tensors if isinstance(t, ir.ExternalTensor)]
         self._groups = self._grouped(held, model.graph.meta.get(DATA_FILE))
-        if any(_same_file(path, _external(slot).path) for slot in self._external):
+        if any(_same_file(path, tensor.path) for _, tensor in self._external):
             raise NormswapError(f"{path}: holds the model's data; name another output")
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Placed]:
-        """Writes the data files and yields what each tensor is to be replaced by.
+        """Writes the data files and yields what to replace each tensor by.
 
-        The files are removed again if the block raises, unless ``path`` refers to them by then.
+        The files are removed again if the block raises, unless ``path`` already refers to them.
         """
         made: list[Path] = []
         placed: Placed = [
-            (slot, ir.Tensor(slot.tensor.numpy(), name=slot.tensor.name))
-            for slot in self._external
-            if slot.tensor.nbytes == 0  # no runtime maps nothing: inline
+            (slot, ir.Tensor(tensor.numpy(), name=tensor.name))
+            for slot, tensor in self._external
+            if tensor.nbytes == 0  # inline, because no runtime maps an empty range
         ]
         try:
-            with ThreadPoolExecutor(1) as disk:  # it lags behind, while the message is made too
+            with ThreadPoolExecutor(1) as disk:  # syncs while the rest and the message are made
                 for wanted, members in self._groups.items():
                     location = self._free(wanted, len(self._groups) == 1)
                     placed += self._write(location, members, made, disk)
                 yield placed
         except BaseException:
-            # An interrupt may come after the model has taken its name, before that returns.
+            # An interrupt may come after the model was renamed, before the rename returns.
             if self._owner is None or self._owner != _identity(self._path):
                 for item in reversed(made):
                     with contextlib.suppress(OSError):
@@ -77,8 +175,8 @@ class DataFiles:
             raise
 
     def settle(self, temporary: Path) -> None:
-        """Waits until the data files are on disk, and says which file, once at ``path``, refers to
-        them."""
+        """Waits until the data files are on disk. From then on they belong to the file
+        ``temporary``, which is about to be renamed to ``path``."""
         for file, synced in self._synced:
             with _reported(file):
                 synced.result()
@@ -88,9 +186,8 @@ class DataFiles:
         """Removes files that the model at ``path`` no longer uses; a failure is only logged."""
         for file in superseded:
             try:
-                for slot in self._external:
-                    tensor = _external(slot)
-                    # A plain one maps its file when first used: do that while it is there.
+                for _, tensor in self._external:
+                    # A plain one maps its file on first use: do that while the file is there.
                     if not isinstance(tensor, MappedTensor) and _same_file(tensor.path, file):
                         tensor.numpy()
                 file.unlink()
@@ -98,23 +195,20 @@ class DataFiles:
                 _LOG.warning("%s is no longer used but could not be removed (%s)", file, error)
 
     def _grouped(self, held: list[Slot], remembered: object) -> dict[str, list[Slot]]:
-        """The members of each data file, by the location it is to have if that is free."""
+        """The members of each data file, by the location it gets if that is free."""
         own = f"{self._path.name}.data"
         places = [_location(slot.tensor, own) for slot in held]
-        sizes: dict[str, int] = {}
-        inline = 0
+        sizes: dict[str | None, int] = {}
         for slot, place in zip(held, places, strict=True):
-            if place is None:
-                inline += slot.tensor.nbytes
-            else:
-                sizes[place] = sizes.get(place, 0) + slot.tensor.nbytes
-        main = max(sizes, key=lambda place: sizes[place], default=None)
+            sizes[place] = sizes.get(place, 0) + slot.tensor.nbytes
+        too_large = sizes.pop(None, 0) > LARGEST_INLINE
+        main = max(sizes, key=sizes.__getitem__, default=None)
         if main is None and isinstance(remembered, str):
             main = remembered
-        too_large = inline > LARGEST_INLINE
         groups: dict[str, list[Slot]] = {}
         for slot, place in zip(held, places, strict=True):
-            moves = too_large or (main is not None and _is_new(slot.tensor))
+            made = not isinstance(slot.tensor, ir.serde.TensorProtoTensor | InlineTensor)
+            moves = too_large or (made and main is not None)  # made: by a pass
             if place is None and moves and _may_move(slot):
                 place = main or own
             if place is not None and slot.tensor.nbytes > 0:
@@ -128,8 +222,8 @@ class DataFiles:
             [str(folder / f"{self._path.name}.data")] if only else [],
             (str(folder / f"{self._path.name}.{n}.data") for n in itertools.count(1)),
         )
-        # Not the name of a source either, even of one that has gone: it would read itself.
-        taken = {os.path.abspath(_external(slot).path) for slot in self._external}
+        # Not the name of a source either, even of one that was removed: it would read itself.
+        taken = {os.path.abspath(tensor.path) for _, tensor in self._external}
         taken.add(os.path.abspath(self._path))
         places = ((name, os.path.abspath(self._folder / name)) for name in names)
         return next(n for n, place in places if place not in taken and not os.path.lexists(place))
@@ -150,17 +244,17 @@ class DataFiles:
                 synced = 0
                 for slot in members:
                     tensor = slot.tensor
-                    key = _content(tensor)
+                    key: object = id(tensor)
+                    if isinstance(tensor, MappedTensor):  # the same bytes are written once
+                        key = id(tensor.raw), tensor.span
                     if key not in written:
                         written[key] = self._append(out, slot)
                     if out.tell() - synced >= _SYNCED_AT_ONCE:
                         self._synced.append((file, disk.submit(sync, file)))
                         synced = out.tell()
                     placed.append((slot, _placed_at(slot, location, written[key])))
-        self._synced += [
-            (file, disk.submit(sync, file)),
-            (file, disk.submit(sync_folder, file.parent)),
-        ]
+        self._synced.append((file, disk.submit(sync, file)))
+        self._synced.append((file, disk.submit(sync_folder, file.parent)))
         return placed
 
     def _append(self, out: IO[bytes], slot: Slot) -> int:
@@ -171,7 +265,7 @@ class DataFiles:
         try:
             if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
                 start = tensor.offset or 0
-                stream(tensor.raw, start, start + tensor.nbytes, out)  # its file may be gone by now
+                stream(tensor.raw, start, start + tensor.nbytes, out)  # its file may be removed
             else:
                 tensor.tofile(out) if hasattr(tensor, "tofile") else out.write(tensor.tobytes())
         except (OSError, ValueError) as error:
@@ -183,16 +277,6 @@ class DataFiles:
         if out.tell() - offset != tensor.nbytes:
             raise NormswapError(f"{self._path}: the data of '{slot.name}' has the wrong length")
         return offset
-
-
-@contextlib.contextmanager
-def _reported(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise NormswapError(
-            f"{file}: cannot be written ({error.strerror or error}); name another output"
-        ) from error
 
 
 def superseded_files(path: Path, files: Iterable[Path]) -> list[Path]:
@@ -217,6 +301,7 @@ def _mentioned(file: Path, folder: Path, path: Path) -> bool:
 
 
 def _contains(file: Path, text: bytes) -> bool:
+    """Whether the text is in the file; True where that cannot be read."""
     try:
         with (
             open(file, "rb") as handle,
@@ -229,6 +314,16 @@ def _contains(file: Path, text: bytes) -> bool:
         return True
 
 
+@contextlib.contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NormswapError(
+            f"{file}: cannot be written ({error.strerror or error}); name another output"
+        ) from error
+
+
 def _location(tensor: ir.TensorProtocol, otherwise: str) -> str | None:
     """Where an external tensor's data is, relative to the model; None for an inline one."""
     if not isinstance(tensor, ir.ExternalTensor):
@@ -239,13 +334,8 @@ def _location(tensor: ir.TensorProtocol, otherwise: str) -> str | None:
     return otherwise if outside else str(location)
 
 
-def _is_new(tensor: ir.TensorProtocol) -> bool:
-    """Whether a pass made it."""
-    return not isinstance(tensor, ir.serde.TensorProtoTensor | InlineTensor)
-
-
 def _may_move(slot: Slot) -> bool:
-    # Runtimes are shy of external data in attributes, and of external strings.
+    # Not every runtime reads external data in attributes, or external strings.
     is_text = slot.tensor.dtype == ir.DataType.STRING
     return slot.is_initializer and not is_text and slot.tensor.nbytes > SMALLEST_EXTERNAL
 
@@ -262,18 +352,6 @@ def _placed_at(slot: Slot, location: str, offset: int) -> ir.ExternalTensor:
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props) or None,
     )
-
-
-def _content(tensor: ir.TensorProtocol) -> object:
-    """Equal for tensors over the same bytes, which are written once."""
-    if isinstance(tensor, MappedTensor):
-        return id(tensor.raw), tensor.span
-    return id(tensor)
-
-
-def _external(slot: Slot) -> ir.ExternalTensor:
-    assert isinstance(slot.tensor, ir.ExternalTensor)
-    return slot.tensor
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -1,4 +1,7 @@
-"""The tensors of a .pt2: raw parts mapped from the file, pickled parts read as tensors only."""
+"""The program of a .pt2, rebuilt from checked objects.
+
+Tensors that are stored raw are mapped from the file; pickled parts are read as tensors only.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,73 @@ import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch._export.serde.serialize import deserialize_scalar_type
 
-from normswap.errors import NormswapError
-from normswap.io.archive import Archive, BadArchive, open_bytes
-from normswap.io.pt2.names import check_path
+# Not public: torch.export.load offers no way to give it checked objects.
+from torch._export.serde import schema
+from torch._export.serde.serialize import (
+    ExportedProgramDeserializer,
+    _dict_to_dataclass,
+    deserialize_scalar_type,
+)
 
-TRUST = "Pass --trust if you know where the file comes from"
+from normswap.errors import NormswapError, first_line, quiet
+from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
+from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
+
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, type(None), torch.dtype)
 _STRIDED = 7
 
 
-def refuse(path: Path, part: str, what: str = "") -> NoReturn:
-    """Raises NormswapError: ``part`` could run code, by what it holds."""
-    named = f" ({what})" if what else ""
-    raise NormswapError(
-        f"{path}: its part {part} holds something other than tensors{named}; "
-        f"it was not loaded. {TRUST}"
-    )
+def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.ExportedProgram:
+    """The program in the archive at ``path``, mapped at ``mapping``.
+
+    Raises NormswapError for one that is refused or that torch cannot rebuild, BadArchive for
+    missing or damaged parts.
+    """
+    parts = _Parts(path, archive, mapping, _model_name(path, archive))
+    part = f"models/{parts.model}.json"
+    version = ""
+    try:
+        document = parts.document(part)
+        version = shown(document.get("torch_version"))
+        serialized = _dict_to_dataclass(schema.ExportedProgram, document)
+        check_program(serialized)
+        weights, constants = parts.tensors("weights"), parts.tensors("constants")
+        inputs = parts.sample_inputs()
+        with quiet("torch.export", "torch._export"):
+            program = ExportedProgramDeserializer().deserialize(
+                serialized, weights, constants, inputs
+            )
+        check_calls(program.graph_module)
+        return program
+    except Unsafe as error:
+        refuse(path, part, str(error))
+    except (NormswapError, BadArchive):
+        raise
+    except Exception as error:  # torch raises whatever it meets in a program it cannot rebuild
+        raise NormswapError(
+            f"{path}: torch {torch.__version__} cannot rebuild the program that torch {version} "
+            f"wrote ({first_line(error)}); {SAVE_AGAIN}"
+        ) from error
+
+
+def _model_name(path: Path, archive: Archive) -> str:
+    parts = [name for name in archive.names if name.startswith("models/")]
+    names = [part.removeprefix("models/").removesuffix(".json") for part in parts]
+    if "model" in names:
+        return "model"
+    if len(names) != 1:
+        raise NormswapError(
+            f"{path}: holds {len(names)} programs and none is called model; save one per file"
+        )
+    return names[0]
 
 
 @dataclass(frozen=True)
-class Parts:
+class _Parts:
     """The parts of the program ``model`` in the archive at ``path``, mapped at ``mapping``.
 
     Every method raises BadArchive for a missing or damaged part, NormswapError for a refused one,
@@ -51,11 +96,16 @@ class Parts:
             raise BadArchive(f"is damaged: its part {part} is no JSON") from error
 
     def tensors(self, kind: str) -> dict[str, torch.Tensor]:
-        """The 'weights' or 'constants' by dotted path; they write to a private copy."""
+        """The 'weights' or 'constants' by dotted path, over the private mapping of the file."""
         folder = f"data/{kind}"
         old = f"{folder}/{self.model}.pt"
         if old in self.archive:
-            return self._pickled_tensors(old)
+            pickled = self._unpickle(old)
+            if not isinstance(pickled, dict):
+                refuse(self.path, old)
+            if not all(isinstance(tensor, torch.Tensor) for tensor in pickled.values()):
+                refuse(self.path, old)
+            return pickled
         config = self.document(f"{folder}/{self.model}_{kind}_config.json")["config"]
         tensors = {}
         for name, meta in config.items():
@@ -107,15 +157,6 @@ class Parts:
         if meta["device"]["type"] != "cpu":
             tensor = tensor.to(torch.device(meta["device"]["type"], meta["device"]["index"] or 0))
         return tensor.requires_grad_(bool(meta["requires_grad"]))
-
-    def _pickled_tensors(self, part: str) -> dict[str, torch.Tensor]:
-        tensors = self._unpickle(part)
-        if not isinstance(tensors, dict):
-            refuse(self.path, part)
-        for tensor in tensors.values():
-            if not isinstance(tensor, torch.Tensor):
-                refuse(self.path, part)
-        return tensors
 
     def _unpickle(self, part: str) -> Any:
         content = self.archive.read(part)
