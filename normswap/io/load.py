@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Value, is_floating
-from normswap.graph.onnx.graph import OnnxGraph
+from normswap.graph.onnx.graph import read_graph
 from normswap.io.notes import with_notes
 from normswap.io.onnx import read_onnx
 from normswap.model import InputSpec, Model
@@ -81,7 +81,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
     that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
     input has no rank or no dtype.
     """
-    graph = OnnxGraph(model)
+    graph = read_graph(model)
     specs = []
     for value in graph.inputs:
         raw: ir.Value = value.raw
