@@ -3,32 +3,8 @@
 from __future__ import annotations
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.passthrough import PASS_THROUGH
 
 _REACH = 24  # operators between a root and its statistic, at most
-_REDUCTIONS = frozenset(
-    {
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceMax",
-        "GlobalAveragePool",
-        "AveragePool",
-        "CumSum",
-        "Einsum",
-    }
-)
-_STATISTICS = ("aten.var", "aten.std", "aten.linalg_vector_norm", "aten.norm")
-_L2 = ("ReduceL2", "LpNormalization", "MeanVarianceNormalization")
-_ROOTS_OF_ATEN = ("aten.std", "aten.linalg_vector_norm", "aten.norm")
-_NORMS = (
-    "LayerNormalization",
-    "RMSNormalization",
-    "InstanceNormalization",
-    "GroupNormalization",
-)
 
 
 def is_root(graph: Graph, node: Node) -> bool:
@@ -36,21 +12,19 @@ def is_root(graph: Graph, node: Node) -> bool:
 
     A logarithm counts, since exp(-log(x) / 2) is one.
     """
-    if node.op in ("Sqrt", "Rsqrt", "Log"):
-        found = True
-    elif node.op == "Pow":
+    takes_root = bool(node.operator.root)
+    if node.op == "Pow":
         exponent = graph.scalar(node.input(1))
-        found = exponent is not None and (exponent < 0 or exponent != int(exponent))
-    else:
-        found = node.op in _L2 or node.op.startswith(_ROOTS_OF_ATEN)
-    return found and bool(node.inputs) and not node.data_input().is_constant
+        takes_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
+    return takes_root and bool(node.inputs) and not node.data_input().is_constant
 
 
 def reduces(node: Node) -> bool:
     """Whether ``node`` computes fewer numbers than it reads, from all of them."""
-    if node.op in _REDUCTIONS or node.op.startswith(_STATISTICS) or node.op in _L2:
+    operator = node.operator
+    if operator.statistic or operator.product == "einsum":
         return True
-    return node.op in ("MatMul", "Linear", "Gemm", "Conv") and shrinks(node)
+    return bool(operator.product) and shrinks(node)
 
 
 def shrinks(node: Node) -> bool:
@@ -66,14 +40,14 @@ def shrinks(node: Node) -> bool:
 
 def over_statistic(node: Node) -> bool:
     """Whether a reduction lies on the way into ``node``, or it is one itself."""
-    if reduces(node) or node.op in _L2:
+    if reduces(node):
         return True
     pending: list[Value] = node.dynamic_inputs()
     for _ in range(_REACH):
         if not pending:
             return False
         producer = pending.pop(0).producer
-        if producer is not None and producer.op != "Shape":
+        if producer is not None and not producer.operator.reads_sizes_only:
             if reduces(producer):
                 return True
             pending.extend(producer.dynamic_inputs())
@@ -84,20 +58,21 @@ def is_lowering(graph: Graph, node: Node) -> bool:
     """Whether a norm operator may be part of another norm: rows reshaped into its channels, a
     training-mode BatchNorm, or one without weight and bias of its own that others follow.
     """
-    if node.op == "BatchNormalization":
+    norm = node.operator.norm
+    if norm == "batch_norm":
         return bool(node.attributes.get("training_mode"))
-    if node.op not in _NORMS or node.data_input().is_constant:
+    if not norm or node.data_input().is_constant:
         return False
     readers = node.output.readers
-    affine = any(r.op in ("Mul", "Add") and len(r.dynamic_inputs()) == 1 for r in readers)
-    if node.op in ("InstanceNormalization", "GroupNormalization"):
+    affine = any(r.operator.commutes and len(r.dynamic_inputs()) == 1 for r in readers)
+    if norm in ("instance_norm", "group_norm"):
         return affine or _is_reshaped(node)
     return affine and _is_all(graph, node.input(1), 1.0) and _is_all(graph, node.input(2), 0.0)
 
 
 def _is_reshaped(node: Node) -> bool:
     value = node.data_input()
-    while value.producer is not None and value.producer.op in PASS_THROUGH:
+    while value.producer is not None and value.producer.operator.passes_through:
         if value.producer.op == "Reshape":
             return True
         value = value.producer.data_input()

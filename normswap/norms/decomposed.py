@@ -18,7 +18,6 @@ from normswap.norms.formula import Norm
 from normswap.norms.half import overflowing_in_half
 from normswap.norms.judgement import likeliest
 from normswap.norms.names import site_name
-from normswap.norms.passthrough import PASS_THROUGH
 from normswap.norms.proof import Verdict, prove
 from normswap.norms.regions import Region, behind_control_flow, obstacle, regions
 from normswap.norms.site import Rejection, Site
@@ -27,12 +26,6 @@ _CENTRED_WRONGLY = (
     "what it divides is centred, but not by its own mean over the axes that it normalises"
 )
 _SAME = 1e-9
-_OWN_KINDS = {
-    "LayerNormalization": "layer_norm",
-    "RMSNormalization": "rms_norm",
-    "InstanceNormalization": "instance_norm",
-    "GroupNormalization": "group_norm",
-}
 
 
 @dataclass
@@ -147,7 +140,8 @@ def _last_in_row(graph: Graph, region: Region) -> Value | None:
 
 
 def _is_move(value: Value) -> bool:
-    return value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad")
+    operator = value.producer.operator if value.producer is not None else None
+    return operator is not None and (operator.passes_through or operator.move == "pad")
 
 
 def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_Part]:
@@ -228,9 +222,10 @@ def _is_more(anchor: Node, part: _Part) -> bool:
     if part.exit is anchor.output:
         reshaped = any(node.op == "Reshape" for node in part.nodes)  # rows, if only of a batch of 1
         return reshaped and part.norm.kind == "layer_norm"
-    if _OWN_KINDS.get(anchor.op) == part.norm.kind:
+    own = anchor.operator.norm
+    if own == part.norm.kind:
         return part.entry is anchor.data_input()  # it gains a weight or a bias
-    if anchor.op != "InstanceNormalization" or part.norm.kind != "layer_norm":
+    if own != "instance_norm" or part.norm.kind != "layer_norm":
         return True
     axes, rank = part.norm.statistics.axes, len(part.entry.shape or ())
     return axes == tuple(range(rank - len(axes), rank)) or not part.norm.is_plain_weight

@@ -15,40 +15,6 @@ WHOLE = 20_000_000  # elements at most (160 MB) of the check of the whole value
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
 _ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
-# These treat every row alike, so what holds for a few rows holds for all.
-_ROWWISE = frozenset(
-    {
-        "Abs",
-        "Add",
-        "BatchNormalization",
-        "Cast",
-        "Div",
-        "Exp",
-        "Identity",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "Log",
-        "LpNormalization",
-        "Mul",
-        "Neg",
-        "Pow",
-        "RMSNormalization",
-        "Reciprocal",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "Rsqrt",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-        "aten.var.correction",
-        "aten.var_mean.correction",
-        "aten.std.correction",
-    }
-)
 
 
 class RegionRunner:
@@ -98,7 +64,7 @@ class RegionRunner:
 
     @property
     def is_rowwise(self) -> bool:
-        return all(node.op in _ROWWISE for node in self.region.nodes)
+        return all(node.operator.rowwise for node in self.region.nodes)
 
 
 def probe_shapes(region: Region) -> Iterator[tuple[int, ...]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear, linear_writing
-from normswap.norms.passthrough import root
 from normswap.norms.residuals import Residual, is_attention, is_product
 from normswap.norms.site import Site
 
@@ -26,7 +25,7 @@ def ffn_of(graph: Graph, residuals: Sequence[Residual], site: Site) -> Ffn | Non
     of two stages of linear layers."""
     x, y = graph.value(site.input), graph.value(site.output)
     for residual in residuals:
-        is_its = y in residual.inside or root(x) is residual.add.output
+        is_its = y in residual.inside or x.origin is residual.add.output
         if is_its and not residual.attends:
             second = _last_linear(graph, residual.branch)
             first = None if second is None else _first_linears(graph, second.input, residual)

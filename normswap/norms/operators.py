@@ -7,22 +7,12 @@ from collections.abc import Container
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.operators import operator
 from normswap.norms.names import site_name
 from normswap.norms.site import Rejection, Site
 
 TRAINING = "it normalises by the batch's own statistics"
 """The reason for which a BatchNorm in training mode is rejected."""
-_BATCH_NORM = "BatchNormalization"
-_KINDS = {
-    "LayerNormalization": "layer_norm",
-    "RMSNormalization": "rms_norm",
-    "InstanceNormalization": "instance_norm",
-    "GroupNormalization": "group_norm",
-    _BATCH_NORM: "batch_norm",
-}
-
-
-_HIDDEN = frozenset({*_KINDS, "Sqrt", "Rsqrt"})  # in a body: a norm, or what may be one
 
 
 def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
@@ -34,10 +24,11 @@ def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], 
     for node in graph.nodes:
         if node in covered:
             continue
-        if node.op in _KINDS and not node.data_input().is_constant:
-            is_batch_norm = node.op == _BATCH_NORM
+        kind = node.operator.norm
+        if kind and not node.data_input().is_constant:
+            is_batch_norm = kind == "batch_norm"
             found = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
-        elif hidden := sorted(op for op in node.nested if op in _HIDDEN):
+        elif hidden := sorted(op for op in node.nested if _may_be_norm(op)):
             inside = ", ".join(hidden)
             found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
         elif "." in node.op and "Norm" in node.op.rpartition(".")[2]:
@@ -51,6 +42,11 @@ def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], 
     return sites, rejected
 
 
+def _may_be_norm(op: str) -> bool:
+    """Whether an operator in the body of another is a norm, or may be part of one."""
+    return bool(operator(op).norm) or operator(op).root == "square"
+
+
 def _norm(graph: Graph, node: Node) -> Site | str:
     x = node.data_input()
     affine, known = _parameters(graph, node.inputs[1:3])
@@ -58,14 +54,14 @@ def _norm(graph: Graph, node: Node) -> Site | str:
         return "its scale or shift is computed by the graph"
     if x.shape is None:
         return "the shape of its input is unknown"
-    rank = len(x.shape)
-    groups = node.attributes.get("num_groups") if node.op == "GroupNormalization" else None
-    first = 1 if groups else 2 if node.op == "InstanceNormalization" else rank - 1
+    rank, kind = len(x.shape), node.operator.norm
+    groups = node.attributes.get("num_groups") if kind == "group_norm" else None
+    first = 1 if groups else 2 if kind == "instance_norm" else rank - 1
     axes = tuple(range(node.attributes.get("axis", first), rank))
     weight, bias = (*affine, None, None)[:2]
     return Site(
         name=site_name([node], node.inputs[1:3]),
-        kind=_KINDS[node.op],
+        kind=kind,
         axes=axes,
         normalized_shape=tuple(x.shape[axis] for axis in axes),
         epsilon=_epsilon(node),

@@ -12,38 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
+from normswap.graph.operators import operator
 from normswap.norms.anchors import reduces, shrinks
 
 _BEFORE = 40  # operators between an entry and its anchor, at most
 _BEHIND = 24  # operators behind the anchor that are looked at
-_BARRIERS = frozenset(
-    {
-        "Linear",
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "Attention",
-        "Softmax",
-        "Gather",
-        "GatherND",
-        "Concat",
-        "Split",
-        "Gelu",
-        "Erf",
-        "Tanh",
-        "Sigmoid",
-        "Relu",
-        "LayerNormalization",
-        "RMSNormalization",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-    }
-)
-# Operators that take sizes to give values another shape, not to compute with them.
-_SHAPED = frozenset({"Expand", "Reshape", "Tile", "Slice", "Pad", "ConstantOfShape"})
-_SHAPED_BY_ATEN = ("aten.repeat", "aten.expand", "aten.view", "aten.reshape")
-CONTROL_FLOW = ("If", "Loop", "Scan", "cond", "while_loop")
 
 
 @dataclass(frozen=True)
@@ -105,11 +78,11 @@ def behind_control_flow(node: Node) -> bool:
 
 
 def _is_control_flow(node: Node) -> bool:
-    return node.op.rpartition(".")[2] in CONTROL_FLOW
+    return operator(node.op.rpartition(".")[2]).control_flow
 
 
 def _is_barrier(node: Node) -> bool:
-    return node.op in _BARRIERS and not shrinks(node)
+    return node.operator.is_barrier and not shrinks(node)
 
 
 def _entries(anchor: Node) -> list[Value]:
@@ -219,6 +192,6 @@ def _sizes_behind(values: list[Value]) -> set[Node] | None:
 
 def _counts(node: Node) -> bool:
     """Whether an integer that the graph computes becomes a number, not a shape."""
-    if node.op in _SHAPED or node.op.startswith(_SHAPED_BY_ATEN) or not _is_number(node.output):
+    if node.operator.takes_sizes or not _is_number(node.output):
         return False
     return any(not _is_number(value) for value in node.dynamic_inputs())

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.passthrough import root
 
 _REACH = 1000  # operators in a block, at most
-_PRODUCTS = frozenset({"Linear", "MatMul", "Gemm", "Conv", "Attention", "Einsum"})
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """``skip + branch``; ``skip`` is the root of its operand.
+    """``skip + branch``; ``skip`` is the origin of its operand.
 
     ``inside``: the values that the branch is computed from, the skip's own excluded. ``attends``:
     whether an attention is among what computes them.
@@ -37,7 +35,7 @@ def residuals(graph: Graph) -> list[Residual]:
         if any(v.shape is None or v.shape != node.output.shape for v in operands):
             continue
         for skip, branch in (operands, operands[::-1]):
-            residual = _residual(node, root(skip), branch, position)
+            residual = _residual(node, skip.origin, branch, position)
             if residual is not None:
                 found.append(residual)
                 break
@@ -46,19 +44,23 @@ def residuals(graph: Graph) -> list[Residual]:
 
 def is_attention(node: Node) -> bool:
     """A fused attention, a softmax, or a product of two computed values."""
-    if node.op in ("Softmax", "Attention") or "scaled_dot_product" in node.op:
+    if node.operator.attention:
         return True
-    return node.op in ("MatMul", "Einsum") and len(_computed(node)) > 1
+    return node.operator.product in ("matrix", "einsum") and len(_computed(node)) > 1
 
 
 def is_product(node: Node) -> bool:
     """A product with constants."""
-    return node.op in _PRODUCTS and len(_computed(node)) == 1
+    return _multiplies(node) and len(_computed(node)) == 1
+
+
+def _multiplies(node: Node) -> bool:
+    return bool(node.operator.product) or node.operator.attention == "fused"
 
 
 def _computed(node: Node) -> set[Value]:
     """The inputs that are no constants, expanded to a dynamic size or not."""
-    return {v for v in node.dynamic_inputs() if not root(v).is_constant}
+    return {v for v in node.dynamic_inputs() if not v.origin.is_constant}
 
 
 def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) -> Residual | None:
@@ -70,16 +72,18 @@ def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) 
     while pending:
         value = pending.pop()
         node = value.producer
-        if value is skip or root(value) is skip:
+        if value is skip or value.origin is skip:
             closes = True
             continue
-        if value in inside or node is None or position[node] < start or node.op == "Shape":
+        if value in inside or node is None or position[node] < start:
+            continue
+        if node.operator.reads_sizes_only:
             continue
         if len(inside) > _REACH:
             return None
         inside.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    if not closes or not any(n.op in _PRODUCTS or is_attention(n) for n in nodes):
+    if not closes or not any(_multiplies(n) or is_attention(n) for n in nodes):
         return None
     return Residual(add, skip, branch, frozenset(inside), any(is_attention(n) for n in nodes))

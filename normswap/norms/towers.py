@@ -21,7 +21,7 @@ def towers(graph: Graph) -> dict[Value, str]:
         kind = _input_kind(value)
         sources[value] = frozenset([kind] if kind else [])
     for node in graph.nodes:
-        reads = [] if node.op == "Shape" else node.dynamic_inputs()
+        reads = [] if node.operator.reads_sizes_only else node.dynamic_inputs()
         merged = frozenset().union(*(sources.get(v, frozenset()) for v in reads))
         sources.update(dict.fromkeys(node.outputs, merged))
     return {
@@ -46,6 +46,6 @@ def _is_token_ids(value: Value) -> bool:
         for node, index in pending.pop().uses:
             if node.op == "Gather" and index == 1 and node.data_input().is_constant:
                 return True
-            if node.op in ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+            if node.operator.passes_through:
                 pending.extend(node.outputs)
     return False

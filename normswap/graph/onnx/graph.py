@@ -25,12 +25,9 @@ from normswap.graph.onnx.subgraphs import (
     replace_captured,
 )
 from normswap.graph.onnx.types import ValueType, infer_types
+from normswap.graph.operators import operator
 
 _DOMAINS = ("", "ai.onnx")
-_OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}  # that brought an operator
-# ONNX Runtime's own: (normalised, mean, deviation, sum) of two values.
-_RUNTIME_DOMAIN = "com.microsoft"
-_WITH_SUM = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 _AXES_AS_INPUT = 18  # the opset from which on ReduceMean's axes are one
 _LOST_METADATA = ("pkg.torch.onnx.stack_trace",)  # of a node that a new one takes after
 _log = logging.getLogger(__name__)
@@ -118,7 +115,7 @@ class OnnxGraph(Graph):
         node = Node(op, [*inputs[:data], *captured], attributes, outputs, raw, scope, nested)
         constants = all(v is None or v.is_constant for v in [*inputs, *captured])
         for value in outputs:
-            value.is_constant = constants and bool(inputs) and not op.startswith("Random")
+            value.is_constant = constants and bool(inputs) and not node.operator.random
         self.nodes.append(node)
 
     def _run_for_shapes(self) -> bool:
@@ -231,7 +228,7 @@ class OnnxGraph(Graph):
         return float(np.float32(number))
 
     def require(self, op: str) -> None:
-        wanted = _OPSETS.get(op, 1)
+        wanted = operator(op).opset
         if self.opset >= wanted:
             return
         before = self.opset
@@ -289,7 +286,7 @@ class OnnxGraph(Graph):
         name: str,
         like: Node | None = None,
     ) -> Value:
-        if op in _OPSETS and len(inputs) > 1 and inputs[1] is None:
+        if operator(op).norm and len(inputs) > 1 and inputs[1] is None:
             x = cast(Value, inputs[0])
             inputs = [x, self._unit_scale(x, attributes or {}, name), *inputs[2:]]
         return super().insert(op, inputs, attributes, name=name, like=like)
@@ -302,12 +299,13 @@ class OnnxGraph(Graph):
         name: str,
         like: Node | None,
     ) -> tuple[Any, list[Value]]:
-        if op not in _EMITTED:
+        known = operator(op)
+        if not known.writable:
             raise ValueError(f"cannot write the operator {op} into an ONNX graph")
-        if op in _WITH_SUM:
-            self.model.opset_imports.setdefault(_RUNTIME_DOMAIN, 1)
-        if self.opset < _OPSETS.get(op, 1):
-            raise ValueError(f"{op} needs opset {_OPSETS[op]}")
+        if known.domain:
+            self.model.opset_imports.setdefault(known.domain, known.since)
+        if self.opset < known.opset:
+            raise ValueError(f"{op} needs opset {known.opset}")
         written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
         if op == "Cast":
             written["to"] = int(ir.DataType.from_numpy(attributes["to"]))
@@ -315,18 +313,20 @@ class OnnxGraph(Graph):
         if op == "ReduceMean" and self.opset >= _AXES_AS_INPUT:
             axes = np.array(written.pop("axes"), np.int64)
             raw_inputs.append(cast(ir.Value, self.add_constant(axes, f"{name}.axes").raw))
+        names = [name]
+        if known.norm_with_sum:  # normalised, mean, deviation, sum
+            names += ["", "", self._unique(f"{name}.sum")]
         raw = ir.node(
             op,
             raw_inputs,
             written,
-            domain="" if op not in _WITH_SUM else _RUNTIME_DOMAIN,
-            num_outputs=1 if op not in _WITH_SUM else 4,
+            domain=known.domain,
+            num_outputs=len(names),
             name=scoped_name(like.scope if like else "", name, op),
         )
         x = cast(Value, inputs[0])
         shape = _shape_after(op, [v for v in inputs if v is not None], attributes)
         dtype = attributes.get("to", x.dtype)
-        names = [name] if op not in _WITH_SUM else [name, "", "", self._unique(f"{name}.sum")]
         for output, own in zip(raw.outputs, names, strict=True):
             output.name = own
             if own:
@@ -413,14 +413,6 @@ class OnnxGraph(Graph):
                 del self._wanted_names[unique]
 
 
-_EMITTED = (
-    *_OPSETS,
-    *_WITH_SUM,
-    *("BatchNormalization", "Transpose", "Cast", "Add", "Sub", "Mul", "MatMul", "Gemm"),
-    "ReduceMean",
-)
-
-
 def _inline_functions(model: ir.Model) -> None:
     """Puts the bodies of the model's own functions in place of their calls."""
     if model.functions:
@@ -438,12 +430,12 @@ def _shape_after(
         return None
     if op == "Transpose":
         return tuple(shape[axis] for axis in attributes["perm"])
-    if op in ("Gemm", "MatMul"):
+    if operator(op).product:
         return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
     if op == "ReduceMean":  # which passes write with keepdims
         axes = attributes["axes"]
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    if op in ("Add", "Sub", "Mul"):
+    if operator(op).combines_two:
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape

@@ -12,9 +12,9 @@ from normswap.graph.graph import Array
 from normswap.graph.onnx.constants import constant_tensor
 from normswap.graph.onnx.runner import Step
 from normswap.graph.onnx.subgraphs import nested_operators
+from normswap.graph.operators import operator
 
 _LONGEST = 64  # elements of anything that is computed here
-_RANDOM = ("Random", "Bernoulli", "Multinomial")
 _log = logging.getLogger(__name__)
 Shapes = Mapping[str, tuple[int, ...] | None]
 
@@ -64,7 +64,7 @@ class KnownSizes:
             return {} if sizes is None else {node.outputs[0]: sizes}
         reads = {str(v.name): self._known(v) for v in node.inputs if v is not None}
         arrays = {name: array for name, array in reads.items() if array is not None}
-        if len(arrays) < len(reads) or node.op_type.startswith(_RANDOM) or nested_operators(node):
+        if len(arrays) < len(reads) or operator(node.op_type).random or nested_operators(node):
             return {}
         try:
             step = Step(node, self._graph.opset_imports, dtype=None)

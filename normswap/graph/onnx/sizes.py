@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from normswap.graph.operators import operator
+
 BATCH = 2  # the size of a dynamic first axis
 _IMAGE_RANK = 4
 _IMAGES = (224, 384, 336, 256, 518, 448, 512, 128, 64, 32, 16, 8)
@@ -77,7 +79,8 @@ def _channels(model: ir.Model, name: str) -> int:
                 if weight is not None and weight.shape is not None and weight.shape.is_static():
                     group = node.attributes.get("group")
                     return int(weight.shape.numpy()[1]) * (group.as_int() if group else 1)
-            if value not in seen and node.op_type in ("Cast", "Sub", "Mul", "Div", "Add"):
+            rescales = operator(node.op_type).combines_two or node.op_type == "Cast"
+            if value not in seen and rescales:
                 pending.extend(node.outputs)
         seen.add(value)
     return 3

@@ -10,8 +10,6 @@ from normswap.graph.graph import Array, Graph
 from normswap.model import InputSpec
 from normswap.parity.probes.kinds import ROWS
 
-_PASS_IDS = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice")
-
 
 def vocabulary(graph: Graph, spec: InputSpec) -> int | None:
     """The rows of the smallest constant table that an integer input is an index into."""
@@ -26,7 +24,7 @@ def vocabulary(graph: Graph, spec: InputSpec) -> int | None:
             if node.op == "Gather" and index == 1 and table is not None and table.is_constant:
                 if table.rank == 2 and table.shape and node.attributes.get("axis") == 0:
                     rows.append(table.shape[0])
-            elif node.op in _PASS_IDS and index == 0 and node not in seen:
+            elif node.operator.passes_through and index == 0 and node not in seen:
                 seen.add(node)
                 stack.append(node.output)
     return min(rows, default=None)

@@ -132,7 +132,7 @@ class Flow:
         site = self.sites.get(node)
         if site is not None:
             values = [self.graph.value(site.input)]
-        elif node.op == "Shape":
+        elif node.operator.reads_sizes_only:
             values = []
         elif is_embedding(node):
             return self._inputs_behind(node.data_input(1))

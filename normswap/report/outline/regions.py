@@ -22,14 +22,8 @@ from normswap.report.outline.operators import (
     step_of,
 )
 
-_JOINS = {
-    "Add": "add",
-    "Mul": "multiply",
-    "MatMul": "product",
-    "Concat": "concat",
-}
 _PROJECTIONS = 4  # of an attention: of queries, keys, values and results
-_LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare", "ReduceSum"})
+_LENGTHS = ("L2 norm", "sum of squares", "sum")  # the statistics that measure a vector
 
 
 class Regions:
@@ -115,7 +109,7 @@ class Regions:
         """An activation, a division by the own length or the like, spelled out."""
         nodes = [v for v in inner if isinstance(v, Node)]
         last = nodes[-1]
-        reductions = [n.op for n in nodes if n.op.startswith("Reduce")]
+        reductions = [n.operator.statistic for n in nodes if n.op.startswith("Reduce")]
         scopes = {n.scope for n in nodes}
         name = last.scope if len(scopes) == 1 else ""
         if reductions:
@@ -211,7 +205,9 @@ def _takes_tokens(items: Sequence[Item]) -> bool:
 
 
 def _join(vertex: Vertex) -> str:
-    return _JOINS.get(vertex.op, short_name(vertex.op)) if isinstance(vertex, Node) else "add"
+    if not isinstance(vertex, Node):
+        return "add"
+    return vertex.operator.join or short_name(vertex.op)
 
 
 def _spelled_activation(nodes: list[Node]) -> str:
