@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.residuals import Residual, is_attention, is_product, residuals
 from normswap.norms.site import Site
+from normswap.norms.structure import Residual, is_attention, is_product, residuals
 
 _AVERAGES = ("mean", "local mean")
 
 
 def assign_roles(graph: Graph, sites: Sequence[Site]) -> list[Site]:
-    """The sites with their roles."""
+    """``sites``, all norms of ``graph``, each with its role (one of ``site.ROLES``)."""
     structure = _Structure(graph, sites)
     return [replace(site, role=structure.role(site)) for site in sites]
 

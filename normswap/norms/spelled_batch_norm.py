@@ -15,9 +15,8 @@ import numpy as np
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.norms.evaluation import WHOLE, RegionRunner, bounded
-from normswap.norms.names import site_name
 from normswap.norms.regions import Region
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_name
 
 _FAR = 1e6
 _SAME = 1e-9

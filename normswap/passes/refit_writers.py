@@ -15,8 +15,7 @@ from normswap.fit.rows import Layout, Masks, Rows, rows_of
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.linear import Linear, linear_writing
-from normswap.norms.residuals import Residual, is_attention, is_product, residuals
-from normswap.norms.towers import towers
+from normswap.norms.structure import Residual, is_attention, is_product, residuals, towers
 from normswap.passes.calibrated import Fitted, Plan
 
 _PATH = 64  # operators, at most, between a writer and the sum

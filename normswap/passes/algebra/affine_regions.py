@@ -19,8 +19,7 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.linear import Linear
-from normswap.norms.names import site_name
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_name
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 

@@ -37,20 +37,6 @@ def key(vertex: Vertex) -> str:
     return vertex.name if isinstance(vertex, Value) else vertex.output.name
 
 
-def is_attention(node: Node) -> bool:
-    """A softmax or a fused attention. (A softmax that weighs no sum is the reader's to tell.)"""
-    return bool(node.operator.attention)
-
-
-def is_product(node: Node) -> bool:
-    """Whether it is a product of matrices or a convolution."""
-    return bool(node.operator.product)
-
-
-def is_pool(node: Node) -> bool:
-    return bool(node.operator.pool)
-
-
 def activation_name(op: str) -> str:
     """What people call an activation operator, of whatever domain; '' for any other."""
     short = op.rpartition(".")[2] if not op.startswith("aten.") else op

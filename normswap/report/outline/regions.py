@@ -13,9 +13,6 @@ from normswap.report.outline.items import Fork, Item, Side, Step
 from normswap.report.outline.operators import (
     activation_name,
     heads,
-    is_attention,
-    is_pool,
-    is_product,
     key,
     moves,
     short_name,
@@ -130,7 +127,7 @@ class Regions:
         parts = [tuple(self.chain(entry, end, residual and join != "multiply")) for end in ends]
         if join == "concat" and all(_takes_tokens(part) for part in parts):
             return self._flat([exit])  # tokens among which others may be put
-        if not any(parts) and not (isinstance(exit, Node) and is_product(exit)):
+        if not any(parts) and not (isinstance(exit, Node) and exit.operator.product):
             return []  # the same data, moved in several ways and put together again
         return [Fork(join, tuple(parts), key(exit))]
 
@@ -186,17 +183,18 @@ class Regions:
         return kinds.count("linear") > _PROJECTIONS and "activation" in kinds
 
     def _attends(self, node: Node) -> bool:
-        return is_attention(node) and node not in self._flow.sites
+        """Whether it is a softmax or a fused attention. Whether a softmax weighs a sum, its
+        surroundings say."""
+        return bool(node.operator.attention) and node not in self._flow.sites
 
     def _is_elementwise(self, vertex: Vertex) -> bool:
         return (
             isinstance(vertex, Node)
             and vertex not in self._flow.sites
             and vertex not in self._flow.foreign
-            and not is_product(vertex)
-            and not is_attention(vertex)
+            and not (vertex.operator.product or vertex.operator.attention)
             and vertex.op != "Concat"
-            and (not is_pool(vertex) or vertex.op.startswith("Reduce"))
+            and (not vertex.operator.pool or vertex.op.startswith("Reduce"))
         )
 
 

@@ -8,16 +8,18 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.operators import operator
-from normswap.norms.names import site_name
-from normswap.norms.site import Rejection, Site
+from normswap.norms.site import Rejection, Site, site_name
 
 TRAINING = "it normalises by the batch's own statistics"
 """The reason for which a BatchNorm in training mode is rejected."""
 
 
 def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
-    """A site for each norm operator with constant parameters that is not among ``covered``, and
-    the others with the reason why they are left alone.
+    """The norms of ``graph`` that are one operator, and those that are left alone, with the reason.
+
+    A norm operator is left alone if its weight, bias or statistics are computed by the graph, if it
+    is in the body of another operator, or if only a runtime knows it. ``covered``: nodes that are
+    part of another norm.
     """
     sites, rejected = [], []
     taken: set[Node] = set()
@@ -27,18 +29,18 @@ def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], 
         kind = node.operator.norm
         if kind and not node.data_input().is_constant:
             is_batch_norm = kind == "batch_norm"
-            found = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
+            result = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
         elif hidden := sorted(op for op in node.nested if _may_be_norm(op)):
             inside = ", ".join(hidden)
-            found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
+            result = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
         elif "." in node.op and "Norm" in node.op.rpartition(".")[2]:
-            found = f"{node.op} is an operator that only its runtime knows; export without it"
+            result = f"{node.op} is an operator that only its runtime knows; export without it"
         else:
             continue
-        if isinstance(found, Site):
-            sites.append(found)
+        if isinstance(result, Site):
+            sites.append(result)
         else:
-            rejected.append(Rejection(node.scope or node.output.name, found))
+            rejected.append(Rejection(node.scope or node.output.name, result))
     return sites, rejected
 
 
