@@ -10,11 +10,9 @@ import numpy as np
 
 from normswap.fit.calibration import Batches
 from normswap.graph.graph import Array, Graph, Node, Value
-from normswap.norms.passthrough import PASS_THROUGH
 from normswap.norms.site import Site
 
 MASK_INPUT = "attention_mask"
-_SELECTING = frozenset({"Gather", "GatherND", "GatherElements"})
 
 
 def text_masks(
@@ -79,7 +77,7 @@ def _chosen(graph: Graph, final: Site, batches: Batches) -> tuple[list[Array], i
 def _tokens(node: Node) -> Value:
     """What a choice picks from, before a reshape from [samples, positions, channels] if any."""
     data = node.data_input()
-    while data.rank != 3 and data.producer is not None and data.producer.op in PASS_THROUGH:
+    while data.rank != 3 and data.producer and data.producer.operator.passes_through:
         data = data.producer.data_input()
     return data
 
@@ -91,16 +89,17 @@ def _selection(graph: Graph, final: Site) -> Node | None:
         for node in pending.pop().readers:
             if _selects(node):
                 return node
-            if node.op in PASS_THROUGH:
+            if node.operator.passes_through:
                 pending.extend(node.outputs)
     producer = graph.value(final.input).producer
     while producer is not None:
         if _selects(producer):
             return producer
-        producer = producer.data_input().producer if producer.op in PASS_THROUGH else None
+        passes = producer.operator.passes_through
+        producer = producer.data_input().producer if passes else None
     return None
 
 
 def _selects(node: Node) -> bool:
     index = node.input(1)  # absent where it is an attribute
-    return node.op in _SELECTING and index is not None and not index.is_constant
+    return node.operator.selects and index is not None and not index.is_constant

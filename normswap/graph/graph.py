@@ -35,6 +35,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from normswap.graph.operators import Operator, operator
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Array = np.ndarray
 Runner = Callable[[Sequence[Array]], list[Array]]
@@ -78,6 +80,14 @@ class Value:
         """The distinct nodes that read this value, in order."""
         return list(dict.fromkeys(node for node, _ in self.uses))
 
+    @property
+    def origin(self) -> Value:
+        """The value that this one only moves or copies; itself where anything else computes it."""
+        value = self
+        while value.producer is not None and value.producer.operator.passes_through:
+            value = value.producer.data_input()
+        return value
+
     def __repr__(self) -> str:
         return f"Value({self.name}: {self.shape})"
 
@@ -116,6 +126,11 @@ class Node:
         for index, read in enumerate(self.inputs):
             if read is not None:
                 read.uses.append((self, index))
+
+    @property
+    def operator(self) -> Operator:
+        """What is known of its operator: a row of ``graph/operators.py``."""
+        return operator(self.op)
 
     @property
     def output(self) -> Value:
@@ -228,7 +243,8 @@ class Graph(abc.ABC):
         """``values`` and all values that depend on their contents, not only on their sizes."""
         found = set(values)
         for node in self.nodes:
-            if node.op != "Shape" and any(v in found for v in node.dynamic_inputs()):
+            reads = [] if node.operator.reads_sizes_only else node.dynamic_inputs()
+            if any(value in found for value in reads):
                 found.update(node.outputs)
         return found
 

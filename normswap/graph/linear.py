@@ -18,7 +18,6 @@ For example, to double what every Linear of a graph yields::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -111,7 +110,7 @@ class Linear:
     def _stored_bias(self) -> Value | None:
         if self.adder is not None:
             return self.adder.data_input(self._bias_index(self.adder))
-        return self.product.input(_BIAS) if self.product.op in _WITH_BIAS else None
+        return self.product.input(_BIAS) if self.product.operator.has_bias else None
 
     def _bias_index(self, adder: Node) -> int:
         return next(i for i, v in enumerate(adder.inputs) if v is not self.product.output)
@@ -123,7 +122,7 @@ class Linear:
         bias = bias.reshape(-1, *(1,) * trailing)
         if self.adder is not None:
             put_constant(self.graph, self.adder, self._bias_index(self.adder), bias)
-        elif self.product.op not in _WITH_BIAS:
+        elif not self.product.operator.has_bias:
             self._insert_bias(bias)
         elif self.product.input(_BIAS) is not None:
             put_constant(self.graph, self.product, _BIAS, bias / self.beta)
@@ -215,8 +214,16 @@ class Convolution:
 
 def linear_at(graph: Graph, product: Node) -> Linear | None:
     """The Linear whose product is ``product``, or None if it is no such product."""
-    reader = _READERS.get(product.op)
-    return reader(graph, product) if reader else None
+    match product.op:
+        case "Linear":
+            return _read_linear(graph, product)
+        case "MatMul":
+            return _read_matmul(graph, product)
+        case "Gemm":
+            return _read_gemm(graph, product)
+        case "Conv":
+            return _read_conv(graph, product)
+    return None
 
 
 def linear_reading(graph: Graph, node: Node, index: int) -> Linear | None:
@@ -367,12 +374,3 @@ def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
 
 def _cast(array: Array, like: Value) -> Array:
     return np.ascontiguousarray(array, dtype=like.dtype)
-
-
-_WITH_BIAS = ("Linear", "Gemm", "Conv")
-_READERS: dict[str, Callable[[Graph, Node], Linear | None]] = {
-    "Linear": _read_linear,
-    "MatMul": _read_matmul,
-    "Gemm": _read_gemm,
-    "Conv": _read_conv,
-}

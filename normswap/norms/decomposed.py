@@ -1,7 +1,7 @@
 """Norms spelled out in elementary operators, or lowered to another norm's operator.
 
-``anchors.py`` says where to look, ``regions.py`` what belongs together, ``proof.py`` decides; here
-the largest proven part of a region becomes a site.
+``regions.py`` says where to look and what belongs together, ``proof.py`` decides; here the largest
+proven part of a region becomes a site.
 """
 
 from __future__ import annotations
@@ -13,31 +13,36 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
-from normswap.norms.anchors import is_lowering, is_root, over_statistic
+from normswap.norms.evaluation import RegionRunner, probe_shapes
 from normswap.norms.formula import Norm
-from normswap.norms.half import overflowing_in_half
-from normswap.norms.judgement import likeliest
-from normswap.norms.names import site_name
-from normswap.norms.passthrough import PASS_THROUGH
-from normswap.norms.proof import Verdict, prove
-from normswap.norms.regions import Region, behind_control_flow, obstacle, regions
-from normswap.norms.site import Rejection, Site
+from normswap.norms.proof import Verdict, likeliest, prove
+from normswap.norms.regions import (
+    Region,
+    behind_control_flow,
+    is_lowering,
+    is_root,
+    obstacle,
+    over_statistic,
+    regions,
+)
+from normswap.norms.site import Rejection, Site, site_name
 
 _CENTRED_WRONGLY = (
     "what it divides is centred, but not by its own mean over the axes that it normalises"
 )
 _SAME = 1e-9
-_OWN_KINDS = {
-    "LayerNormalization": "layer_norm",
-    "RMSNormalization": "rms_norm",
-    "InstanceNormalization": "instance_norm",
-    "GroupNormalization": "group_norm",
-}
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass
 class Decomposed:
-    """The sites found, the nodes that they cover, and the candidates that are none."""
+    """The norms of a graph that are made of several operators.
+
+    Attributes:
+        sites: the norms, each proven.
+        covered: the nodes that they are made of.
+        rejected: the candidates that are no norms, with the reason.
+    """
 
     sites: list[Site] = field(default_factory=list)
     covered: set[Node] = field(default_factory=set)
@@ -45,8 +50,8 @@ class Decomposed:
 
 
 def decomposed_norms(graph: Graph) -> Decomposed:
-    """The decomposed norms of a graph, and the candidates that are none, with the reason."""
-    found = Decomposed()
+    """Finds the norms of ``graph`` that are made of several operators, each by a numeric proof."""
+    result = Decomposed()
     looked_at: set[Node] = set()
     for anchor in graph.nodes:
         lowered = is_lowering(graph, anchor)
@@ -59,13 +64,13 @@ def decomposed_norms(graph: Graph) -> Decomposed:
             looked_at |= parts.nodes
             if not lowered:
                 where = anchor.scope or anchor.output.name
-                found.rejected.append(Rejection(where, parts.reason))
+                result.rejected.append(Rejection(where, parts.reason))
             continue
         for part in parts:
-            found.sites.append(_site(graph, part))
-            found.covered |= set(part.nodes)
+            result.sites.append(_site(graph, part))
+            result.covered |= set(part.nodes)
             looked_at |= set(part.nodes)
-    return found
+    return result
 
 
 @dataclass
@@ -116,7 +121,7 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
     nodes = {n for part in best for n in part.nodes}
     for part in best:
         reason = _why_centred_wrongly(part)
-        if not reason and (over := overflowing_in_half(graph, part.region, part.exit)):
+        if not reason and (over := _overflowing_in_half(graph, part.region, part.exit)):
             reason = f"it overflows in half precision on ordinary values (at {over})"
         if reason:
             return _Rejected(reason, nodes)
@@ -147,7 +152,8 @@ def _last_in_row(graph: Graph, region: Region) -> Value | None:
 
 
 def _is_move(value: Value) -> bool:
-    return value.producer is not None and value.producer.op in (*PASS_THROUGH, "Pad")
+    operator = value.producer.operator if value.producer is not None else None
+    return operator is not None and (operator.passes_through or operator.move == "pad")
 
 
 def _largest(graph: Graph, region: Region, proven: dict[Value, Norm]) -> list[_Part]:
@@ -182,7 +188,7 @@ def _behind_another(graph: Graph, region: Region, value: Value, proven: Iterable
 def _next(region: Region, value: Value, proven: dict[Value, Norm]) -> list[Value]:
     """The nearest proven values behind ``value``."""
     inside = set(region.nodes)
-    found: dict[Value, None] = {}
+    nearest: dict[Value, None] = {}
     pending, seen = [n for n in value.readers if n in inside], set[Node]()
     while pending:
         node = pending.pop(0)
@@ -190,10 +196,10 @@ def _next(region: Region, value: Value, proven: dict[Value, Norm]) -> list[Value
             continue
         seen.add(node)
         if node.output in proven:
-            found[node.output] = None
+            nearest[node.output] = None
         else:
             pending.extend(n for v in node.outputs for n in v.readers if n in inside)
-    return list(found)
+    return list(nearest)
 
 
 def _continues(
@@ -228,9 +234,10 @@ def _is_more(anchor: Node, part: _Part) -> bool:
     if part.exit is anchor.output:
         reshaped = any(node.op == "Reshape" for node in part.nodes)  # rows, if only of a batch of 1
         return reshaped and part.norm.kind == "layer_norm"
-    if _OWN_KINDS.get(anchor.op) == part.norm.kind:
+    own = anchor.operator.norm
+    if own == part.norm.kind:
         return part.entry is anchor.data_input()  # it gains a weight or a bias
-    if anchor.op != "InstanceNormalization" or part.norm.kind != "layer_norm":
+    if own != "instance_norm" or part.norm.kind != "layer_norm":
         return True
     axes, rank = part.norm.statistics.axes, len(part.entry.shape or ())
     return axes == tuple(range(rank - len(axes), rank)) or not part.norm.is_plain_weight
@@ -281,3 +288,20 @@ def _of_the_same_type(part: _Part) -> Value:
     while entry.dtype != part.exit.dtype and entry.producer and entry.producer.op == "Cast":
         entry = entry.producer.data_input()
     return entry if entry.dtype == part.exit.dtype else part.entry
+
+
+def _overflowing_in_half(graph: Graph, region: Region, exit_value: Value) -> str:
+    """The name of a float16 value before ``exit_value`` that values of unit scale make too large
+    for half precision; '' if there is none.
+    """
+    nodes = graph.ancestors([exit_value], stop=[region.entry, *region.sizes])
+    values = [v for n in nodes for v in n.outputs if v.dtype == np.float16 and not v.is_constant]
+    if not values:
+        return ""
+    run = RegionRunner(graph, Region(region.entry, tuple(values), tuple(nodes), region.sizes))
+    for shape in probe_shapes(region):
+        largest = run.largest(np.random.default_rng(0).standard_normal((1, *shape)))
+        if largest is not None:
+            over = (v for v, size in zip(values, largest, strict=True) if size > _LARGEST_HALF)
+            return next((v.name for v in over), "")
+    return ""

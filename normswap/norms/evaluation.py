@@ -1,61 +1,38 @@
-"""Evaluates a candidate region in float64 on probes of a bounded size."""
+"""Evaluates a candidate region in float64, on probes of a bounded size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Runner, Value
+from normswap.norms.formula import Statistics
 from normswap.norms.regions import Region
 
+WHOLE = 20_000_000
+"""The most elements (160 MB) that a value may have to be evaluated as a whole."""
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
-WHOLE = 20_000_000  # elements at most (160 MB) of the check of the whole value
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
 _ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
-# These treat every row alike, so what holds for a few rows holds for all.
-_ROWWISE = frozenset(
-    {
-        "Abs",
-        "Add",
-        "BatchNormalization",
-        "Cast",
-        "Div",
-        "Exp",
-        "Identity",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "Log",
-        "LpNormalization",
-        "Mul",
-        "Neg",
-        "Pow",
-        "RMSNormalization",
-        "Reciprocal",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "Rsqrt",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-        "aten.var.correction",
-        "aten.var_mean.correction",
-        "aten.std.correction",
-    }
-)
+_LARGE, _TINY, _VANISHING = 1e5, 1e-9, 1e-30
+_OUTLIER = 1e2
+_NUDGE = 3.0
+_LINE = 3  # rows at least to fit a line to: one goes through any two
 
 
 class RegionRunner:
-    """A region as a function of its entry.
+    """A region as a function of its entry, in float64.
 
-    ``averages``: other numbers for some of its constants (see ``rounded_averages``).
-    Raises NormswapError or ValueError for an operator that cannot be evaluated in float64.
+    Args:
+        graph, region: what to evaluate.
+        averages: other numbers for some of its constants (see ``rounded_averages``).
+
+    Raises:
+        NormswapError, ValueError: for an operator that cannot be evaluated in float64.
     """
 
     def __init__(
@@ -98,13 +75,14 @@ class RegionRunner:
 
     @property
     def is_rowwise(self) -> bool:
-        return all(node.op in _ROWWISE for node in self.region.nodes)
+        return all(node.operator.rowwise for node in self.region.nodes)
 
 
 def probe_shapes(region: Region) -> Iterator[tuple[int, ...]]:
-    """Shapes to try in turn: the last axis whole and few rows, axis 1 whole, all of it.
+    """The shapes of the entry to try in turn: few rows but the last axis whole; axis 1 whole; all
+    of it, as far as the bounds allow.
 
-    A region that holds sizes fast accepts only the last.
+    A region that reads sizes from elsewhere accepts only the last.
     """
     shape = region.entry.shape or ()
     whole = bounded(shape, _ELEMENTS)
@@ -124,7 +102,7 @@ def bounded(shape: Sequence[int], limit: int) -> tuple[int, ...]:
 
 
 def repeats(shape: Sequence[int]) -> int:
-    """How many probes of ``shape`` make enough rows to fit constants with."""
+    """How many probes of ``shape`` have enough rows, along the longest axis, to fit constants."""
     return max(1, -(-_ROWS // max(1, math.prod(shape) // max(shape))))
 
 
@@ -137,13 +115,13 @@ def _cut(shape: tuple[int, ...], keep: Sequence[int]) -> tuple[int, ...]:
 
 
 def rounded_averages(graph: Graph, region: Region) -> dict[Value, Array]:
-    """Constants that are 1 / n in single or half precision, as exact ones.
+    """The constants of a region that are 1 / n in single or half precision, as exact numbers.
 
-    A mean as a sum times a rounded 1 / n is meant as a mean, and differs from it by less than its
-    own rounding.
+    A sum times a rounded 1 / n is meant to be a mean, and differs from it by less than the
+    rounding of its own precision.
     """
     counts = _counts(region.entry.shape or ())
-    found: dict[Value, Array] = {}
+    exact: dict[Value, Array] = {}
     for node in region.nodes:
         for value in node.inputs:
             if value is None or not value.is_constant or value.dtype not in _ROUNDED:
@@ -154,8 +132,8 @@ def rounded_averages(graph: Graph, region: Region) -> dict[Value, Array]:
             number = float(array.flat[0])
             n = next((n for n in counts if float(value.dtype.type(1 / n)) == number), None)
             if n is not None and 1 / n != number and bool(np.all(array == array.flat[0])):
-                found[value] = np.full(array.shape, 1 / n)
-    return found
+                exact[value] = np.full(array.shape, 1 / n)
+    return exact
 
 
 def _counts(shape: tuple[int, ...]) -> list[int]:
@@ -181,3 +159,95 @@ def _known_sizes(graph: Graph, region: Region) -> list[Array]:
         else:
             fixed.append(np.asarray(shape[axis], np.int64))
     return fixed
+
+
+class Probes:
+    """Several probes for the entry of a region, and what its exits are on them.
+
+    Random numbers, the same at every call; the exits are evaluated when asked for.
+
+    Args:
+        run: the region.
+        shape: of one probe.
+        count: how many probes of each sort; by default as many as a norm over the longest axis
+            needs.
+
+    Attributes:
+        inputs: by name arrays [count, *shape]. 'plain': of unit scale, with row means. 'nudged':
+            the same but for one element of each. 'large': of scale 1e5, with row means of three
+            times that. 'tiny': of scale 1e-9. 'vanishing': of scale 1e-30. 'outliers': plain, with
+            two elements of 1e2 at fixed places.
+        nudged_at: the index of the element that 'nudged' changes.
+    """
+
+    def __init__(self, run: RegionRunner, shape: tuple[int, ...], count: int = 0) -> None:
+        self._run = run
+        self._shape = shape
+        self._count = count or repeats(shape)
+        self._more: dict[int, Probes] = {}
+        random = np.random.default_rng(0)
+        unit = random.standard_normal((self._count, *shape))
+        means = random.standard_normal((*unit.shape[:-1], 1))
+        plain = unit + 0.5 * means
+        outliers = plain.copy()
+        outliers[..., shape[-1] // 3] += _OUTLIER
+        outliers[..., -1] -= 0.5 * _OUTLIER
+        nudged = plain.copy()
+        self.nudged_at = tuple(size // 2 for size in shape)
+        at: tuple[Any, ...] = (slice(None), *self.nudged_at)
+        nudged[at] += _NUDGE
+        self._unit = unit
+        self.inputs = {
+            "plain": plain,
+            "nudged": nudged,
+            "large": _LARGE * (unit + 3 * means),
+            "tiny": _TINY * unit,
+            "vanishing": _VANISHING * unit,
+            "outliers": outliers,
+        }
+        self._outputs: dict[str, list[Array | None]] = {}
+
+    def to_fit(self, statistics: Statistics, over: tuple[int, ...]) -> Probes:
+        """As many such probes as determine a weight and a bias per position of the axes ``over``.
+
+        A single row of statistics does not: a line goes through any two of its points. Not more
+        probes than the bound on memory allows.
+        """
+        taken = {*statistics.axes, *over}
+        rows = math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+        count = -(-_LINE // rows)
+        if count <= self._count or count * math.prod(self._shape) > WHOLE:
+            return self
+        if count not in self._more:
+            self._more[count] = Probes(self._run, self._shape, count)
+        return self._more[count]
+
+    def of(self, name: str, index: int) -> Array | None:
+        """Exit ``index`` on the probes ``name`` [count, *shape]; None if it is of another shape."""
+        if name not in self._outputs:
+            self._outputs[name] = self._run(self.inputs[name])
+        return self._outputs[name][index]
+
+    def reach(self, index: int) -> set[int] | None:
+        """The axes along which one element of the input changes exit ``index``."""
+        plain, nudged = self.of("plain", index), self.of("nudged", index)
+        if plain is None or nudged is None:
+            return None
+        return {axis for axis, t in enumerate(touched(plain != nudged)) if len(t) > 1}
+
+    def critical(self, epsilon: float, statistics: Statistics) -> str:
+        """The name of a probe whose rows have a variance near ``epsilon``, one of them zero."""
+        name = f"{epsilon:.1e} over {statistics}"
+        if name not in self.inputs:
+            x = np.sqrt(epsilon) * self._unit
+            axes = range(x.ndim - 1)
+            row = (slice(None) if a in statistics.axes else 0 for a in axes)
+            x[(0, *row)] = 0
+            self.inputs[name] = x
+        return name
+
+
+def touched(changed: Array) -> list[Array]:
+    """Along each axis the positions at which ``changed`` [probes, *shape] holds."""
+    mask = changed.any(axis=0)
+    return [np.unique(positions) for positions in np.nonzero(mask)]

@@ -16,15 +16,20 @@ from normswap.graph.graph import Array
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over which axes a norm takes its statistics, in how many groups of axis 1, and whether it
-    subtracts the mean."""
+    """The statistics that a norm takes.
+
+    Attributes:
+        axes: of the value, over which they are taken.
+        centred: whether the mean is subtracted; else the mean of squares is the only statistic.
+        groups: into how many groups axis 1 is divided first, for a GroupNorm.
+    """
 
     axes: tuple[int, ...]
     centred: bool
     groups: int | None = None
 
     def normalised(self, x: Array, epsilon: float) -> Array:
-        """``x`` without weight and bias."""
+        """The norm of ``x`` without weight and bias, in the shape of ``x``."""
         values, axes = self._grouped(x)
         centred = values - values.mean(axes, keepdims=True) if self.centred else values
         with np.errstate(all="ignore"):
@@ -38,7 +43,7 @@ class Statistics:
         )
 
     def mean_square(self, centred: Array) -> Array:
-        """Of what is divided, one number per row: what epsilon is added to."""
+        """The mean of squares of each row: of ``centred``, what epsilon is added to."""
         values, axes = self._grouped(centred)
         return np.square(values).mean(axes)
 
@@ -94,7 +99,14 @@ def fit_epsilon(statistics: Statistics, x: Array, y: Array, weight: Array, bias:
 
 @dataclass(frozen=True)
 class Norm:
-    """A proven norm. ``weight`` and ``bias``: float64, one per position of the axes ``over``."""
+    """A proven norm, as a function of [probes, *shape].
+
+    Attributes:
+        kind: one of ``site.KINDS``.
+        statistics: what it takes of its input.
+        over: the axes that ``weight`` and ``bias`` depend on, in float64 and of these axes' sizes.
+        epsilon: what is added under the root.
+    """
 
     kind: str
     statistics: Statistics

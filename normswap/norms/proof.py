@@ -1,10 +1,14 @@
-"""The numeric proof that an exit of a region is a norm of its entry, and the constants of it.
+"""The numeric proof that an exit of a region is a norm of its entry, with its constants.
 
-The region is evaluated in float64 on probes. Which elements change with one of the input tells the
-axes. At a large scale with large row means epsilon vanishes: weight and bias follow by least
-squares. At a tiny scale a first epsilon follows, at the scale where the variance equals it the
-exact one. The formula with these constants has to reproduce every probe, one with outlier channels
-among them, to float64 rounding.
+The region is evaluated in float64 on probes:
+
+1. Which elements of the exit change with one of the entry tells the axes.
+2. At a large scale, with large row means, epsilon vanishes: weight and bias follow by least
+   squares.
+3. At a tiny scale a first epsilon follows, and at the scale where the variance equals it the exact
+   one.
+4. The formula with these constants has to reproduce every probe, one with outlier channels among
+   them, to float64 rounding.
 """
 
 from __future__ import annotations
@@ -18,37 +22,50 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Value
 from normswap.norms.evaluation import (
     WHOLE,
+    Probes,
     RegionRunner,
     bounded,
     probe_shapes,
     rounded_averages,
+    touched,
 )
 from normswap.norms.formula import Norm, Statistics, fit_affine, fit_epsilon, spread
-from normswap.norms.judgement import (
-    L2,
-    NOT_FINITE,
-    is_l2,
-    kind_of,
-    statistics_of,
-    why_no_epsilon,
-    why_no_scale,
-)
-from normswap.norms.probes import Probes
 from normswap.norms.regions import Region
 from normswap.norms.site import KINDS
 
 _EPSILON_DIGITS = 7
+_SAME = 1e-9
 _BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are beyond the bound"
 _TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
+_EPSILON_OUTSIDE = "epsilon is not added to the variance under the root"
+_BATCH = "it reduces over the batch (axis 0)"
+_L2 = "it is an L2 normalisation: x / ||x||"
+_EPSILON_DIFFERS = "epsilon differs within what is normalised"
+_AXES = "its statistics are taken over different axes"
+_STATISTIC = (
+    "what it divides by is not the root mean square of what it divides: a statistic, an exponent "
+    "or an operand is another"
+)
+_SCALE = (
+    "its result changes with the scale of its input: an exponent is not that of a norm, or what "
+    "it divides by is not the root of it"
+)
+_NOT_FINITE = "it divides by zero or overflows: its values are not finite on ordinary inputs"
+# What to report of several values around an anchor: what the one closest to a norm lacks.
+_CLOSEST = (_L2, _EPSILON_DIFFERS, _EPSILON_OUTSIDE, _BATCH, _AXES, _STATISTIC, _NOT_FINITE, _SCALE)
+_FULL = 0.9  # of what a norm reaches; a weight of zero hides some
+_FACTOR = 30.0  # by which a norm's output may grow from unit to large scale
+_APART = 0.05  # of the largest value; below it the weight and bias are to blame
 
 Verdict = Norm | str  # a norm, or the reason why there is none
 
 
 def prove(graph: Graph, region: Region) -> list[Verdict]:
-    """For each exit of the region the norm that it is, or the reason why it is none.
+    """What each exit of ``region`` is: a norm of its entry, or the reason why it is none.
 
-    A region that cannot be evaluated (an operator without a float64 implementation, values beyond
-    the bound on memory) is no proof either.
+    In the order of ``region.exits``. Nothing is raised: a region that cannot be evaluated (an
+    operator without a float64 implementation, values beyond the bound on memory) proves nothing,
+    which is a reason too.
     """
     verdicts = _verdicts(graph, region, {})
     averages = rounded_averages(graph, region)
@@ -88,7 +105,7 @@ def _judge(probes: Probes, index: int) -> Verdict:
     values = _values(probes, index)
     if isinstance(values, str):
         return values
-    choices = statistics_of(values["plain"] != values["nudged"], probes.nudged_at)
+    choices = _statistics_of(values["plain"] != values["nudged"], probes.nudged_at)
     if isinstance(choices, str):
         return choices
     for statistics in choices:
@@ -99,7 +116,7 @@ def _judge(probes: Probes, index: int) -> Verdict:
                 return y
             if _fits(statistics, over, enough.inputs["large"], y["large"]):
                 return _with_epsilon(enough, index, statistics, over, y)
-    return why_no_scale(values["plain"], values["nudged"], values["large"])
+    return _why_no_scale(values["plain"], values["nudged"], values["large"])
 
 
 def _values(probes: Probes, index: int) -> dict[str, Array] | str:
@@ -110,7 +127,7 @@ def _values(probes: Probes, index: int) -> dict[str, Array] | str:
     if len(values) < len(names):
         return "it changes the shape of what it normalises"
     if not all(np.all(np.isfinite(value)) for value in values.values()):
-        return NOT_FINITE
+        return _NOT_FINITE
     return values
 
 
@@ -144,10 +161,10 @@ def _with_epsilon(
     if not np.any(w):
         return "its scale is zero"
     epsilon = fit_epsilon(statistics, x["tiny"], y["tiny"], w, b)
-    if is_l2(statistics, y["plain"].shape[1:], weight):
-        reason = L2
+    if _is_l2(statistics, y["plain"].shape[1:], weight):
+        reason = _L2
     else:
-        reason = why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+        reason = _why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
     if not epsilon >= 0:
         return reason
     checks = ["large", "plain", "outliers", "tiny"]
@@ -167,15 +184,15 @@ def _with_epsilon(
     for name in checks:
         if not _close(norm(x[name]), y.get(name, last), slack):
             return reason
-    kind = kind_of(norm, rank)
+    kind = _kind_of(norm, rank)
     if kind not in KINDS:
         return kind
     return replace(norm, kind=kind)
 
 
-def _close(found: Array, y: Array, slack: Array) -> bool:
+def _close(x: Array, y: Array, slack: Array) -> bool:
     """To rounding, by the size of each position's own weight and bias."""
-    error = np.abs(found - y)
+    error = np.abs(x - y)
     return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
 
 
@@ -214,3 +231,104 @@ def _round_off(constants: Array, scale: float) -> Array:
         0.0,
         np.where(np.abs(single - constants) <= slack, single, constants),
     )
+
+
+# -- what the values of an exit say ---------------------------------------------------------------
+
+
+def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistics] | str:
+    """The statistics that an exit may have, from which elements change with one of the input.
+
+    ``changed``: [probes, *shape], true where a change of the element ``nudged_at`` shows.
+    Otherwise the reason why it has none.
+    """
+    positions = touched(changed)
+    rank = len(positions)
+    axes = tuple(a for a in range(rank) if len(positions[a]) > 1)
+    if not axes:
+        return "no statistic of other elements enters"
+    if 0 in axes and rank > 1:
+        return _BATCH
+    choices = [Statistics(axes, True), Statistics(axes, False)]
+    if rank > 1 and axes == tuple(range(1, rank)):
+        first, last, size = int(positions[1][0]), int(positions[1][-1]), changed.shape[2]
+        span = last - first + 1
+        if span < size and size % span == 0 and nudged_at[1] // span == first // span:
+            choices.insert(0, Statistics(axes, True, groups=size // span))
+    return choices
+
+
+def _kind_of(norm: Norm, rank: int) -> str:
+    """One of ``KINDS``, or the reason why the proven formula is none of them.
+
+    A norm whose weight and bias go with the channels and not with what is normalised is an
+    InstanceNorm; one over all but the batch with a weight per channel a GroupNorm.
+    """
+    statistics = norm.statistics
+    if not statistics.centred:
+        first = float(norm.weight.flat[0])
+        uniform = bool(np.all(np.abs(norm.weight - first) <= _SAME * abs(first)))
+        if norm.epsilon == 0 and uniform and abs(first - 1) > _SAME:
+            return _L2
+        return "rms_norm"
+    if statistics.groups is not None:
+        return "group_norm"
+    varying = {axis for axis, varies in zip(norm.over, _varying(norm), strict=True) if varies}
+    spatial = tuple(range(2, rank))
+    if not varying <= set(statistics.axes):
+        return "instance_norm" if statistics.axes == spatial else "its scale depends on the row"
+    if rank > 3 and statistics.axes == spatial and not varying:
+        return "instance_norm"
+    if rank > 2 and statistics.axes == tuple(range(1, rank)) and varying == {1}:
+        return "group_norm"
+    return "layer_norm"
+
+
+def _varying(norm: Norm) -> list[bool]:
+    """Along which of its axes weight or bias changes."""
+    pairs = (norm.weight, norm.bias)
+    return [
+        any(bool(np.any(a != np.take(a, [0], axis))) for a in pairs)
+        for axis in range(norm.weight.ndim)
+    ]
+
+
+def _is_l2(statistics: Statistics, shape: tuple[int, ...], weight: Array) -> bool:
+    """x / ||x||: a mean of squares with the same weight of 1/sqrt(n) everywhere."""
+    count = math.prod(shape[axis] for axis in statistics.axes)
+    unit = 1 / math.sqrt(count)
+    return not statistics.centred and bool(np.all(np.abs(weight - unit) <= 1e-6 * unit))
+
+
+def _why_no_scale(plain: Array, nudged: Array, large: Array) -> str:
+    """Why an exit is no norm of its entry even where epsilon vanishes."""
+    mask = (plain != nudged).any(axis=0)
+    box = mask[np.ix_(*touched(plain != nudged))]
+    if not box.all() and box.mean() < _FULL:
+        return _AXES
+    before, behind = (np.std(y - y.mean(tuple(range(y.ndim - 1)))) for y in (plain, large))
+    growth = float(behind / max(before, 1e-300))
+    if not 1 / _FACTOR < growth < _FACTOR:
+        return _SCALE
+    return _STATISTIC
+
+
+def likeliest(reasons: list[str]) -> str:
+    """Of the reasons why several values are no norm, the one to report."""
+    known = [reason for reason in _CLOSEST if reason in reasons]
+    return known[0] if known else reasons[0]
+
+
+def _why_no_epsilon(statistics: Statistics, x: Array, y: Array, weight: Array, bias: Array) -> str:
+    """Why an exit that is a norm at a large scale is none at a tiny one."""
+    scaled = weight * statistics.centre(x)
+    part = y - bias
+    axes = tuple(axis + 1 for axis in statistics.axes)
+    with np.errstate(all="ignore"):
+        inverse = (part * scaled).sum(axes, keepdims=True) / np.square(scaled).sum(
+            axes, keepdims=True
+        )
+        apart = np.abs(part - scaled * inverse).max() / np.abs(scaled * inverse).max()
+    if statistics.groups is None and np.isfinite(apart) and apart > _APART:
+        return _EPSILON_DIFFERS
+    return _EPSILON_OUTSIDE

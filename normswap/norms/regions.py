@@ -1,6 +1,9 @@
-"""Candidate regions: from an entry, through an anchor, to the exits of the entry's shape.
+"""Where a norm may be: candidate regions of a graph.
 
-Only the graph's structure is looked at here; ``proof.py`` decides what a region computes.
+A region is found around an *anchor*, an operator that a norm has: a root over a statistic, or a
+norm operator that may be part of another norm. It begins at one value, its *entry*, and ends at
+values of the entry's shape, its *exits*. Only the graph's structure is looked at here; ``proof.py``
+decides what a region computes.
 """
 
 from __future__ import annotations
@@ -12,47 +15,110 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.anchors import reduces, shrinks
+from normswap.graph.operators import operator
 
 _BEFORE = 40  # operators between an entry and its anchor, at most
 _BEHIND = 24  # operators behind the anchor that are looked at
-_BARRIERS = frozenset(
-    {
-        "Linear",
-        "MatMul",
-        "Gemm",
-        "Conv",
-        "Attention",
-        "Softmax",
-        "Gather",
-        "GatherND",
-        "Concat",
-        "Split",
-        "Gelu",
-        "Erf",
-        "Tanh",
-        "Sigmoid",
-        "Relu",
-        "LayerNormalization",
-        "RMSNormalization",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-    }
-)
-# Operators that take sizes to give values another shape, not to compute with them.
-_SHAPED = frozenset({"Expand", "Reshape", "Tile", "Slice", "Pad", "ConstantOfShape"})
-_SHAPED_BY_ATEN = ("aten.repeat", "aten.expand", "aten.view", "aten.reshape")
-CONTROL_FLOW = ("If", "Loop", "Scan", "cond", "while_loop")
+_TO_STATISTIC = 24  # operators between a root and its statistic, at most
+
+
+# -- anchors -------------------------------------------------------------------------------------
+
+
+def is_root(graph: Graph, node: Node) -> bool:
+    """Whether ``node`` takes a root, by whatever operator, of something that depends on an input.
+
+    A logarithm counts, since exp(-log(x) / 2) is one.
+    """
+    takes_root = bool(node.operator.root)
+    if node.op == "Pow":
+        exponent = graph.scalar(node.input(1))
+        takes_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
+    return takes_root and bool(node.inputs) and not node.data_input().is_constant
+
+
+def reduces(node: Node) -> bool:
+    """Whether ``node`` computes few numbers from many, as a statistic does."""
+    operator = node.operator
+    if operator.statistic or operator.product == "einsum":
+        return True
+    return bool(operator.product) and shrinks(node)
+
+
+def shrinks(node: Node) -> bool:
+    """Whether a product leaves one number of each row: a mean as a matrix of 1/C."""
+    dynamic = node.dynamic_inputs()
+    if len(dynamic) != 1:
+        return False
+    before, after = dynamic[0].shape, node.output.shape
+    if before is None or after is None or len(before) != len(after):
+        return False
+    return any(b > 1 == a for b, a in zip(before, after, strict=True))
+
+
+def over_statistic(node: Node) -> bool:
+    """Whether a reduction lies on the way into ``node``, or it is one itself."""
+    if reduces(node):
+        return True
+    pending: list[Value] = node.dynamic_inputs()
+    for _ in range(_TO_STATISTIC):
+        if not pending:
+            return False
+        producer = pending.pop(0).producer
+        if producer is not None and not producer.operator.reads_sizes_only:
+            if reduces(producer):
+                return True
+            pending.extend(producer.dynamic_inputs())
+    return False
+
+
+def is_lowering(graph: Graph, node: Node) -> bool:
+    """Whether ``node`` is a norm operator that may be part of another norm.
+
+    Exporters lower norms to the operators of others: an InstanceNorm or GroupNorm whose rows were
+    reshaped into channels, a BatchNorm in training mode, or a norm without weight and bias of its
+    own behind which a product or a sum with constants follows.
+    """
+    norm = node.operator.norm
+    if norm == "batch_norm":
+        return bool(node.attributes.get("training_mode"))
+    if not norm or node.data_input().is_constant:
+        return False
+    readers = node.output.readers
+    affine = any(r.operator.commutes and len(r.dynamic_inputs()) == 1 for r in readers)
+    if norm in ("instance_norm", "group_norm"):
+        return affine or _is_reshaped(node)
+    return affine and _is_all(graph, node.input(1), 1.0) and _is_all(graph, node.input(2), 0.0)
+
+
+def _is_reshaped(node: Node) -> bool:
+    value = node.data_input()
+    while value.producer is not None and value.producer.operator.passes_through:
+        if value.producer.op == "Reshape":
+            return True
+        value = value.producer.data_input()
+    return False
+
+
+def _is_all(graph: Graph, value: Value | None, number: float) -> bool:
+    if value is None:
+        return True
+    array = graph.constant(value)
+    return array is not None and bool((array == number).all())
+
+
+# -- regions -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Region:
     """What depends on ``entry`` and constants alone, as far as a norm can reach.
 
-    ``exits``: values of the entry's shape that depend on the anchor, in the order of execution.
-    ``nodes``: what computes them. ``sizes``: outputs of Shape nodes elsewhere that they read.
-    ``counts``: whether a size is computed with, so that what holds at one size may not at others.
+    Attributes:
+        entry: the value that a norm of this region would normalise.
+        exits: values of the entry's shape that depend on the anchor, in the order of execution.
+        nodes: what computes them from the entry.
+        sizes: the outputs of Shape nodes elsewhere in the graph that ``nodes`` read.
     """
 
     entry: Value
@@ -62,11 +128,12 @@ class Region:
 
     @property
     def counts(self) -> bool:
+        """Whether a size is computed with, so that what holds at one size may not at others."""
         return any(_counts(node) for node in self.nodes)
 
 
 def regions(graph: Graph, anchor: Node) -> Iterator[Region]:
-    """The candidates around ``anchor``, the nearest entry first."""
+    """The candidate regions around ``anchor``, that with the nearest entry first."""
     for entry in _entries(anchor):
         between = _between(anchor, entry)
         if between is not None and _condenses(anchor, entry, between[0]):
@@ -76,7 +143,7 @@ def regions(graph: Graph, anchor: Node) -> Iterator[Region]:
 
 
 def obstacle(anchor: Node) -> str:
-    """Why no region closes around ``anchor``."""
+    """Why there is no region around ``anchor``, for a report."""
     pending, seen, sources = anchor.dynamic_inputs(), set[Value](), []
     while pending and len(seen) < _BEFORE:
         value = pending.pop()
@@ -105,11 +172,11 @@ def behind_control_flow(node: Node) -> bool:
 
 
 def _is_control_flow(node: Node) -> bool:
-    return node.op.rpartition(".")[2] in CONTROL_FLOW
+    return operator(node.op.rpartition(".")[2]).control_flow
 
 
 def _is_barrier(node: Node) -> bool:
-    return node.op in _BARRIERS and not shrinks(node)
+    return node.operator.is_barrier and not shrinks(node)
 
 
 def _entries(anchor: Node) -> list[Value]:
@@ -198,7 +265,7 @@ def _grown(
 
 def _sizes_behind(values: list[Value]) -> set[Node] | None:
     """The Shape nodes that ``values`` are computed from; None if anything else that is dynamic."""
-    found: set[Node] = set()
+    shapes: set[Node] = set()
     pending, seen = list(values), set[Value]()
     while pending:
         value = pending.pop()
@@ -209,16 +276,16 @@ def _sizes_behind(values: list[Value]) -> set[Node] | None:
         if node is None or len(seen) > _BEFORE:
             return None
         if node.op == "Shape":
-            found.add(node)
+            shapes.add(node)
         elif _counts(node):
             return None
         else:
             pending.extend(node.dynamic_inputs())
-    return found
+    return shapes
 
 
 def _counts(node: Node) -> bool:
     """Whether an integer that the graph computes becomes a number, not a shape."""
-    if node.op in _SHAPED or node.op.startswith(_SHAPED_BY_ATEN) or not _is_number(node.output):
+    if node.operator.takes_sizes or not _is_number(node.output):
         return False
     return any(not _is_number(value) for value in node.dynamic_inputs())

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.passthrough import PASS_THROUGH, root
-from normswap.norms.residuals import Residual, is_attention, is_product, residuals
 from normswap.norms.site import Site
+from normswap.norms.structure import Residual, is_attention, is_product, residuals
 
-_POOLING = frozenset({"ReduceMean", "GlobalAveragePool", "AveragePool", "Gather", "GatherND"})
-_SELECTING = frozenset({"Split", "Gather", "Concat", "Pad"})
+_AVERAGES = ("mean", "local mean")
 
 
 def assign_roles(graph: Graph, sites: Sequence[Site]) -> list[Site]:
-    """The sites with their roles."""
+    """``sites``, all norms of ``graph``, each with its role (one of ``site.ROLES``)."""
     structure = _Structure(graph, sites)
     return [replace(site, role=structure.role(site)) for site in sites]
 
@@ -33,7 +31,7 @@ class _Structure:
         self.residuals = residuals(graph)
         self.by_sum = {r.add.output: r for r in self.residuals}
         self.streams = {r.skip for r in self.residuals}
-        self.norms = {root(graph.value(s.output)): root(graph.value(s.input)) for s in sites}
+        self.norms = {graph.value(s.output).origin: graph.value(s.input).origin for s in sites}
         self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
         self.behind_sums = graph.descendants(self.by_sum)
         self.around: dict[Value, list[Residual]] = {}
@@ -46,7 +44,7 @@ class _Structure:
         x, y = self.graph.value(site.input), self.graph.value(site.output)
         if y in self.around:
             return self._role_inside(x, y)
-        residual = self.by_sum.get(root(x))
+        residual = self.by_sum.get(x.origin)
         if residual is not None and self._is_post_norm(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
         products = self._products_to_stream(y)
@@ -60,7 +58,7 @@ class _Structure:
     def _role_inside(self, x: Value, y: Value) -> str:
         """That of a norm in the branch of a residual connection."""
         around = sorted(self.around[y], key=lambda r: len(r.inside))
-        closing = next((r for r in around if r.skip is root(x)), None)
+        closing = next((r for r in around if r.skip is x.origin), None)
         if closing is not None:
             return "pre_attention" if closing.attends else "pre_mlp"
         residual = around[0]
@@ -80,7 +78,7 @@ class _Structure:
             and (source is residual.skip or _convolves(source, residual.skip))
             for output, source in self.norms.items()
         )
-        return not starts and (root(y) in self.streams or residual.skip in self.norms)
+        return not starts and (y.origin in self.streams or residual.skip in self.norms)
 
     def _products_to_stream(self, y: Value) -> int | None:
         """How many products, at most one, make ``y`` the stream of what follows; None if more."""
@@ -90,12 +88,12 @@ class _Structure:
             if (value, products) in seen:
                 continue
             seen.add((value, products))
-            if root(value) in self.streams:
+            if value.origin in self.streams:
                 return products
             for node in value.readers:
                 if is_product(node) and not products:
                     pending.append((node.output, 1))
-                elif node.op in PASS_THROUGH or node.op in _SELECTING or _shifts(node):
+                elif node.operator.passes_through or _selects(node) or _shifts(node):
                     pending.extend((out, products) for out in node.outputs)
         return None
 
@@ -103,21 +101,30 @@ class _Structure:
         """Whether ``x`` is the stream, a part of it or a mean, or another norm of that."""
         pending, seen = [x], set[Value]()
         while pending:
-            value = root(pending.pop())
+            value = pending.pop().origin
             node = value.producer
             if value in seen:
                 continue
             seen.add(value)
             if value in self.by_sum or value in self.norms or value in self.streams:
                 return True
-            if node is not None and (node.op in _POOLING or node.op in _SELECTING or _shifts(node)):
+            if node is not None and (_averages(node) or _selects(node) or _shifts(node)):
                 pending.extend(node.dynamic_inputs())
         return not self.residuals and not _comes_from_product(x)
 
 
 def _shifts(node: Node) -> bool:
     """A sum or product with a constant: a bias, a position embedding, a LayerScale."""
-    return node.op in ("Add", "Mul") and len(node.dynamic_inputs()) == 1
+    return node.operator.commutes and len(node.dynamic_inputs()) == 1
+
+
+def _selects(node: Node) -> bool:
+    """Whether it takes a part of a value, or puts parts together."""
+    return node.operator.move in ("split", "gather", "concat", "pad")
+
+
+def _averages(node: Node) -> bool:
+    return node.operator.pool in _AVERAGES
 
 
 def _attends_directly(y: Value, residual: Residual) -> bool:
@@ -143,18 +150,20 @@ def _ends(residual: Residual, y: Value) -> bool:
         if value is y:
             return True
         node = value.producer
-        if node is None or not (node.op in PASS_THROUGH or _shifts(node)):
+        if node is None or not (node.operator.passes_through or _shifts(node)):
             return False
         value = node.dynamic_inputs()[0]
 
 
 def _convolves(x: Value, skip: Value) -> bool:
     """Whether ``x`` is a convolution of the stream: ConvNeXt's norm behind its first layer."""
-    value = root(x)
+    value = x.origin
     while value.producer is not None and (
-        value.producer.op in ("Conv", "Pad") or _shifts(value.producer)
+        value.producer.operator.product == "convolution"
+        or value.producer.operator.move == "pad"
+        or _shifts(value.producer)
     ):
-        value = root(value.producer.dynamic_inputs()[0])
+        value = value.producer.dynamic_inputs()[0].origin
         if value is skip:
             return True
     return False
@@ -163,13 +172,13 @@ def _convolves(x: Value, skip: Value) -> bool:
 def _comes_from_product(value: Value) -> bool:
     """Whether the value is a projection, heads split off or a bias added on the way."""
     while True:
-        value = root(value)
+        value = value.origin
         node = value.producer
         if node is None:
             return False
         if is_product(node) or is_attention(node):
             return True
-        if node.op in ("Split", "Gather") or _shifts(node):
+        if node.operator.move in ("split", "gather") or _shifts(node):
             value = node.dynamic_inputs()[0]
         else:
             return False

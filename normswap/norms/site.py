@@ -1,11 +1,15 @@
-"""``Site``: one located norm, as a plain value."""
+"""``Site``: one located norm, as a plain value; and what it is called."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from normswap.graph.graph import Node, Value
 
 KINDS = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm")
 ROLES = (
@@ -19,21 +23,29 @@ ROLES = (
     "downsample",
     "other",
 )
+_PARAMETER_NAMES = ("weight", "bias", "gamma", "beta")
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
     """One norm in a graph.
 
-    ``name``: the module path where the graph knows it. ``axes``: the normalised axes of the input
-    (for batch_norm: its channel axis). ``normalized_shape``: their sizes. ``weight`` and ``bias``:
-    gamma and beta in float64, None where absent, of ``normalized_shape`` or (batch_norm,
-    instance_norm, group_norm) one per channel; ``mean`` and ``variance``: a batch_norm's running
-    statistics. ``groups``: of a group_norm's channels. ``input`` and ``output``: names of graph
-    values. ``spelling``: 'op' or 'decomposed'. ``tower``: 'image', 'text', 'both' or ''.
-
-    Only ``fold`` tells of two more kinds, which are no norms: 'scale_shift', y = weight * x + bias
-    of constants per channel, and 'affine', a square linear layer (without its arrays).
+    Attributes:
+        name: the module path where the graph knows it, else the name of a value. Unique in a graph.
+        kind: one of ``KINDS``. ``fold`` reports two more, which are no norms: 'scale_shift', y =
+            weight * x + bias with constants per channel, and 'affine', a square linear layer
+            (without its arrays).
+        axes: the normalised axes of the input, non-negative; of a batch_norm its channel axis.
+        normalized_shape: the sizes of ``axes``.
+        epsilon: what is added to the variance, or the mean square, under the root.
+        weight, bias: gamma and beta in float64, None where absent; of ``normalized_shape``, or one
+            per channel [C] (batch_norm, instance_norm, group_norm).
+        input, output: the names of the graph's values.
+        spelling: 'op' for a single operator, else 'decomposed'.
+        mean, variance: the running statistics of a batch_norm [C], in float64.
+        groups: how many groups a group_norm divides its channels into.
+        role: one of ``ROLES``.
+        tower: 'image', 'text', 'both' or ''.
     """
 
     name: str
@@ -73,7 +85,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A candidate that is no norm, or none that is known, and why."""
+    """A candidate that is not the norm it looks like: ``where`` it is, and the ``reason``."""
 
     where: str
     reason: str
@@ -81,7 +93,34 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Location:
-    """What ``locate`` found in a graph, in the order of execution."""
+    """The norms of a graph, and the candidates that are none, both in the order of execution."""
 
     sites: tuple[Site, ...]
     rejected: tuple[Rejection, ...]
+
+
+def site_name(nodes: Sequence[Node], constants: Iterable[Value | None]) -> str:
+    """What a norm of ``nodes`` that reads ``constants`` is called, as far as the graph knows.
+
+    The module of a parameter that only this norm reads, else the module path that a node records,
+    else the name of the last node's output. Exporters share equal parameters between modules, so
+    the name of one with several readers says nothing.
+    """
+    for value in constants:
+        if value is None or value.producer is not None or len(value.uses) != 1:
+            continue
+        owner, _, last = value.name.rpartition(".")
+        if owner and last in _PARAMETER_NAMES:
+            return owner
+    return next((node.scope for node in nodes if node.scope), nodes[-1].output.name)
+
+
+def unique_names(sites: Sequence[Site]) -> list[str]:
+    """The names of ``sites``, with '#2', '#3', ... behind a name that comes again."""
+    seen: Counter[str] = Counter()
+    names = []
+    for site in sites:
+        seen[site.name] += 1
+        count = seen[site.name]
+        names.append(site.name if count == 1 else f"{site.name}#{count}")
+    return names

@@ -14,10 +14,8 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.norms.evaluation import WHOLE, RegionRunner, bounded
-from normswap.norms.names import site_name
-from normswap.norms.passthrough import PASS_THROUGH
 from normswap.norms.regions import Region
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_name
 
 _FAR = 1e6
 _SAME = 1e-9
@@ -205,7 +203,7 @@ def _statistics(graph: Graph, root: Node) -> _Statistics:
                 if epsilon is not None and graph.scalar(part) is None:
                     return _Statistics(_vector(graph, part), float(str(np.float32(epsilon))), part)
         inverts = node.op == "Div" and graph.scalar(node.input(0)) == 1
-        if not inverts and node.op != "Reciprocal" and node.op not in PASS_THROUGH:
+        if not inverts and node.op != "Reciprocal" and not node.operator.passes_through:
             break
         value = node.data_input(1 if inverts else 0)
     return _Statistics(_vector(graph, value), 0.0, value)

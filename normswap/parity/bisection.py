@@ -294,7 +294,7 @@ def _carried(graph: Graph, node: Node) -> Value | None:
     linear = linear_at(graph, node)
     if linear is not None:
         return linear.input if linear.sizes[0] >= linear.sizes[1] else None
-    kept = moves(node.op) or node.op in ("Add", "Sub", "Mul", "Div")
+    kept = moves(node.op) or node.operator.combines_two
     sizes = [math.prod(v.shape or (0,)) for v in (dynamic[0], node.output)]
     return dynamic[0] if kept and sizes[0] == sizes[1] else None
 
@@ -306,16 +306,13 @@ def _computed(nodes: Iterable[Node]) -> list[Value]:
 
 def _landmarks(values: Collection[Value]) -> list[Value]:
     """Sums of two streams, linear layers and norms."""
-    ops = ("Linear", "MatMul", "Gemm", "Conv", "LayerNormalization", "RMSNormalization", "Mul")
-    return [
-        v
-        for v in values
-        if v.producer is not None
-        and (
-            v.producer.op in ops
-            or (v.producer.op == "Add" and len(v.producer.dynamic_inputs()) <= 2)
-        )
-    ]
+    return [v for v in values if v.producer is not None and _is_landmark(v.producer)]
+
+
+def _is_landmark(node: Node) -> bool:
+    if node.op == "Add":
+        return len(node.dynamic_inputs()) <= 2
+    return bool(node.operator.product or node.operator.norm) or node.op == "Mul"
 
 
 def _elements(values: Iterable[Value]) -> int:

@@ -323,9 +323,6 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.asarray(255 * (waves - low) / np.where(high > low, high - low, 1))
 
 
-_PASS_IDS = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice")
-
-
 def vocabulary(graph: Graph, spec: InputSpec) -> int | None:
     """The rows of the smallest constant table that an integer input is an index into."""
     if not np.issubdtype(spec.dtype, np.integer):
@@ -339,7 +336,7 @@ def vocabulary(graph: Graph, spec: InputSpec) -> int | None:
             if node.op == "Gather" and index == 1 and table is not None and table.is_constant:
                 if table.rank == 2 and table.shape and node.attributes.get("axis") == 0:
                     rows.append(table.shape[0])
-            elif node.op in _PASS_IDS and index == 0 and node not in seen:
+            elif node.operator.passes_through and index == 0 and node not in seen:
                 seen.add(node)
                 stack.append(node.output)
     return min(rows, default=None)

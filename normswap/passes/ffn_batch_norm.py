@@ -15,9 +15,8 @@ from normswap.graph.graph import Graph, Value
 from normswap.graph.linear import Linear
 from normswap.io.data import Data
 from normswap.model import Model
-from normswap.norms.ffn import ffn_of
-from normswap.norms.residuals import residuals
 from normswap.norms.site import Site
+from normswap.norms.structure import ffn_of, residuals
 from normswap.options import option
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.calibrated import Fitted, fitted_sites, needed_data

@@ -10,10 +10,9 @@ import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Model
-from normswap.norms.names import unique_names
-from normswap.norms.operators import TRAINING
-from normswap.norms.site import Site
-from normswap.norms.towers import towers
+from normswap.norms.operator_norms import TRAINING
+from normswap.norms.site import Site, unique_names
+from normswap.norms.structure import towers
 from normswap.passes.algebra.affine_regions import (
     AffineRegion,
     affine_regions,

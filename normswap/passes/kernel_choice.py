@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Progress
-from normswap.norms.passthrough import root
 from normswap.norms.site import Site
 
 _OPERATORS = ("LayerNormalization", "RMSNormalization")
@@ -35,5 +34,5 @@ def use_kernels(
 
 
 def _operator(value: Value) -> Node | None:
-    node = root(value).producer
+    node = value.origin.producer
     return node if node is not None and node.op in _OPERATORS else None

@@ -13,15 +13,11 @@ from normswap.fit.covariance import joint_moments
 from normswap.fit.ridge import RidgeFits
 from normswap.fit.sweep import Readings, Stop
 from normswap.fit.tokens import Layout, Masks, Rows, rows_of
-from normswap.graph.graph import Array, Graph, Runner, Value
+from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.linear import Linear, linear_writing
-from normswap.norms.passthrough import PASS_THROUGH
-from normswap.norms.residuals import Residual, is_attention, is_product, residuals
-from normswap.norms.towers import towers
+from normswap.norms.structure import Residual, is_attention, is_product, residuals, towers
 from normswap.passes.calibrated import Fitted, Plan
 
-_MOVING = PASS_THROUGH | {"Mul", "Pad", "aten.roll.default"}
-_COPYING = {"Identity", "Dropout", "Cast"}
 _PATH = 64  # operators, at most, between a writer and the sum
 
 
@@ -72,7 +68,7 @@ def _writer(graph: Graph, residual: Residual) -> _Writer | None:
         if linear is not None:
             break
         node = value.producer
-        if node is None or node.op not in _MOVING:
+        if node is None or not _keeps_values(node):
             return None
         value = next(v for v in node.inputs if v is not None and not v.is_constant)
     nodes = graph.ancestors([residual.branch], stop=[linear.output])
@@ -80,8 +76,14 @@ def _writer(graph: Graph, residual: Residual) -> _Writer | None:
         return None  # where things move to depends on what is not computed again for that
     inputs = tuple(graph.sources([residual.branch], stop=[linear.output]))
     path = graph.slice([linear.output, *inputs], [residual.branch], np.float64)
-    is_moved = any(node.op not in _COPYING for node in nodes)
+    is_moved = any(node.operator.move != "copy" for node in nodes)
     return _Writer(linear, path, is_moved, inputs, skip, residual.add.output)
+
+
+def _keeps_values(node: Node) -> bool:
+    """Whether it moves values, or scales them."""
+    operator = node.operator
+    return operator.passes_through or operator.move in ("pad", "roll") or node.op == "Mul"
 
 
 @dataclass(frozen=True)

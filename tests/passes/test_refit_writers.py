@@ -12,8 +12,7 @@ from torch import nn
 import normswap as ns
 from normswap.fit.ridge import STRENGTHS
 from normswap.fit.sweep import HELD_OUT
-from normswap.norms.residuals import residuals
-from normswap.norms.towers import towers
+from normswap.norms.structure import residuals, towers
 from normswap.passes.base import PassResult
 from normswap.passes.refit_writers import _arrival, _writer
 from tests.zoo.exports import FX, model_as

@@ -10,20 +10,10 @@ import onnx_ir as ir
 
 from normswap.graph.graph import Node, Value
 from normswap.graph.onnx.nodes import scoped_name
+from normswap.graph.operators import operator
 
-OPSETS = {"LayerNormalization": 17, "RMSNormalization": 23}
-"""The opsets that brought operators: no earlier one can hold them."""
-WITH_SUM = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
-"""Operators of ONNX Runtime alone: (normalised, mean, deviation, sum) of two values."""
-RUNTIME_DOMAIN = "com.microsoft"
 AXES_AS_INPUT = 18
 """The opset from which on the axes of ReduceMean are an input."""
-_EMITTED = (
-    *OPSETS,
-    *WITH_SUM,
-    *("BatchNormalization", "Transpose", "Cast", "Add", "Sub", "Mul", "MatMul", "Gemm"),
-    "ReduceMean",
-)
 _NOT_COPIED = ("pkg.torch.onnx.stack_trace",)  # metadata that is not true of a new node
 
 
@@ -39,10 +29,11 @@ def new_node(
 
     Raises ValueError for an operator that cannot be written, or not in this opset.
     """
-    if op not in _EMITTED:
+    known = operator(op)
+    if not known.writable:
         raise ValueError(f"cannot write the operator {op} into an ONNX graph")
-    if opset < OPSETS.get(op, 1):
-        raise ValueError(f"{op} needs opset {OPSETS[op]}")
+    if opset < known.opset:
+        raise ValueError(f"{op} needs opset {known.opset}")
     written = {k: v for k, v in attributes.items() if not (k == "training_mode" and v == 0)}
     if op == "Cast":
         written["to"] = int(ir.DataType.from_numpy(attributes["to"]))
@@ -50,8 +41,8 @@ def new_node(
         op,
         inputs,
         written,
-        domain="" if op not in WITH_SUM else RUNTIME_DOMAIN,
-        num_outputs=1 if op not in WITH_SUM else 4,
+        domain=known.domain,
+        num_outputs=4 if known.norm_with_sum else 1,  # normalised, mean, deviation, sum
         name=scoped_name(like.scope if like else "", name, op),
     )
     if like is not None:
@@ -81,12 +72,12 @@ def shape_after(
         return None
     if op == "Transpose":
         return tuple(shape[axis] for axis in attributes["perm"])
-    if op in ("Gemm", "MatMul"):
+    if operator(op).product:
         return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
     if op == "ReduceMean":  # which passes write with keepdims
         axes = attributes["axes"]
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    if op in ("Add", "Sub", "Mul"):
+    if operator(op).combines_two:
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape

@@ -34,6 +34,7 @@ from normswap.graph.onnx.nodes import (
 from normswap.graph.onnx.opset import can_raise_opset, opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.shapes import Types, infer
+from normswap.graph.operators import operator
 
 
 def read_graph(model: ir.Model) -> OnnxGraph:
@@ -179,13 +180,13 @@ class OnnxGraph(Graph):
     # -- raising the opset -----------------------------------------------------------------------
 
     def can_write(self, op: str) -> str:
-        wanted = emit.OPSETS.get(op, 1)
+        wanted = operator(op).opset
         if self.opset >= wanted or can_raise_opset(self.model, wanted, self._types()):
             return ""
         return _too_old(op, self.opset)
 
     def require(self, op: str) -> None:
-        before, wanted = self.opset, emit.OPSETS.get(op, 1)
+        before, wanted = self.opset, operator(op).opset
         if before >= wanted:
             return
         may_differ = raise_opset(self.model, wanted, self._types())
@@ -224,7 +225,7 @@ class OnnxGraph(Graph):
         name: str,
         like: Node | None = None,
     ) -> Value:
-        if op in emit.OPSETS and len(inputs) > 1 and inputs[1] is None:
+        if operator(op).norm and len(inputs) > 1 and inputs[1] is None:
             x = cast(Value, inputs[0])
             inputs = [x, self._unit_scale(x, attributes or {}, name), *inputs[2:]]
         return super().insert(op, inputs, attributes, name=name, like=like)
@@ -269,8 +270,8 @@ class OnnxGraph(Graph):
         shape = emit.shape_after(op, [v for v in inputs if v is not None], attributes)
         dtype = attributes.get("to", x.dtype)
         names = [name]
-        if op in emit.WITH_SUM:
-            self.model.opset_imports.setdefault(emit.RUNTIME_DOMAIN, 1)
+        if operator(op).norm_with_sum:
+            self.model.opset_imports.setdefault(operator(op).domain, operator(op).since)
             names = [name, "", "", self._unique(f"{name}.sum")]
         outputs = []
         for index, (output, own) in enumerate(zip(raw.outputs, names, strict=True)):
@@ -348,6 +349,6 @@ def _is_sized(value: Value) -> bool:
 def _too_old(op: str, opset: int) -> str:
     """Why a graph in ``opset`` cannot hold ``op``."""
     return (
-        f"{op} needs opset {emit.OPSETS[op]}, and opset {opset} could not be raised to it; export "
-        f"the model again with a newer opset"
+        f"{op} needs opset {operator(op).opset}, and opset {opset} could not be raised to it; "
+        f"export the model again with a newer opset"
     )

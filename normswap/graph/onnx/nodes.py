@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from normswap.graph.operators import operator
+
 DOMAINS = ("", "ai.onnx")
 """The names of the default operator set."""
 
@@ -64,7 +66,7 @@ def constant_values(graph: ir.Graph) -> set[ir.Value]:
     constants = {v for v in graph.initializers.values() if v.const_value is not None}
     for node in graph:
         reads = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
-        computed = bool(node.inputs) and not node.op_type.startswith("Random")
+        computed = bool(node.inputs) and not operator(node.op_type).random
         if node.outputs[0].const_value is not None or (computed and constants.issuperset(reads)):
             constants.update(node.outputs)
     return constants

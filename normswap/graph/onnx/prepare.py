@@ -16,8 +16,8 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInfere
 
 from normswap.errors import NormswapError
 from normswap.graph.onnx.nodes import DOMAINS, constant_tensor
+from normswap.graph.operators import operator
 
-_OPERATORS = ("Slice", "Pad", "Split")
 _SHORT = 64
 _ROUNDS = 12  # at most: sizes that are known now may make others known, stage by stage
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _settle_fixed_parameters(model: ir.Model) -> None:
     wanted = {
         str(value.name): value
         for node in model.graph
-        if node.op_type in _OPERATORS
+        if operator(node.op_type).bounds_from_sizes
         for value in node.inputs[1:]
         if value is not None and _is_computed(value)
     }
@@ -94,7 +94,7 @@ def _settle_fixed_parameters(model: ir.Model) -> None:
         tensor.name = constant.name
         model.graph.initializers.add(constant)
         for node, index in list(value.uses()):
-            if node.op_type in _OPERATORS and node.graph is model.graph:
+            if operator(node.op_type).bounds_from_sizes and node.graph is model.graph:
                 node.replace_input_with(index, constant)
     RemoveUnusedNodesPass()(model)
 
@@ -136,7 +136,7 @@ def _settle_sizes(model: ir.Model) -> int:
     settled = 0
     for node in list(model.graph):
         output = node.outputs[0]
-        sizes = _SETTLED[node.op_type](node) if node.op_type in _SETTLED else None
+        sizes = _fixed_sizes(node)
         if sizes is not None and output.uses():
             tensor = ir.Tensor(sizes, name=f"{output.name}_size")
             constant = ir.node("Constant", [], {"value": tensor})
@@ -146,6 +146,13 @@ def _settle_sizes(model: ir.Model) -> int:
             ir.convenience.replace_all_uses_with(output, constant.outputs[0])
             settled += 1
     return settled
+
+
+def _fixed_sizes(node: ir.Node) -> np.ndarray | None:
+    """What a node yields where that is fixed; None for one that is not made a constant."""
+    if node.op_type == "Gather":
+        return _picked(node)
+    return _filled(node) if node.op_type == "ConstantOfShape" else None
 
 
 def _picked(node: ir.Node) -> np.ndarray | None:
@@ -171,6 +178,3 @@ def _filled(node: ir.Node) -> np.ndarray | None:
         return None
     fill = np.zeros(1, np.float32) if value is None else value.as_tensor().numpy()
     return np.full(shape.numpy(), fill.reshape(-1)[0], fill.dtype)
-
-
-_SETTLED = {"Gather": _picked, "ConstantOfShape": _filled}

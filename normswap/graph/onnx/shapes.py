@@ -31,6 +31,7 @@ from normswap.graph.onnx.nodes import (
     nested_operators,
 )
 from normswap.graph.onnx.prepare import forget_shapes
+from normswap.graph.operators import operator
 
 BATCH = 2  # the size of a dynamic first axis
 _IMAGE_RANK = 4
@@ -39,7 +40,6 @@ _TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
 _CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
 _INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
 _LONGEST = 64  # elements of anything that is computed for its sizes
-_RANDOM = ("Random", "Bernoulli", "Multinomial")
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
@@ -127,7 +127,8 @@ def _channels(model: ir.Model, name: str) -> int:
                 if weight is not None and weight.shape is not None and weight.shape.is_static():
                     group = node.attributes.get("group")
                     return int(weight.shape.numpy()[1]) * (group.as_int() if group else 1)
-            if value not in seen and node.op_type in ("Cast", "Sub", "Mul", "Div", "Add"):
+            rescales = operator(node.op_type).combines_two or node.op_type == "Cast"
+            if value not in seen and rescales:
                 pending.extend(node.outputs)
         seen.add(value)
     return 3
@@ -308,7 +309,7 @@ class _Sizes:
             return {} if sizes is None else {node.outputs[0]: sizes}
         reads = {str(v.name): self._known(v) for v in node.inputs if v is not None}
         arrays = {name: array for name, array in reads.items() if array is not None}
-        if len(arrays) < len(reads) or node.op_type.startswith(_RANDOM) or nested_operators(node):
+        if len(arrays) < len(reads) or operator(node.op_type).random or nested_operators(node):
             return {}
         try:
             step = Step(node, self._graph.opset_imports, dtype=None)

@@ -19,9 +19,7 @@ import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.linear import Linear
-from normswap.norms.names import site_name
-from normswap.norms.passthrough import PASS_THROUGH
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_name
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
 
@@ -314,7 +312,7 @@ def ends_a_stream(value: Value) -> bool:
     while len(value.readers) == 1 and (node := value.producer) is not None:
         if node.op == "Add" and len(node.dynamic_inputs()) == 2:
             return True
-        if node.op not in PASS_THROUGH and node.op not in _TAKES_PART:
+        if not node.operator.passes_through and node.op not in _TAKES_PART:
             return False
         value = node.data_input()
     return False

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from normswap.graph.graph import Graph
 from normswap.norms.site import Site
-from normswap.norms.towers import towers
+from normswap.norms.structure import towers
 from normswap.report.outline.flow import Flow, Vertex
 from normswap.report.outline.items import Item, Outline, Step, Tower, steps
 from normswap.report.outline.regions import Regions

@@ -27,7 +27,7 @@ Vertex = Node | Value | Joint  # a Value is an input of the graph
 class Flow:
     """The data flow of the tower ``name``.
 
-    ``belongs``: the tower of each value (see ``locate/towers.py``). The vertices that the tower's
+    ``belongs``: the tower of each value (see ``norms/structure.py``). The vertices that the tower's
     inputs reach are its members; ``start`` comes before all of them. ``foreign``: members of other
     towers that this one reads. ``output_names``: in the order of the graph's outputs.
     """
@@ -131,7 +131,7 @@ class Flow:
         site = self.sites.get(node)
         if site is not None:
             values = [self.graph.value(site.input)]
-        elif node.op == "Shape":
+        elif node.operator.reads_sizes_only:
             values = []
         elif is_embedding(node):
             return self._inputs_behind(node.data_input(1))

@@ -7,49 +7,10 @@ import re
 from collections.abc import Callable
 
 from normswap.graph.graph import Node, Value
-from normswap.norms.passthrough import PASS_THROUGH, root
+from normswap.graph.operators import operator
 from normswap.report.outline.flow import Flow, Joint, Vertex, is_embedding
 from normswap.report.outline.items import Step
 
-# They move, copy or round data, or are arithmetic with a number or a vector: no steps.
-_MOVES = PASS_THROUGH | {
-    "Split", "Concat", "Pad", "Tile", "Resize", "DepthToSpace", "SpaceToDepth", "Gather",
-    "GatherND", "ScatterND", "Where", "QuantizeLinear", "DequantizeLinear", "aten.roll.default",
-    "aten.pad.default", "aten.constant_pad_nd.default", "aten.index.Tensor", "aten.unfold.default",
-    "aten.repeat.default", "aten.fill.Tensor", "aten.pixel_shuffle.default", "aten.im2col.default",
-}  # fmt: skip
-_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Sum", "Mean"})
-_PRODUCTS = frozenset({"Linear", "MatMul", "Gemm"})
-_ACTIVATIONS = {
-    "Gelu": "GELU",
-    "Relu": "ReLU",
-    "Swish": "SiLU",
-    "HardSwish": "HardSwish",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Softmax": "softmax",
-    "Elu": "ELU",
-    "LeakyRelu": "LeakyReLU",
-    "PRelu": "PReLU",
-    "Softplus": "softplus",
-    "Mish": "Mish",
-    "QuickGelu": "quick GELU",
-    "FastGelu": "GELU",
-    "BiasGelu": "GELU",
-}
-_POOLS = {
-    "ReduceMean": "mean",
-    "ReduceMax": "maximum",
-    "ReduceSum": "sum",
-    "GlobalAveragePool": "mean",
-    "GlobalMaxPool": "maximum",
-    "AveragePool": "local mean",
-    "MaxPool": "local maximum",
-    "aten.adaptive_avg_pool2d.default": "mean",
-    "aten.adaptive_avg_pool1d.default": "mean",
-    "aten.max_pool2d.default": "local maximum",
-    "aten.avg_pool2d.default": "local mean",
-}
 _IMAGE_RANK = 4
 _GENERATED = re.compile(r".*(::|_\d+$|^\W)|^val")  # names that exporters make up
 
@@ -76,30 +37,10 @@ def key(vertex: Vertex) -> str:
     return vertex.name if isinstance(vertex, Value) else vertex.output.name
 
 
-def is_attention(node: Node) -> bool:
-    """A softmax or a fused attention. (A softmax that weighs no sum is the reader's to tell.)"""
-    if node.op.startswith("aten."):
-        return "attention" in node.op
-    return node.op == "Softmax" or node.op.endswith("Attention") or "scaled_dot_product" in node.op
-
-
-def is_product(node: Node) -> bool:
-    """Whether it is a product of matrices or a convolution."""
-    return node.op in _PRODUCTS or _is_convolution(node)
-
-
-def _is_convolution(node: Node) -> bool:
-    return node.op == "Conv" or node.op.startswith("aten.conv")
-
-
-def is_pool(node: Node) -> bool:
-    return node.op in _POOLS
-
-
-def activation_name(op: str) -> str | None:
-    """How people call an activation operator; None for any other."""
+def activation_name(op: str) -> str:
+    """What people call an activation operator, of whatever domain; '' for any other."""
     short = op.rpartition(".")[2] if not op.startswith("aten.") else op
-    return _ACTIVATIONS.get(short)
+    return operator(short).activation
 
 
 def moves(flow: Flow, vertex: Vertex) -> bool:
@@ -107,7 +48,7 @@ def moves(flow: Flow, vertex: Vertex) -> bool:
     return (
         isinstance(vertex, Node)
         and vertex not in flow.sites
-        and vertex.op in _MOVES
+        and vertex.operator.move != ""
         and len(flow.reads(vertex)) == 1
         and step_of(flow, vertex) is None
     )
@@ -119,25 +60,24 @@ _Reader = Callable[[Flow, Node], Step | None]
 def _reader(flow: Flow, node: Node) -> _Reader | None:
     if is_embedding(node):
         return _token_embedding
-    if node.op in _PRODUCTS:
+    facts = node.operator
+    if facts.product == "matrix":
         return _product
-    if _is_convolution(node):
+    if facts.product == "convolution":
         return _convolution
-    if node.op in ("Gather", "GatherND", "Slice"):
+    if facts.move in ("gather", "slice"):
         return _taken
-    if node.op == "Concat":
+    if facts.move == "concat":
         return _tokens
-    if node.op in _ARITHMETIC:
+    if facts.arithmetic:
         return _arithmetic
-    if node.op in _MOVES:
+    if facts.move:
         return None
-    if node.op in _POOLS:
+    if facts.pool:
         return _pool
-    if activation_name(node.op) is not None:
+    if activation_name(node.op):
         return _activation
-    if is_attention(node):
-        return _attention
-    return _operator
+    return _attention if facts.attention else _operator
 
 
 def _token_embedding(flow: Flow, node: Node) -> Step:
@@ -182,7 +122,7 @@ def _taken(flow: Flow, node: Node) -> Step | None:
     before, after = node.data_input(), node.output
     if before.shape is None or after.shape is None:
         return None
-    if node.op == "Slice":
+    if node.operator.move == "slice":
         pairs = zip(before.shape, after.shape, strict=True)
         one = sum(a != b for a, b in pairs) == 1 and any(
             b == 1 != a for a, b in zip(before.shape, after.shape, strict=True)
@@ -231,22 +171,22 @@ def _arithmetic(flow: Flow, node: Node) -> Step | None:
 
 def _is_one_row(flow: Flow, value: Value) -> bool:
     """Whether the value is one row of a table, again and again."""
-    node = root(value).producer
+    node = value.origin.producer
     if node is None or node.op != "Gather" or not node.data_input().is_constant:
         return False
-    index = root(node.data_input(1))
+    index = node.data_input(1).origin
     while index.producer is not None and index.producer.op == "GatherElements":
-        index = root(index.producer.data_input())
+        index = index.producer.data_input().origin
     rows = flow.graph.constant(index)
     return rows is not None and rows.size > 1 and bool((rows == rows.reshape(-1)[0]).all())
 
 
 def _pool(flow: Flow, node: Node) -> Step:
-    return Step("pool", node.scope, _POOLS[node.op], value=node.output.name)
+    return Step("pool", node.scope, node.operator.pool, value=node.output.name)
 
 
 def _activation(flow: Flow, node: Node) -> Step:
-    return Step("activation", node.scope, activation_name(node.op) or "", value=node.output.name)
+    return Step("activation", node.scope, activation_name(node.op), value=node.output.name)
 
 
 def _attention(flow: Flow, node: Node) -> Step:
@@ -297,7 +237,7 @@ def _reads_image(flow: Flow, node: Node) -> bool:
     reads = flow.reads(node)
     while len(reads) == 1 and isinstance(reads[0], Node):
         vertex = reads[0]
-        plain = vertex.op in _MOVES or vertex.op in _ARITHMETIC
+        plain = vertex.operator.move or vertex.operator.arithmetic
         if not plain or vertex in flow.sites or vertex in flow.foreign:
             return False
         reads = flow.reads(vertex)
@@ -322,7 +262,7 @@ def _constant_name(value: Value) -> str:
         if found.producer is None:
             if found.is_constant and found.shape and not _GENERATED.match(found.name):
                 return found.name
-        elif found.producer.op != "Shape":
+        elif not found.producer.operator.reads_sizes_only:
             pending.extend(v for v in found.producer.inputs if v is not None)
     return ""
 

@@ -13,23 +13,14 @@ from normswap.report.outline.items import Fork, Item, Side, Step
 from normswap.report.outline.operators import (
     activation_name,
     heads,
-    is_attention,
-    is_pool,
-    is_product,
     key,
     moves,
     short_name,
     step_of,
 )
 
-_JOINS = {
-    "Add": "add",
-    "Mul": "multiply",
-    "MatMul": "product",
-    "Concat": "concat",
-}
 _PROJECTIONS = 4  # of an attention: of queries, keys, values and results
-_LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare", "ReduceSum"})
+_LENGTHS = ("L2 norm", "sum of squares", "sum")  # the statistics that measure a vector
 
 
 class Regions:
@@ -115,7 +106,7 @@ class Regions:
         """An activation, a division by the own length or the like, spelled out."""
         nodes = [v for v in inner if isinstance(v, Node)]
         last = nodes[-1]
-        reductions = [n.op for n in nodes if n.op.startswith("Reduce")]
+        reductions = [n.operator.statistic for n in nodes if n.op.startswith("Reduce")]
         scopes = {n.scope for n in nodes}
         name = last.scope if len(scopes) == 1 else ""
         if reductions:
@@ -136,7 +127,7 @@ class Regions:
         parts = [tuple(self.chain(entry, end, residual and join != "multiply")) for end in ends]
         if join == "concat" and all(_takes_tokens(part) for part in parts):
             return self._flat([exit])  # tokens among which others may be put
-        if not any(parts) and not (isinstance(exit, Node) and is_product(exit)):
+        if not any(parts) and not (isinstance(exit, Node) and exit.operator.product):
             return []  # the same data, moved in several ways and put together again
         return [Fork(join, tuple(parts), key(exit))]
 
@@ -192,17 +183,18 @@ class Regions:
         return kinds.count("linear") > _PROJECTIONS and "activation" in kinds
 
     def _attends(self, node: Node) -> bool:
-        return is_attention(node) and node not in self._flow.sites
+        """Whether it is a softmax or a fused attention. Whether a softmax weighs a sum, its
+        surroundings say."""
+        return bool(node.operator.attention) and node not in self._flow.sites
 
     def _is_elementwise(self, vertex: Vertex) -> bool:
         return (
             isinstance(vertex, Node)
             and vertex not in self._flow.sites
             and vertex not in self._flow.foreign
-            and not is_product(vertex)
-            and not is_attention(vertex)
+            and not (vertex.operator.product or vertex.operator.attention)
             and vertex.op != "Concat"
-            and (not is_pool(vertex) or vertex.op.startswith("Reduce"))
+            and (not vertex.operator.pool or vertex.op.startswith("Reduce"))
         )
 
 
@@ -211,7 +203,9 @@ def _takes_tokens(items: Sequence[Item]) -> bool:
 
 
 def _join(vertex: Vertex) -> str:
-    return _JOINS.get(vertex.op, short_name(vertex.op)) if isinstance(vertex, Node) else "add"
+    if not isinstance(vertex, Node):
+        return "add"
+    return vertex.operator.join or short_name(vertex.op)
 
 
 def _spelled_activation(nodes: list[Node]) -> str:

@@ -7,48 +7,46 @@ from collections.abc import Container
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
-from normswap.norms.names import site_name
-from normswap.norms.site import Rejection, Site
+from normswap.graph.operators import operator
+from normswap.norms.site import Rejection, Site, site_name
 
 TRAINING = "it normalises by the batch's own statistics"
 """The reason for which a BatchNorm in training mode is rejected."""
-_BATCH_NORM = "BatchNormalization"
-_KINDS = {
-    "LayerNormalization": "layer_norm",
-    "RMSNormalization": "rms_norm",
-    "InstanceNormalization": "instance_norm",
-    "GroupNormalization": "group_norm",
-    _BATCH_NORM: "batch_norm",
-}
-
-
-_HIDDEN = frozenset({*_KINDS, "Sqrt", "Rsqrt"})  # in a body: a norm, or what may be one
 
 
 def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
-    """A site for each norm operator with constant parameters that is not among ``covered``, and
-    the others with the reason why they are left alone.
+    """The norms of ``graph`` that are one operator, and those that are left alone, with the reason.
+
+    A norm operator is left alone if its weight, bias or statistics are computed by the graph, if it
+    is in the body of another operator, or if only a runtime knows it. ``covered``: nodes that are
+    part of another norm.
     """
     sites, rejected = [], []
     taken: set[Node] = set()
     for node in graph.nodes:
         if node in covered:
             continue
-        if node.op in _KINDS and not node.data_input().is_constant:
-            is_batch_norm = node.op == _BATCH_NORM
-            found = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
-        elif hidden := sorted(op for op in node.nested if op in _HIDDEN):
+        kind = node.operator.norm
+        if kind and not node.data_input().is_constant:
+            is_batch_norm = kind == "batch_norm"
+            result = _batch_norm(graph, node, taken) if is_batch_norm else _norm(graph, node)
+        elif hidden := sorted(op for op in node.nested if _may_be_norm(op)):
             inside = ", ".join(hidden)
-            found = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
+            result = f"{inside} in the body of {node.op}, which may run or not, is left as it is"
         elif "." in node.op and "Norm" in node.op.rpartition(".")[2]:
-            found = f"{node.op} is an operator that only its runtime knows; export without it"
+            result = f"{node.op} is an operator that only its runtime knows; export without it"
         else:
             continue
-        if isinstance(found, Site):
-            sites.append(found)
+        if isinstance(result, Site):
+            sites.append(result)
         else:
-            rejected.append(Rejection(node.scope or node.output.name, found))
+            rejected.append(Rejection(node.scope or node.output.name, result))
     return sites, rejected
+
+
+def _may_be_norm(op: str) -> bool:
+    """Whether an operator in the body of another is a norm, or may be part of one."""
+    return bool(operator(op).norm) or operator(op).root == "square"
 
 
 def _norm(graph: Graph, node: Node) -> Site | str:
@@ -58,14 +56,14 @@ def _norm(graph: Graph, node: Node) -> Site | str:
         return "its scale or shift is computed by the graph"
     if x.shape is None:
         return "the shape of its input is unknown"
-    rank = len(x.shape)
-    groups = node.attributes.get("num_groups") if node.op == "GroupNormalization" else None
-    first = 1 if groups else 2 if node.op == "InstanceNormalization" else rank - 1
+    rank, kind = len(x.shape), node.operator.norm
+    groups = node.attributes.get("num_groups") if kind == "group_norm" else None
+    first = 1 if groups else 2 if kind == "instance_norm" else rank - 1
     axes = tuple(range(node.attributes.get("axis", first), rank))
     weight, bias = (*affine, None, None)[:2]
     return Site(
         name=site_name([node], node.inputs[1:3]),
-        kind=_KINDS[node.op],
+        kind=kind,
         axes=axes,
         normalized_shape=tuple(x.shape[axis] for axis in axes),
         epsilon=_epsilon(node),
