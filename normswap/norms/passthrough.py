@@ -18,6 +18,19 @@ PASS_THROUGH = frozenset(
         "Slice",
     }
 )
+MOVES = PASS_THROUGH | {
+    "AveragePool",
+    "Gather",
+    "GatherND",
+    "GlobalAveragePool",
+    "Pad",
+    "ReduceMean",
+    "ReduceSum",
+    "Split",
+    "Tile",
+    "aten.roll.default",
+}
+"""Those, and operators that take, average, repeat or pad the elements of their first input."""
 
 
 def root(value: Value) -> Value:

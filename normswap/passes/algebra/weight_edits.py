@@ -8,7 +8,7 @@ import numpy as np
 
 from normswap.graph.convolution import Convolution, convolution_at
 from normswap.graph.graph import Array, Graph, Node
-from normswap.graph.linear import Linear, linear_at, put_constant
+from normswap.graph.linear import ADDER, Linear, linear_at, put_constant
 from normswap.passes.algebra.channel_map import Affine, ChannelMap, product, times
 
 Weight = Linear | Convolution
@@ -75,7 +75,7 @@ class WeightEdits:
 
     def weight_of(self, node: Node) -> Weight | None:
         """The Linear or the Convolution that ``node`` belongs to, be it as the Add of its bias."""
-        if node.op != "Add":
+        if node.op != ADDER:
             return self.weight_at(node)
         products = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
         found = [self.weight_at(p) for p in products]
