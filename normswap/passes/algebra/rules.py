@@ -77,11 +77,14 @@ values that have one already are to be compared with it."""
 
 @dataclass(frozen=True)
 class Unseen:
-    """Maps that a norm does not see, norm(A x + t) = norm(x): whether ``holds`` is true of a map
-    of the input of a site."""
+    """Maps that a norm does not see: those of the input of a site of which ``holds`` is true.
+
+    norm(A x + t) = norm(x); or, where they ``commutes``, A norm(x) + t, which goes on behind it.
+    """
 
     says: str
     holds: Callable[[ChannelMap, Site], bool]
+    commutes: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,24 +100,24 @@ SUM = Arithmetic((1, 1))
 
 
 def _refuse(place: Place) -> Maps:
-    """All that a row can say of an operator that is no weight and no norm that does not see."""
+    """For rows of operators that nothing goes through."""
     raise place.refusal()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table.
+    """A row of the table: in words for the page, and as functions for ``spread.py``.
 
-    ``downward``, ``upward``, ``both`` and ``refuses``: what it says, for the page. ``maps``: from
-    the maps that are known at a place to those of its other values; raises Refusal. ``joins``: the
-    map of the input of an operator that joins its writer, if that is what it does at a place.
-    ``unseen``: by a norm. ``arithmetic``: what the operator computes, where that is affine.
+    ``both``: ways, in a change of variables. ``maps``: from the maps that are known at a place to
+    those of its other values; raises Refusal. ``joins``: the map of the input of an operator that
+    can join its writer at a place, else None. ``unseen``: what a norm does not see.
+    ``arithmetic``: what the operator computes, where that is affine.
     """
 
     downward: str
     upward: str
-    both: str
     refuses: str
+    both: str = "either way"
     maps: Callable[[Place], Maps] = _refuse
     joins: Callable[[Place], tuple[Value, ChannelMap] | None] | None = None
     unseen: tuple[Unseen, ...] = ()
@@ -147,8 +150,7 @@ def _through(
             if value.uses or value in place.graph.outputs:
                 yield value, read(place.graph, node, number).ahead(change)
 
-    down, up = f"through: {says}", "through, the other way"
-    return Rule(down, up, "through", refuses, maps)
+    return Rule(f"through: {says}", "through, the other way", refuses, maps=maps)
 
 
 # -- sums, multiples, parts ------------------------------------------------------------------------
@@ -256,7 +258,6 @@ def _multiple(arithmetic: Arithmetic, refuses: str, joins: bool = False) -> Rule
     return Rule(
         downward="through: the same A, and c t",
         upward="through: the same A, and t / c" + joined * joins,
-        both="through: the same A, and c t or t / c",
         refuses=refuses,
         maps=maps,
         joins=joining if joins else None,
@@ -321,9 +322,8 @@ MEAN = Unseen("P = I - 1 1^T / C, which subtracts the mean", _is_mean_subtractio
 
 def _does_not_see(*unseen: Unseen) -> Rule:
     return Rule(
-        downward=f"for a pass that asks for it, does not see {'; '.join(u.says for u in unseen)}",
-        upward="for a pass that asks for it, as such a map, which the pass applies behind the norm",
-        both="likewise",
+        downward="does not see, if a pass asks for it, " + "; ".join(u.says for u in unseen),
+        upward="such a map is left to the pass, which applies it behind the norm",
         refuses="any other map; any map, if it is over several axes, of unknown shape, or spelled "
         "with values that are read elsewhere",
         unseen=unseen,
@@ -358,7 +358,7 @@ RULES: dict[str, Rule] = {
     CONSTANT: Rule(
         downward="-",
         upward="absorbs it: c' = A c + t (class tokens, positions, tables of embeddings)",
-        both="absorbs it: c' = A c + t",
+        both="as upward",
         refuses="",
     ),
     "Add": _sum(SUM),
@@ -371,7 +371,6 @@ RULES: dict[str, Rule] = {
     "Concat": Rule(
         downward="through: the maps of its operands, put together; the others have none",
         upward="through: each operand has its part of the map",
-        both="through",
         refuses="a full matrix that mixes operands; along the axis on which they are put together, "
         "operands of which some have inverses and some have none",
         maps=_concat,
@@ -417,9 +416,9 @@ RULES: dict[str, Rule] = {
         "the same on other axes",
         f"t where it pads with zeros; another constant; {_ON_ITS_AXES}",
     ),
-    "Shape": Rule("reads sizes only", "-", "reads sizes only", "", _of_sizes),
+    "Shape": Rule("reads sizes only", "-", "", "reads sizes only", _of_sizes),
     "layer_norm": _does_not_see(MEAN),
-    ANY_OTHER: Rule("refuses", "refuses", "refuses", "every map"),
+    ANY_OTHER: Rule("refuses", "refuses", "every map", "refuses"),
 }
 """By operator; a norm by its ``Site.kind``, however it is spelled."""
 

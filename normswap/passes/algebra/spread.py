@@ -214,11 +214,17 @@ class Spread:
             site = norms.outputs.get(value)
             if site is None or not norms.do_not_see(self.known[value], site):
                 raise place.refusal()
-            self.behind[value] = site
+            if norms.unseen.commutes:
+                self._set(self.graph.value(site.input), self.known[value])
+            else:
+                self.behind[value] = site
         for value in (v for v in place.node.dynamic_inputs() if v in self.known):
             readers = [site for x, site in norms.readers[place.node] if x is value]
-            if not any(norms.do_not_see(self.known[value], site) for site in readers):
+            readers = [site for site in readers if norms.do_not_see(self.known[value], site)]
+            if not readers:
                 raise place.refusal()
+            for site in readers if norms.unseen.commutes else ():
+                self._set(self.graph.value(site.output), self.known[value])
 
     # -- what absorbs it -----------------------------------------------------------------------
 
