@@ -26,6 +26,8 @@ import numpy as np
 from normswap.graph.graph import Array, Graph, Node, Value
 
 _GEMM_RANK = 2
+ADDER = "Add"
+"""The operator that adds the bias of a product that has none of its own."""
 _BIAS = 2  # the input that holds the bias of a Linear, a Gemm or a Conv
 
 
@@ -140,7 +142,7 @@ class Linear:
             total = self.graph.insert("Gemm", operands, attributes, name=name, like=node)
             self.graph.replace_uses(product, total)
             return
-        total = self.graph.insert("Add", [product, value], name=name, like=node)
+        total = self.graph.insert(ADDER, [product, value], name=name, like=node)
         self.adder = total.producer
         self.graph.replace_uses(product, total, keep=[self.adder] if self.adder else [])
 
@@ -238,7 +240,7 @@ def linear_writing(graph: Graph, value: Value) -> Linear | None:
     if node is None:
         return None
     products = [node]
-    if node.op == "Add":
+    if node.op == ADDER:
         products = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
     for product in products:
         found = linear_at(graph, product)
@@ -349,7 +351,7 @@ def _adder(graph: Graph, node: Node, wanted: tuple[int, ...]) -> Node | None:
     if len(product.uses) != 1 or product in graph.outputs:
         return None
     adder, index = product.uses[0]
-    if adder.op != "Add" or len(adder.inputs) != 2:
+    if adder.op != ADDER or len(adder.inputs) != 2:
         return None
     other = adder.data_input(1 - index)
     if other.rank is None or product.rank is None or other.rank > product.rank:

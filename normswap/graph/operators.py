@@ -36,6 +36,7 @@ Move = Literal[
     "pad",
     "gather",
     "roll",
+    "tile",
     "other",
 ]
 RUNTIME_DOMAIN = "com.microsoft"
@@ -126,6 +127,13 @@ class Operator:
     def passes_through(self) -> bool:
         """Whether it hands on values of its first input, all or a part, and computes nothing."""
         return self.move in ("copy", "transpose", "reshape", "expand", "slice")
+
+    @property
+    def keeps_channels(self) -> bool:
+        """Whether it moves, repeats, pads or averages elements of its first input along axes, so
+        that those of the others stay apart."""
+        moves = self.move in ("gather", "split", "pad", "roll", "tile")
+        return self.passes_through or moves or self.statistic in ("mean", "sum")
 
     @property
     def combines_two(self) -> bool:
@@ -305,7 +313,7 @@ OPERATORS: tuple[Operator, ...] = (
         defaults={"axis": 0, "keepdims": True},
         bounds_from_sizes=True,
     ),
-    Operator("Tile", move="other", parameters=("repeats",), takes_sizes=True),
+    Operator("Tile", move="tile", parameters=("repeats",), takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
     Operator("aten.im2col.default", move="other"),

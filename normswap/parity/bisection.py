@@ -21,7 +21,6 @@ from normswap.parity.probes import Probe
 from normswap.parity.report import Bisection, ValidationReport
 from normswap.parity.site_errors import value_runner
 from normswap.parity.site_pairs import SitePair
-from normswap.passes.algebra.moves import moves
 
 Feeds = Mapping[str, Array]
 
@@ -294,7 +293,7 @@ def _carried(graph: Graph, node: Node) -> Value | None:
     linear = linear_at(graph, node)
     if linear is not None:
         return linear.input if linear.sizes[0] >= linear.sizes[1] else None
-    kept = moves(node.op) or node.operator.combines_two
+    kept = node.operator.keeps_channels or node.operator.combines_two
     sizes = [math.prod(v.shape or (0,)) for v in (dynamic[0], node.output)]
     return dynamic[0] if kept and sizes[0] == sizes[1] else None
 

@@ -17,10 +17,9 @@ from normswap.passes.algebra.affine_regions import (
     AffineRegion,
     affine_regions,
     ends_a_stream,
-    nodes_of,
 )
-from normswap.passes.algebra.change_of_variables import Start, spread
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.spread import Spread, Start, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.select import Selection, named_in, select_sites
@@ -35,11 +34,11 @@ class Fold(Pass):
     That is every BatchNorm in evaluation mode (A = diag(gamma / sqrt(var + eps)), t = beta - A
     mean), every chain of products and sums with constants per channel, and every square linear
     layer whose neighbours can take it (``algebra/affine_regions.py``). Exact: weights are computed
-    in float64 and rounded once, however many maps they absorb. The rules are those of
-    ``algebra/change_of_variables.py``. A map behind a linear layer or a convolution goes
-    up into it; any other goes down into its readers, or up; where neither is possible, the whole
-    stream that it lies in changes its variables. In front of a convolution that pads with zeros a
-    shift stays behind as one Add.
+    in float64 and rounded once, however many maps they absorb. The rules are the table in
+    ``algebra/rules.py``. A map behind a linear layer or a convolution goes up into it; any other
+    goes down into its readers, or up; where neither is possible, the whole stream that it lies in
+    changes its variables. In front of a convolution that pads with zeros a shift stays behind as
+    one Add.
     Skips, with the reason, what is in training mode, what is an output of the model or feeds
     anything but linear maps on both sides, and what lies along another axis than the weights.
     Square linear layers that stay are only reported if ``sites`` names them.
@@ -75,8 +74,7 @@ def _regions(
 ) -> tuple[list[AffineRegion], list[Site]]:
     """What ``wanted`` asks for: the regions, and the sites."""
     norms = [s for s in located if s.kind == "batch_norm"]
-    inside = {s: frozenset(nodes_of(graph, s)) for s in located}
-    others = frozenset().union(*(inside[s] for s in located if s.kind != "batch_norm"))
+    others = norm_nodes(graph, [s for s in located if s not in norms])
     regions = _named(graph, affine_regions(graph, edits, norms, others), located)
     sites = [*located, *(s for r in regions for s in r.sites if s.kind != "batch_norm")]
     chosen = select_sites(sites, wanted)
@@ -84,7 +82,7 @@ def _regions(
         return regions, chosen
     names = {s.name for s in chosen}
     taken = [s for s in norms if s.name in names]
-    others = frozenset().union(*(inside[s] for s in located if s not in taken))
+    others = norm_nodes(graph, [s for s in located if s not in taken])
     regions = _named(graph, affine_regions(graph, edits, taken, others), located)
     return [r for r in regions if any(s.name in names for s in r.sites)], chosen
 
@@ -109,7 +107,7 @@ class _Folding:
 
     def __init__(self, graph: Graph, edits: WeightEdits, located: Sequence[Site]) -> None:
         self.graph, self.edits = graph, edits
-        self.closed = frozenset(node for site in located for node in nodes_of(graph, site))
+        self.closed = norm_nodes(graph, located)
         self.pending: list[AffineRegion] = []
         self.reasons: dict[AffineRegion, str] = {}
         self.folded: set[AffineRegion] = set()
@@ -189,37 +187,28 @@ class _Folding:
         try:
             ahead = -change.invertible().inverted().shift
             start = self._start(region, change.without_shift(), upward=False)
-            act = spread(self.graph, self.edits, start)
+            plan = spread(self.edits, start).checked()
         except Refusal:
             raise Refusal(self.reasons[region]) from None
         x, name = self._entry(region), region.sites[0].name
         value = self.graph.add_constant(ahead.astype(x.dtype), f"{name}.shift")
         total = self.graph.insert("Add", [x, value], name=f"{name}.shifted", like=x.producer)
-        act()
+        plan.act()
         self._replace(region, total)
         self.shifts[name] = total.producer
 
-    def _plan(self, region: AffineRegion, change: ChannelMap) -> Callable[[], None]:
-        """The edits that let the region go, upward or downward. Raises Refusal for neither."""
+    def _plan(self, region: AffineRegion, change: ChannelMap) -> Spread:
+        """The change that lets the region go, upward or downward. Raises Refusal for neither."""
         producer = self._entry(region).producer
         behind_weight = producer is not None and self.edits.weight_of(producer) is not None
-        reasons = {}
+        reasons = []
         for upward in (behind_weight, not behind_weight):
             try:
                 start = self._start(region, change, upward)
-                return self._spread(start)
+                return spread(self.edits, start, or_part=True).checked()
             except Refusal as refusal:
-                reasons[upward] = f"{'upward' if upward else 'downward'}: {refusal}"
-        raise Refusal("; ".join(reasons.values()))
-
-    def _spread(self, start: Start) -> Callable[[], None]:
-        try:
-            return spread(self.graph, self.edits, start)
-        except Refusal as whole:
-            try:
-                return spread(self.graph, self.edits, replace(start, part=True))
-            except Refusal:
-                raise whole from None
+                reasons.append(f"{'upward' if upward else 'downward'}: {refusal}")
+        raise Refusal("; ".join(reasons))
 
     def _start(self, region: AffineRegion, change: ChannelMap, upward: bool) -> Start:
         entry, nodes = self._entry(region), region.nodes
@@ -227,11 +216,11 @@ class _Folding:
         if region.exit in outputs and (entry in outputs or entry.producer is None):
             raise Refusal(f"'{entry.name}' cannot be the output '{region.exit.name}' as well")
         if not upward:
-            return Start(region.exit, change, True, nodes, entry, self.closed - nodes)
+            return Start(region.exit, change, True, nodes, entry, self.closed)
         for value in (v for n in nodes for v in n.outputs if v is not region.exit):
             if value in outputs or not set(value.readers) <= nodes:
                 raise Refusal(f"'{value.name}' in its spelling is read elsewhere too")
-        return Start(entry, change, False, nodes, region.exit, self.closed - nodes)
+        return Start(entry, change, False, nodes, region.exit, self.closed)
 
     def _entry(self, region: AffineRegion) -> Value:
         entry = region.entry
@@ -239,8 +228,8 @@ class _Folding:
             entry = self.moved[entry]
         return entry
 
-    def _remove(self, region: AffineRegion, act: Callable[[], None]) -> None:
-        act()
+    def _remove(self, region: AffineRegion, plan: Spread) -> None:
+        plan.act()
         self._replace(region, self._entry(region))
 
     def _replace(self, region: AffineRegion, value: Value) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Graph, Node
+from normswap.graph.graph import Node
 from normswap.model import Model
 from normswap.norms.site import Site
-from normswap.passes.algebra.affine_regions import nodes_of
-from normswap.passes.algebra.change_of_variables import Start, spread
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import OPERATORS, replace_norm
@@ -25,10 +24,10 @@ from normswap.passes.select import other_kind, select_sites
 class FoldAffine(Pass):
     """y = n * gamma + beta of a LayerNorm or an RMSNorm n: what reads y reads n instead.
 
-    Exact: W y + b = (W diag(gamma)) n + (b + W beta), computed in float64 and rounded once. What
-    lies between the norm and the linear layers and convolutions is what
-    ``algebra/change_of_variables.py`` lets a map through. The norm becomes one operator without
-    weight and bias; where ONNX demands a weight, all norms of one width share a vector of ones.
+    Exact: W y + b = (W diag(gamma)) n + (b + W beta), computed in float64 and rounded once. Between
+    the norm and the linear layers and convolutions may lie what the map goes through by the table
+    in ``algebra/rules.py``. The norm becomes one operator without weight and bias; where ONNX
+    demands a weight, all norms of one width share a vector of ones.
     Skips a norm, whole, if anything but linear layers and convolutions reads it (a residual sum,
     an attention, an output of the model), and one over several axes.
     """
@@ -52,7 +51,7 @@ class FoldAffine(Pass):
         done = []
         for site in todo:
             try:
-                absorb_affine(result.graph, edits, site, closed)()
+                absorb_affine(edits, site, closed)
             except Refusal as refusal:
                 skipped.append((site, str(refusal)))
             else:
@@ -83,19 +82,12 @@ def has_affine(site: Site) -> bool:
     return not plain or (site.bias is not None and bool(np.any(site.bias)))
 
 
-def norm_nodes(graph: Graph, sites: Sequence[Site]) -> frozenset[Node]:
-    """All that norms consist of."""
-    return frozenset(node for site in sites for node in nodes_of(graph, site))
+def absorb_affine(edits: WeightEdits, site: Site, closed: Collection[Node]) -> None:
+    """Lets the readers of a norm over one axis take over its weight and bias.
 
-
-def absorb_affine(
-    graph: Graph, edits: WeightEdits, site: Site, closed: Collection[Node]
-) -> Callable[[], None]:
-    """The edits by which the readers of a norm over one axis take over its weight and bias.
-
-    ``closed``: nodes that take none, such as those of other norms. Raises Refusal where a reader
-    cannot.
+    ``closed``: nodes that take none, such as those of norms. Raises Refusal where a reader cannot.
     """
+    graph = edits.graph
     x, y = graph.value(site.input), graph.value(site.output)
     if y.rank is None:
         raise Refusal(f"'{y.name}' has no known shape")
@@ -104,4 +96,4 @@ def absorb_affine(
     bias = np.zeros(size) if site.bias is None else site.bias
     change = ChannelMap.along(weight, bias, axis, y.rank)
     own = frozenset(nodes_of(graph, site))
-    return spread(graph, edits, Start(y, change, True, own, x, frozenset(closed) - own))
+    spread(edits, Start(y, change, True, own, x, closed)).checked().act()

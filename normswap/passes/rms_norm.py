@@ -10,10 +10,11 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Value
 from normswap.model import Model
 from normswap.norms.site import Site
-from normswap.passes.algebra.centring import Centring, Readers, centred
+from normswap.passes.algebra.rules import MEAN, mean_subtraction
+from normswap.passes.algebra.spread import Norms, Spread, Start, norm_nodes, streams
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
-from normswap.passes.fold_affine import absorb_affine, has_affine, norm_nodes
+from normswap.passes.fold_affine import absorb_affine, has_affine
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_operator import OPERATORS, replace_norm
 from normswap.passes.select import other_kind, select_sites
@@ -26,14 +27,14 @@ class RmsNorm(Pass):
     """y = x / sqrt(E[x^2] + eps) * gamma + beta in place of a LayerNorm whose input has no mean.
 
     Exact. LayerNorm(x) = LayerNorm(P x) with P = I - 1 1^T / C, and P x has no mean, so LayerNorm
-    and RMSNorm (Zhang and Sennrich 2019) agree on it. P goes into whatever writes to x: W' = P W,
-    b' = P b for linear layers and convolutions, c' = P c for class tokens, positions and tables of
-    embeddings; LayerScale goes along, W' = P diag(s) W (``algebra/centring.py``). Every reader of
-    x and of the stream that it is a part of has to be a LayerNorm over the same channels, or to
-    move or sum up. A norm that writes to the stream (CLIP's ln_pre) has its mean subtracted behind
-    it. gamma and beta go into the readers where those can take them (``fold_affine.py``), else
-    they stay as the operator's weight and one Add. ONNX's RMSNormalization needs opset 23: an
-    older file is raised to it.
+    and RMSNorm (Zhang and Sennrich 2019) agree on it. P goes up by the table in
+    ``algebra/rules.py`` into whatever writes to x: W' = P W, b' = P b for linear layers and
+    convolutions, c' = P c for class tokens, positions and tables of embeddings; LayerScale goes
+    along, W' = P diag(s) W. Every reader of x and of the stream that it is a part of has to be a
+    LayerNorm over the same channels, or to move or sum up. A norm that writes to the stream (CLIP's
+    ln_pre) has its mean subtracted behind it. gamma and beta go into the readers where those can
+    take them (``fold_affine.py``), else they stay as the operator's weight and one Add. ONNX's
+    RMSNormalization needs opset 23: an older file is raised to it.
     Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
     is an output or is read by anything else, as in post-norm models.
     """
@@ -70,43 +71,37 @@ class _Swap:
     """Takes the mean out of one stream after the other, then writes the norms."""
 
     def __init__(self, graph: Graph, located: Sequence[Site]) -> None:
-        self.graph, self.edits = graph, WeightEdits(graph)
-        self.readers = Readers(graph, located)
-        self.norms = norm_nodes(graph, located)
+        self.graph, self.edits, self.located = graph, WeightEdits(graph), located
+        self.norms = Norms(graph, located, MEAN)
+        self.closed = norm_nodes(graph, located)
         self.done: set[Site] = set()
-        self.reasons: dict[Site, str] = {}
+        self.reasons = dict(self.norms.reasons)
         self.notes: list[str] = []
-        self.subtractions: dict[Value, int] = {}  # the axis by the value
+        self.subtractions: dict[Value, Site] = {}  # the norm by its output
 
     def centre(self, todo: Sequence[Site]) -> None:
-        for site in todo:
-            if site in self.done or site in self.reasons:
-                continue
-            if site in self.readers.reasons:
-                self.reasons[site] = self.readers.reasons[site]
-                continue
-            change = centred(self.graph, self.edits, site, self.readers)
-            stream = [s for s in todo if s is site or change.reaches(s)]
+        for change, stream in streams(self.edits, self.norms, todo, self._start):
             if refusal := change.refusal or _not_worth_it(change, stream):
                 self.reasons |= dict.fromkeys(stream, refusal)
                 continue
-            for action in change.actions():
-                action()
+            change.act()
             self.graph.prune()  # LayerScales that are gone would stand in the way
             self.done.update(stream)
-            self.subtractions |= change.subtractions
+            self.subtractions |= change.behind
+
+    def _start(self, site: Site) -> Start:
+        x = self.graph.value(site.input)
+        change = mean_subtraction(site.normalized_shape[0], site.axes[0], len(x.shape or ()))
+        return Start(x, change, downward=False, norms=self.norms, joins=True)
 
     def write(self) -> dict[Site, Value]:
         """Writes norms and weights into the graph; the new values of the norms."""
-        kept = {
-            site: self._without_affine(site) for site in self.readers.located if site in self.done
-        }
+        kept = {site: self._without_affine(site) for site in self.located if site in self.done}
         written = {  # in reverse, for a norm may read the output of the one before it
             site: replace_norm(self.graph, norm, site) for site, norm in reversed(kept.items())
         }
-        for value, axis in self.subtractions.items():
-            site = self.readers.outputs[value]
-            self._subtract_mean(written.get(site, value), axis, site.name)
+        for value, site in self.subtractions.items():
+            self._subtract_mean(written.get(site, value), site.axes[0], site.name)
         self.edits.write()
         self.graph.prune()
         return written
@@ -116,7 +111,7 @@ class _Swap:
         norm = replace(site, kind="rms_norm")
         if has_affine(site):
             try:
-                absorb_affine(self.graph, self.edits, site, self.norms)()
+                absorb_affine(self.edits, site, self.closed)
             except Refusal as refusal:
                 self.notes.append(f"'{site.name}' keeps its weight and bias: {refusal}")
                 return norm
@@ -132,9 +127,9 @@ class _Swap:
         self.notes.append(f"behind '{name}' a mean is subtracted, for all norms on its stream")
 
 
-def _not_worth_it(change: Centring, stream: Sequence[Site]) -> str:
+def _not_worth_it(change: Spread, stream: Sequence[Site]) -> str:
     """Why a stream that can lose its mean keeps it; '' if it does not."""
-    writers = [change.readers.outputs[value].name for value in change.subtractions]
+    writers = [site.name for site in change.behind.values()]
     if not writers or (len(writers) == 1 and len(stream) >= _WORTH):
         return ""
     others = f" and {len(writers) - 1} more" if len(writers) > 1 else ""

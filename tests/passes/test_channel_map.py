@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io.load import model_from_onnx
 from normswap.passes import Fold
-from normswap.passes.algebra.channel_map import ChannelMap
-from normswap.passes.algebra.map_axes import embedded
-from normswap.passes.algebra.moves import backward, forward
+from normswap.passes.algebra.channel_map import ChannelMap, embedded
+from normswap.passes.algebra.rules import RULES, Place
+from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal
 from tests.graph.onnx_text import onnx_graph
 
@@ -70,14 +70,17 @@ def test_a_map_goes_where_the_values_go(
         return graph.evaluate(graph.outputs, {graph.inputs[0]: array}, np.float64)[0]
 
     before, after = run(x), run(change.apply(x))
+    maps = RULES[node.op].maps
+    assert maps is not None
+    edits, value = WeightEdits(graph), node.data_input()
     try:
-        moved = forward(graph, node, change, 0)
+        moved = dict(maps(Place(edits, node, {value: change})))[node.output]
     except Refusal:
         return  # it may refuse; what it answers has to be right
     np.testing.assert_allclose(moved.apply(before), after, atol=1e-12)
     for part in (False, True):
         try:
-            back = backward(graph, node, moved, 0, part)
+            back = dict(maps(Place(edits, node, {node.output: moved}, part=part)))[value]
         except Refusal:
             continue
         np.testing.assert_allclose(run(back.apply(x)), after, atol=1e-12)

@@ -1,3 +1,4 @@
-"""The fold algebra: how an affine map moves through a graph. ``change_of_variables.py`` has the
-rules, ``moves.py`` those of operators that move or copy values.
+"""The fold algebra: how a linear map on channels moves through a graph, and what absorbs it.
+
+``rules.py`` is the table of what it does at each operator, ``spread.py`` what walks by that table.
 """

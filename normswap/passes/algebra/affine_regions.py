@@ -1,6 +1,6 @@
 """What of a graph is an affine map per channel, y = A x + t, and could be folded into weights.
 
-* BatchNorms in evaluation mode, as ``locate`` finds them.
+* BatchNorms in evaluation mode.
 * Products, quotients, sums and differences with constants per channel (LayerScale), with scalars
   among them, and sums of such maps of one value (SLAB's BN(x) + alpha x): with a BatchNorm in it,
   the region is that site, else a site of kind 'scale_shift'.
@@ -21,10 +21,9 @@ from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.linear import Linear
 from normswap.norms.site import Site, site_name
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.rules import PRODUCT_OF_VALUES, SUM, TAKES_PART, Arithmetic, rule_of
+from normswap.passes.algebra.spread import nodes_of, norm_nodes
 from normswap.passes.algebra.weight_edits import WeightEdits
-
-_ARITHMETIC = ("Mul", "Div", "Add", "Sub", "Neg")
-_TAKES_PART = frozenset({"Gather", "GatherND", "ReduceMean"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +69,6 @@ def batch_norm_map(graph: Graph, site: Site, rank: int) -> ChannelMap:
     return ChannelMap.along(scale, shift, site.axes[0], rank)
 
 
-def nodes_of(graph: Graph, site: Site) -> list[Node]:
-    """The nodes of a site that compute with data."""
-    between = graph.ancestors([graph.value(site.output)], stop=[graph.value(site.input)])
-    return [node for node in between if node.dynamic_inputs()]
-
-
 @dataclass(frozen=True)
 class _Step:
     """A BatchNorm, or one operator: all its nodes, and what is read, None for a constant."""
@@ -109,15 +102,15 @@ class _Finder:
     ) -> None:
         self.graph, self.edits = graph, edits
         self.norms = {graph.value(site.output): site for site in norms}
-        self.blocked = set(inside) | {node for site in norms for node in nodes_of(graph, site)}
+        self.blocked = inside | norm_nodes(graph, norms)
         self.chains: dict[Value, _Chain] = {}
 
     def regions(self) -> Iterator[AffineRegion]:
         for node in self.graph.nodes:
             if node.output in self.norms:
                 self._add_norm(self.norms[node.output])
-            elif node.op in _ARITHMETIC and node not in self.blocked:
-                self._add_operator(node)
+            elif node not in self.blocked and (arithmetic := rule_of(node.op).arithmetic):
+                self._add_operator(node, arithmetic)
         for end, chain in self.chains.items():
             if chain.axis is not None and (chain.norms or _has_channels(chain)):
                 yield self._region(end, chain)
@@ -135,11 +128,10 @@ class _Finder:
             chain = _Chain(x)
         self._extend(step, [chain], site.axes[0], True)
 
-    def _add_operator(self, node: Node) -> None:
+    def _add_operator(self, node: Node, arithmetic: Arithmetic) -> None:
         reads = tuple(v if v is not None and not v.is_constant else None for v in node.inputs)
         step, data = _Step(None, (node,), reads), node.dynamic_inputs()
-        weight = None if node.op != "Add" else self.edits.weight_of(node)
-        y = node.output
+        weight, y = self.edits.weight_of(node), node.output
         if y.is_constant or weight is not None or not data or y.shape is None:
             return
         constants = [i for i, value in enumerate(reads) if value is None]
@@ -147,16 +139,17 @@ class _Finder:
         axes = {a for shape in shapes for a in _wide_axes(shape, len(y.shape))}
         if any(v.shape != y.shape for v in data) or len(axes) > 1:
             return
-        if node.op in ("Mul", "Div") and len(data) > 1:
+        scales = arithmetic.factor is not None
+        if scales and len(data) > 1:
             return
-        if node.op == "Div" and reads[0] is None:  # a constant divided by the value
+        if any(v is not None for v in reads[len(arithmetic.signs) :]):  # divided by the value
             return
         axis = next(iter(axes), None)
         for chains in self._candidates(data, node):
             if len({c.root for c in chains}) == 1:
                 known = {c.axis for c in chains if c.axis is not None} | axes
                 if len(known) <= 1:
-                    self._extend(step, chains, axis, node.op in ("Mul", "Div"))
+                    self._extend(step, chains, axis, scales)
                     return
 
     def _candidates(self, data: Sequence[Value], node: Node) -> Iterator[list[_Chain]]:
@@ -235,19 +228,18 @@ class _Finder:
 
     def _step_map(self, step: _Step, maps: dict[Value, ChannelMap], rank: int) -> ChannelMap:
         (node,) = step.nodes
+        arithmetic = rule_of(node.op).arithmetic
+        assert arithmetic is not None  # or it were no step
         linear: Array = np.zeros((1,) * rank)
         shift, factor = linear, np.ones((1,) * rank)
         for index, value in enumerate(step.reads):
-            sign = -1 if node.op == "Neg" or (node.op == "Sub" and index == 1) else 1
             if value is not None:
-                linear = linear + sign * maps[value].linear
-                shift = shift + sign * maps[value].shift
-            elif node.op == "Mul":
-                factor = factor * self.edits.constant(node, index)
-            elif node.op == "Div":
-                factor = factor / self.edits.constant(node, index)
+                linear = linear + arithmetic.signs[index] * maps[value].linear
+                shift = shift + arithmetic.signs[index] * maps[value].shift
+            elif arithmetic.factor is not None:
+                factor = factor * arithmetic.factor(self.edits.constant(node, index))
             else:
-                shift = shift + sign * self.edits.constant(node, index)
+                shift = shift + arithmetic.signs[index] * self.edits.constant(node, index)
         return ChannelMap(linear * factor, shift * factor)
 
 
@@ -258,7 +250,8 @@ def _after(second: ChannelMap, first: ChannelMap) -> ChannelMap:
 def _has_channels(chain: _Chain) -> bool:
     """Not the scores of an attention, which a constant per head may scale."""
     product, rank = chain.root.producer, chain.root.rank or 0
-    scores = product is not None and product.op == "MatMul" and len(product.dynamic_inputs()) == 2
+    computed = [] if product is None else product.dynamic_inputs()
+    scores = product is not None and product.op == PRODUCT_OF_VALUES and len(computed) == 2
     return not scores or chain.axis == rank - 1
 
 
@@ -310,9 +303,9 @@ def ends_a_stream(value: Value) -> bool:
     """Whether a value that has one reader is a sum of computed values, or a part of such a sum
     that nothing else reads."""
     while len(value.readers) == 1 and (node := value.producer) is not None:
-        if node.op == "Add" and len(node.dynamic_inputs()) == 2:
+        if rule_of(node.op).arithmetic is SUM and len(node.dynamic_inputs()) == 2:
             return True
-        if not node.operator.passes_through and node.op not in _TAKES_PART:
+        if not node.operator.passes_through and node.op not in TAKES_PART:
             return False
         value = node.data_input()
     return False

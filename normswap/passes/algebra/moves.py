@@ -1,16 +1,6 @@
-"""Where a per-channel map goes through operators that only move, copy or average values.
+"""How operators that move, copy, pick or average values move the axes of a per-channel map.
 
-| operator | the map behind it |
-|---|---|
-| Identity, Cast between float types, Dropout in evaluation | the same |
-| Transpose, Reshape, Flatten, Squeeze, Unsqueeze | its axes move, split and merge along |
-| Slice, Gather, GatherND, Split | on other axes the same; of the channels, those that are taken |
-| Expand, Tile, ReduceMean, GlobalAveragePool, AveragePool, roll | the same, on other axes only |
-| Pad with zeros, a padded AveragePool, ReduceSum | a scale alone, on other axes only |
-
-``forward`` goes with the data. ``backward`` proposes a map of the input that gives the one of the
-output; where the operator takes a part of its input there are two: the map on all of it, or
-(``part``) on that part alone. What ``forward`` makes of the proposal decides whether it is right.
+One reader per kind of operator; ``rules.py`` says which operator has which.
 """
 
 from __future__ import annotations
@@ -22,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value, is_floating
-from normswap.passes.algebra.channel_map import ChannelMap
-from normswap.passes.algebra.map_axes import (
+from normswap.passes.algebra.channel_map import (
+    ChannelMap,
     embedded,
     regrouped,
     section,
@@ -34,70 +24,120 @@ from normswap.passes.algebra.map_axes import (
 )
 from normswap.passes.base import Refusal
 
-_AVERAGE_SPATIAL = 2  # the first spatial axis
-
-
-def moves(op: str) -> bool:
-    """Whether the operator is in the table."""
-    return op in _MOVES
-
-
-def forward(graph: Graph, node: Node, change: ChannelMap, output: int) -> ChannelMap:
-    """The map of an output of ``node`` whose first input has the map ``change``."""
-    return _MOVES[node.op](graph, node, output).forward(change).compact()
-
-
-def backward(
-    graph: Graph, node: Node, change: ChannelMap, output: int, part: bool = False
-) -> ChannelMap:
-    """A map of the first input of ``node`` that gives ``change`` at its output ``output``."""
-    move = _MOVES[node.op](graph, node, output)
-    proposed = move.backward(change, part).compact()
-    if not move.forward(proposed).compact().is_same(change.compact()):
-        raise split_up(node)
-    return proposed
+_FIRST_SPATIAL_AXIS = 2
 
 
 @dataclass(frozen=True)
 class Move:
-    """``forward(map of the input)`` and ``backward(map of the output, only of a part)``."""
+    """What an operator does to the axes of a map, from its first input to one of its outputs.
 
-    forward: Callable[[ChannelMap], ChannelMap]
-    backward: Callable[[ChannelMap, bool], ChannelMap]
+    ``ahead``: from the map of the input to that of the output. ``back`` proposes a map of the input
+    for one of the output. Where the operator takes a part of its input there are two: the map on
+    all of it, or (with True) on that part alone. Both raise Refusal where there is none.
+    """
+
+    ahead: Callable[[ChannelMap], ChannelMap]
+    back: Callable[[ChannelMap, bool], ChannelMap]
+
+    def backward(self, change: ChannelMap, part: bool, node: Node) -> ChannelMap:
+        """What ``back`` proposes, if ``ahead`` gives ``change`` for it. Raises Refusal if not."""
+        proposed = self.back(change, part).compact()
+        if not self.ahead(proposed).compact().is_same(change.compact()):
+            raise split_up(node)
+        return proposed
 
 
-_Reader = Callable[[Graph, Node, int], Move]
+MoveReader = Callable[[Graph, Node, int], Move]
+"""Takes a graph, a node of it, and the number of one of the node's outputs."""
 
 
-def _same(graph: Graph, node: Node, output: int) -> Move:
+def known_shape(value: Value) -> tuple[int, ...]:
+    """The sizes of ``value``. Raises Refusal where they are not known."""
+    if value.shape is None:
+        raise Refusal(f"'{value.name}' has no known shape")
+    return value.shape
+
+
+# -- readers ---------------------------------------------------------------------------------------
+
+
+def same(graph: Graph, node: Node, output: int) -> Move:
     return Move(lambda change: change, lambda change, part: change)
 
 
-def _cast(graph: Graph, node: Node, output: int) -> Move:
+def cast(graph: Graph, node: Node, output: int) -> Move:
     dtype = node.output.dtype
     if dtype is None or not is_floating(dtype):
-        raise Refusal(f"Cast '{node.output.name}' rounds it to {dtype}")
-    return _same(graph, node, output)
+        raise Refusal(f"{node.op} '{node.output.name}' rounds it to {dtype}")
+    return same(graph, node, output)
 
 
-def _dropout(graph: Graph, node: Node, output: int) -> Move:
+def dropout(graph: Graph, node: Node, output: int) -> Move:
     if node.attributes.get("training_mode"):
-        raise Refusal(f"Dropout '{node.output.name}' is in training mode")
-    return _same(graph, node, output)
+        raise Refusal(f"{node.op} '{node.output.name}' is in training mode")
+    return same(graph, node, output)
 
 
-def _transpose(graph: Graph, node: Node, output: int) -> Move:
+def transpose(graph: Graph, node: Node, output: int) -> Move:
     perm = tuple(_known(node, "perm"))
     back = tuple(perm.index(a) for a in range(len(perm)))
     return Move(lambda change: transposed(change, perm), lambda change, _: transposed(change, back))
 
 
-def _reshape(graph: Graph, node: Node, output: int) -> Move:
-    before, after = _shape(node.data_input()), _shape(node.outputs[output])
+def reshape(graph: Graph, node: Node, output: int) -> Move:
+    before, after = known_shape(node.data_input()), known_shape(node.outputs[output])
     return Move(
         lambda change: regrouped(change, before, after, node),
         lambda change, part: regrouped(change, after, before, node),
     )
+
+
+def slices(graph: Graph, node: Node, output: int) -> Move:
+    shape, picks = known_shape(node.data_input()), []
+    steps = node.attributes.get("steps") or ()
+    axes = node.attributes.get("axes")
+    if axes is None:  # where it starts or ends is computed; the axes may be known all the same
+        given = node.input(3)
+        array = graph.constant(given) if given is not None else None
+        axes = [] if array is None else [int(a) % len(shape) for a in array.reshape(-1)]
+        if not axes:
+            raise split_up(node)
+    for number, axis in enumerate(axes):
+        positions = None
+        if "starts" in node.attributes:
+            start, end = node.attributes["starts"][number], node.attributes["ends"][number]
+            positions = np.arange(shape[axis])[start : end : steps[number]]
+        picks.append((axis, positions, shape[axis]))
+    return _selection(node, picks)
+
+
+def gather(graph: Graph, node: Node, output: int) -> Move:
+    axis, data = _known(node, "axis"), node.data_input()
+    size = known_shape(data)[axis]
+    indices, positions = node.input(1), None
+    if node.attributes.get("index") is not None:
+        positions = np.array([node.attributes["index"]])
+    elif indices is not None and indices.is_constant and (indices.rank or 0) <= 1:
+        array = graph.constant(indices)
+        positions = None if array is None else array.reshape(-1)
+    if positions is not None:
+        positions = np.where(positions < 0, positions + size, positions)
+        positions = positions if len(set(positions.tolist())) == len(positions) else None
+    new = _rank(node.output) - _rank(data) + 1
+    return _selection(node, [(axis, positions, size)], dropped=axis if new != 1 else None, new=new)
+
+
+def split(graph: Graph, node: Node, output: int) -> Move:
+    axis, keeps = _known(node, "axis"), node.attributes["keepdims"]
+    shapes = [value.shape for value in node.outputs]
+    sizes = [1 if not keeps else None if shape is None else shape[axis] for shape in shapes]
+    start, positions = 0, None
+    if all(size is not None for size in sizes[: output + 1]):
+        ends = np.cumsum([size or 0 for size in sizes])
+        start = 0 if output == 0 else int(ends[output - 1])
+        positions = np.arange(start, int(ends[output]))
+    size = known_shape(node.data_input())[axis]
+    return _selection(node, [(axis, positions, size)], dropped=None if keeps else axis)
 
 
 def _selection(
@@ -131,55 +171,7 @@ def _selection(
     return Move(ahead, back)
 
 
-def _slice(graph: Graph, node: Node, output: int) -> Move:
-    shape, picks = _shape(node.data_input()), []
-    steps = node.attributes.get("steps") or ()
-    axes = node.attributes.get("axes")
-    if axes is None:  # where it starts or ends is computed; the axes may be known all the same
-        given = node.input(3)
-        array = graph.constant(given) if given is not None else None
-        axes = [] if array is None else [int(a) % len(shape) for a in array.reshape(-1)]
-        if not axes:
-            raise split_up(node)
-    for number, axis in enumerate(axes):
-        positions = None
-        if "starts" in node.attributes:
-            start, end = node.attributes["starts"][number], node.attributes["ends"][number]
-            positions = np.arange(shape[axis])[start : end : steps[number]]
-        picks.append((axis, positions, shape[axis]))
-    return _selection(node, picks)
-
-
-def _gather(graph: Graph, node: Node, output: int) -> Move:
-    axis, data = _known(node, "axis"), node.data_input()
-    size = _shape(data)[axis]
-    indices, positions = node.input(1), None
-    if node.attributes.get("index") is not None:
-        positions = np.array([node.attributes["index"]])
-    elif indices is not None and indices.is_constant and (indices.rank or 0) <= 1:
-        array = graph.constant(indices)
-        positions = None if array is None else array.reshape(-1)
-    if positions is not None:
-        positions = np.where(positions < 0, positions + size, positions)
-        positions = positions if len(set(positions.tolist())) == len(positions) else None
-    new = _rank(node.output) - _rank(data) + 1
-    return _selection(node, [(axis, positions, size)], dropped=axis if new != 1 else None, new=new)
-
-
-def _split(graph: Graph, node: Node, output: int) -> Move:
-    axis, keeps = _known(node, "axis"), node.attributes["keepdims"]
-    shapes = [value.shape for value in node.outputs]
-    sizes = [1 if not keeps else None if shape is None else shape[axis] for shape in shapes]
-    start, positions = 0, None
-    if all(size is not None for size in sizes[: output + 1]):
-        ends = np.cumsum([size or 0 for size in sizes])
-        start = 0 if output == 0 else int(ends[output - 1])
-        positions = np.arange(start, int(ends[output]))
-    size = _shape(node.data_input())[axis]
-    return _selection(node, [(axis, positions, size)], dropped=None if keeps else axis)
-
-
-def _gather_nd(graph: Graph, node: Node, output: int) -> Move:
+def gather_nd(graph: Graph, node: Node, output: int) -> Move:
     """The first ``depth`` axes are indexed; what comes out of them are the first axes."""
     depth = int(_known(node, "depth"))
     lead = _rank(node.output) - (_rank(node.data_input()) - depth)
@@ -189,8 +181,8 @@ def _gather_nd(graph: Graph, node: Node, output: int) -> Move:
     )
 
 
-def _expand(graph: Graph, node: Node, output: int) -> Move:
-    before, after = _shape(node.data_input()), _shape(node.output)
+def expand(graph: Graph, node: Node, output: int) -> Move:
+    before, after = known_shape(node.data_input()), known_shape(node.output)
     more = len(after) - len(before)
     stretched = [more + a for a, size in enumerate(before) if after[more + a] != size]
 
@@ -208,11 +200,18 @@ def _replace_leading(change: ChannelMap, old: int, new: int, node: Node) -> Chan
     return change
 
 
-def _reduce(graph: Graph, node: Node, output: int) -> Move:
+def mean(graph: Graph, node: Node, output: int) -> Move:
+    return _reduction(node, sums=False)
+
+
+def total(graph: Graph, node: Node, output: int) -> Move:
+    return _reduction(node, sums=True)
+
+
+def _reduction(node: Node, sums: bool) -> Move:
     """An average, or a sum, over some axes."""
     axes = tuple(_known(node, "axes"))
     dropped = () if node.attributes.get("keepdims", 1) else axes
-    sums = node.op == "ReduceSum"
 
     def ahead(change: ChannelMap) -> ChannelMap:
         change = _unvarying(change, axes, node)
@@ -228,7 +227,9 @@ def _reduce(graph: Graph, node: Node, output: int) -> Move:
     return Move(ahead, back)
 
 
-def _along(axes: Callable[[Node], Sequence[int]], zeros: Callable[[Node], bool]) -> _Reader:
+def _along(
+    axes: Callable[[Node], Sequence[int]], zeros: Callable[[Node], bool] = lambda node: False
+) -> MoveReader:
     """For operators that work along some axes and keep them: channels lie on another one, and
     where they bring in ``zeros``, nothing may be shifted."""
 
@@ -242,8 +243,12 @@ def _along(axes: Callable[[Node], Sequence[int]], zeros: Callable[[Node], bool])
     return read
 
 
+def _tiled_axes(node: Node) -> list[int]:
+    return [a for a, count in enumerate(_known(node, "repeats")) if count != 1]
+
+
 def _spatial(node: Node) -> range:
-    return range(_AVERAGE_SPATIAL, _rank(node.data_input()))
+    return range(_FIRST_SPATIAL_AXIS, _rank(node.data_input()))
 
 
 def _averages_zeros(node: Node) -> bool:
@@ -255,7 +260,7 @@ def _averages_zeros(node: Node) -> bool:
 def _padded_axes(node: Node) -> list[int]:
     pads, axes = node.attributes.get("pads"), node.attributes.get("axes")
     if pads is None:  # computed: on which axes shows in the sizes
-        before, after = _shape(node.data_input()), _shape(node.output)
+        before, after = known_shape(node.data_input()), known_shape(node.output)
         return [a for a, size in enumerate(before) if after[a] != size]
     count = len(pads) // 2
     axes = range(count) if axes is None else axes
@@ -270,8 +275,11 @@ def _pads_with_zeros(node: Node) -> bool:
     return "pads" not in node.attributes or bool(_padded_axes(node))
 
 
-def _tiled_axes(node: Node) -> list[int]:
-    return [a for a, count in enumerate(_known(node, "repeats")) if count != 1]
+tile = _along(_tiled_axes)
+roll = _along(lambda node: _known(node, "axes"))
+average_of_all = _along(_spatial)
+average_of_neighbours = _along(_spatial, _averages_zeros)
+pad = _along(_padded_axes, _pads_with_zeros)
 
 
 def _unvarying(change: ChannelMap, axes: Sequence[int], node: Node) -> ChannelMap:
@@ -293,39 +301,5 @@ def _known(node: Node, name: str) -> Any:
     return value
 
 
-def _shape(value: Value) -> tuple[int, ...]:
-    if value.shape is None:
-        raise Refusal(f"'{value.name}' has no known shape")
-    return value.shape
-
-
 def _rank(value: Value) -> int:
-    return len(_shape(value))
-
-
-def _never(node: Node) -> bool:
-    return False
-
-
-_MOVES: dict[str, _Reader] = {
-    "Identity": _same,
-    "Cast": _cast,
-    "Dropout": _dropout,
-    "Transpose": _transpose,
-    "Reshape": _reshape,
-    "Flatten": _reshape,
-    "Squeeze": _reshape,
-    "Unsqueeze": _reshape,
-    "Slice": _slice,
-    "Gather": _gather,
-    "GatherND": _gather_nd,
-    "Split": _split,
-    "Expand": _expand,
-    "ReduceMean": _reduce,
-    "ReduceSum": _reduce,
-    "Tile": _along(_tiled_axes, _never),
-    "aten.roll.default": _along(lambda node: _known(node, "axes"), _never),
-    "GlobalAveragePool": _along(_spatial, _never),
-    "AveragePool": _along(_spatial, _averages_zeros),
-    "Pad": _along(_padded_axes, _pads_with_zeros),
-}
+    return len(known_shape(value))

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node
-from normswap.graph.linear import Convolution, Linear, convolution_at, linear_at, put_constant
+from normswap.graph.linear import (
+    ADDER,
+    Convolution,
+    Linear,
+    convolution_at,
+    linear_at,
+    put_constant,
+)
 from normswap.passes.algebra.channel_map import Affine, ChannelMap, product, times
 
 Weight = Linear | Convolution
@@ -74,7 +81,7 @@ class WeightEdits:
 
     def weight_of(self, node: Node) -> Weight | None:
         """The Linear or the Convolution that ``node`` belongs to, be it as the Add of its bias."""
-        if node.op != "Add":
+        if node.op != ADDER:
             return self.weight_at(node)
         products = [v.producer for v in node.dynamic_inputs() if v.producer is not None]
         found = [self.weight_at(p) for p in products]
