@@ -14,7 +14,7 @@ from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array
 from normswap.model import InputSpec, Model
 from normswap.parity.metrics import Variation
-from normswap.parity.probes.tokens import vocabulary
+from normswap.parity.probes import vocabulary
 from normswap.parity.report import (
     ApproximateOutput,
     ExactOutput,

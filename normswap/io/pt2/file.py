@@ -9,7 +9,6 @@ torch builds the program from these checked objects. Nothing is read twice.
 
 from __future__ import annotations
 
-import mmap
 import os
 import zipfile
 from collections.abc import Mapping
