@@ -9,7 +9,6 @@ torch builds the program from these checked objects. Nothing is read twice.
 
 from __future__ import annotations
 
-import mmap
 import os
 import zipfile
 from collections.abc import Mapping
@@ -46,7 +45,14 @@ def read_pt2(path: PathLike, trust: bool = False) -> torch.export.ExportedProgra
     try:
         archive, mapping = open_archive(path)
         _check_members(path, archive)
-        return _load(path, archive, mapping)
+        from normswap.io.pt2.program import rebuilt  # uses torch's internals
+
+        return rebuilt(path, archive, mapping)
+    except ImportError as error:
+        raise NormswapError(
+            f"{path}: normswap cannot check .pt2 files with torch {torch.__version__} "
+            f"({first_line(error)}); install the torch of its constraints file"
+        ) from error
     except BadArchive as error:
         if _is_pickle(path):
             refuse_pickle(path)
@@ -116,17 +122,6 @@ def _check_members(path: Path, archive: Archive) -> None:
             refuse(path, name)
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise BadArchive("was written on a big-endian machine")
-
-
-def _load(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.ExportedProgram:
-    try:  # it uses torch's internals
-        from normswap.io.pt2.program import rebuilt
-    except ImportError as error:
-        raise NormswapError(
-            f"{path}: normswap cannot check .pt2 files with torch {torch.__version__} "
-            f"({first_line(error)}); install the torch of its constraints file"
-        ) from error
-    return rebuilt(path, archive, mapping)
 
 
 def _load_unchecked(path: Path) -> torch.export.ExportedProgram:
