@@ -12,7 +12,7 @@ from typing import Any
 
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path
-from normswap.lowering.kernels.cache import cache_folder
+from normswap.lowering.kernels.library import cache_folder
 from normswap.runtimes.machine import processor, processors
 
 _SCHEMA = "normswap.tuning/1"
