@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from normswap.errors import NormswapError
+from normswap.lowering import chooser_for, lower
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.base import PassResult, swap_called, swaps
@@ -34,13 +35,16 @@ def swap(
     ``sites``: globs on names and ``role=``, ``tower=`` terms. ``data``: what
     ``normswap.io.data.load_data`` takes; ``samples``: use that many of it.
     ``progress(done, total, what)`` is called by passes that take
-    long. Further options are the fields of the pass (see ``normswap.passes``).
+    long. Further options are the fields of the pass (see ``normswap.passes``), and for 'fused' the
+    ``target`` and ``tune`` of ``normswap.lowering.chooser_for``.
     Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
     """
     kind = swap_called(to)
     if kind is None:
         raise NormswapError(f"swap: '{to}' is none of {', '.join(swaps())}")
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    chooses = "chooser" in fields
+    lowered = {n: options.pop(n) for n in ("target", "tune") if n in options and chooses}
     for name in options:
         if name not in fields:
             raise NormswapError(f"swap: '{to}' has no option {name}")
@@ -55,8 +59,10 @@ def swap(
         raise NormswapError(f"swap: '{to}' takes no data")
     if "progress" in fields:
         options["progress"] = progress
+    if chooses:
+        options["chooser"] = chooser_for(progress=progress, **lowered)
     result: PassResult = kind(sites=sites, **options)(model)  # type: ignore[call-arg]
-    return result.recorded(f"swap to {to}")
+    return lower(result, progress=progress, **lowered).recorded(f"swap to {to}")
 
 
 def fold(model: Model, *, sites: Selection | None = None) -> PassResult:

@@ -20,7 +20,7 @@ sizes at the example inputs' sizes, so a dynamic batch appears as the example's 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -298,25 +298,9 @@ class Graph(abc.ABC):
         """The number that an operator has where ``number`` is written as its attribute."""
         return number
 
-    def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:  # noqa: B027
-        """Lets operator ``norms`` run as fused kernels ``besides`` some in inference, where the
-        graph's runtime has such; what they compute stays."""
-
     def whole(self, dtype: Any = None) -> Runner:
-        """A function from arrays for the graph's inputs to those of its outputs: as in inference,
-        or all in ``dtype``."""
-        return (
-            self.in_inference() if dtype is None else self.slice(self.inputs, self.outputs, dtype)
-        )
-
-    def in_inference(self) -> Runner:
-        """A function from arrays for the graph's inputs to those of its outputs, in its own dtypes
-        and with its kernels."""
-        return self.slice(self.inputs, self.outputs)
-
-    def kernels(self) -> dict[Node, str]:
-        """The fused kernel of every norm that runs as one in inference."""
-        return {}
+        """A function from arrays for the graph's inputs to those of its outputs (see ``slice``)."""
+        return self.slice(self.inputs, self.outputs, dtype)
 
     @abc.abstractmethod
     def replace_constant(self, value: Value, array: Array) -> None:

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 
 from normswap.errors import NormswapError
 from normswap.graph.fx.graph import FxGraph
-from normswap.graph.fx.storage import hidden_writes
+from normswap.graph.fx.memory import hidden_writes
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.preprocessing import Preprocessing, Unsupported
+from normswap.lowering.torch_kernels import KERNELS_IN_PLACE, restore_norms
 from normswap.model import InputSpec, Model
 
 # Regions of a forward under autocast or no_grad, which torch.export keeps as nested modules.
@@ -40,7 +41,8 @@ def model_from_program(
     ``output_names`` default to the program's own. Raises NormswapError for a program with inputs
     or outputs that are not tensors.
     """
-    if any(node.target in _REGIONS for node in program.graph.nodes) or hidden_writes(program.graph):
+    regions = any(node.target in _REGIONS for node in program.graph.nodes)
+    if regions or hidden_writes(program.graph, KERNELS_IN_PLACE):
         # Inlines them, with autocast's casts as nodes, and gives what was written as new values.
         program = program.run_decompositions({})
     unlifted = program.module(check_guards=False)
@@ -65,7 +67,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     elsewhere than in their result.
     """
     module.eval()
-    for write in hidden_writes(module.graph):
+    for write in hidden_writes(module.graph, KERNELS_IN_PLACE):
         raise NormswapError(
             f"{name}: '{write.name}' ({write.target}) writes into a tensor that is read elsewhere; "
             f"capture it with torch.export.export(...).run_decompositions({{}})"
@@ -74,6 +76,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     for node in placeholders:
         if not isinstance(node.meta.get("val"), torch.Tensor):
             raise NormswapError(f"{name}: its input '{node.name}' is not a tensor of known shape")
+    restore_norms(module)
     graph = FxGraph(module)
     if any(value.shape is None for value in graph.outputs):
         raise NormswapError(f"{name}: an output is not a tensor of known rank")
@@ -86,14 +89,12 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     )
 
 
-def program_from_model(model: Model) -> ExportedProgram:
-    """The torch graph of a model, captured again in evaluation mode with the same dynamic sizes.
+def program_from_model(model: Model, module: fx.GraphModule) -> ExportedProgram:
+    """``module``, which is ``to_torch()`` or ``to_inference()`` of the model, captured again in
+    evaluation mode with the same dynamic sizes.
 
-    Output nodes carry the model's output names, parameters their paths. Norms that run as kernels
-    in inference are kernels in it.
+    Output nodes carry the model's output names, parameters their paths.
     """
-    graph = _torch_graph(model)
-    module = graph.to_inference_module() if graph.kernels() else graph.to_module()
     args, kwargs, shapes = export_arguments(model, module)
     with torch.no_grad():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -119,12 +120,6 @@ def export_arguments(
         names = [spec.name for spec in model.inputs][: len(args)]
         return args, kwargs, dict(zip(names, shapes[0], strict=False)) | shapes[1]
     return args, kwargs, shapes[0]
-
-
-def _torch_graph(model: Model) -> FxGraph:
-    if not isinstance(model.graph, FxGraph):
-        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
-    return model.graph
 
 
 class _Sizes:

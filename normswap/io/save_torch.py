@@ -20,7 +20,9 @@ _OPSET = 20  # Gelu is one operator from here on, LayerNormalization since 17
 def save_torch(model: Model, path: Path, notes: Mapping[str, str]) -> None:
     """Writes ``model`` to ``path`` by its suffix, with ``notes`` by key; see ``save``."""
     if path.suffix == ".pt2":
-        write_pt2(program_from_model(model), path, notes)
+        if model.kind != "fx":
+            raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
+        write_pt2(program_from_model(model, model.to_inference()), path, notes)
     else:
         write_onnx(onnx_from_torch(model), path, notes)
 

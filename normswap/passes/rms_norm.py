@@ -12,9 +12,8 @@ from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.algebra.centring import Centring, Readers, centred
 from normswap.passes.algebra.weight_edits import WeightEdits
-from normswap.passes.base import Pass, PassResult, Refusal
+from normswap.passes.base import NormsWritten, Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine, norm_nodes
-from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_operator import OPERATORS, replace_norm
 from normswap.passes.select import Selection, other_kind, select_sites
 
@@ -61,10 +60,9 @@ class RmsNorm(Pass):
         if not swap.done:
             return PassResult(model, False, [], skipped)
         written = swap.write()
-        norms = {site: value.name for site, value in written.items()}
-        _, notes = use_kernels(result.graph, norms, tune=False, progress=None)
+        values = {site: value.name for site, value in written.items()}
         done = [site for site in todo if site in swap.done]
-        return PassResult(result, True, done, skipped, [*swap.notes, *notes])
+        return NormsWritten(result, True, done, skipped, swap.notes, values=values)
 
 
 class _Swap:

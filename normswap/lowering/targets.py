@@ -1,4 +1,4 @@
-"""The runtimes that forms of an operator are measured in."""
+"""What a model can be made for, and the runtimes of this machine that measure forms for it."""
 
 from __future__ import annotations
 
