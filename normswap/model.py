@@ -130,7 +130,7 @@ class Model:
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """
-        from normswap.lowering.torch_kernels import inference_module
+        from normswap.lowering import inference_module
 
         return inference_module(self._torch_graph())
 

@@ -104,7 +104,7 @@ def placements(graph: fx.Graph) -> list[Placement]:
     """The marked norms that can run as kernels, in the order of the graph."""
     storages = Storages(graph)
     order = {node: index for index, node in enumerate(graph.nodes)}
-    found: list[Placement] = []
+    chosen: list[Placement] = []
     fused: set[fx.Node] = set()
     for norm in [n for n in graph.nodes if n.meta.get(MARK) and is_norm(n)]:
         choices = (*_with_add(norm, storages, order, fused), *_alone(norm, storages))
@@ -112,11 +112,11 @@ def placements(graph: fx.Graph) -> list[Placement]:
             if placement.kernel not in norm.meta[MARK]:
                 continue
             # What lived in the overwritten buffers is dead, so their new contents share with none.
-            found.append(placement)
+            chosen.append(placement)
             if placement.add is not None:
                 fused.add(placement.add)
             break
-    return found
+    return chosen
 
 
 def _with_add(
@@ -189,7 +189,7 @@ def _same(one: Any, other: Any) -> bool:
 def write_kernels(module: fx.GraphModule) -> int:
     """Writes the kernels of ``placements``, for inference; returns their number."""
     graph = module.graph
-    found = placements(graph)
+    chosen = placements(graph)
     written: dict[fx.Node, fx.Node] = {}  # what holds the values of nodes that are gone
 
     def current(node: fx.Node | None) -> fx.Node | None:
@@ -197,7 +197,7 @@ def write_kernels(module: fx.GraphModule) -> int:
             node = written[node]
         return node
 
-    for placement in found:
+    for placement in chosen:
         norm = placement.norm
         arguments = call_arguments(norm)
         parameters = [arguments[n] for n in _NORM_ARGUMENTS if n in arguments]
@@ -225,9 +225,9 @@ def write_kernels(module: fx.GraphModule) -> int:
             written[placement.add] = residual
             if placement.scaled is not None:
                 graph.erase_node(placement.scaled)
-    if found:
+    if chosen:
         module.recompile()
-    return len(found)
+    return len(chosen)
 
 
 def restore_norms(module: fx.GraphModule) -> None:

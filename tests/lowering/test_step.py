@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import normswap as ns
-from normswap.lowering import kernels_of
-from normswap.passes import Fused
+from normswap.lowering import kernels_of, lower
+from normswap.passes import Fold, Fused, RmsNorm
 from normswap.pipelines import apply_for_inference
 from tests.zoo.exports import FX, model_as
 
@@ -33,6 +33,27 @@ def test_a_pre_norm_vit_works_in_place_but_for_its_first_norm() -> None:
     assert _calls(result.model.to_inference()) == ["aten.layer_norm.default", *in_place]
     assert _calls(result.model.to_torch()) == ["aten.layer_norm.default"] * 5  # to be trained
     assert not kernels_of(model.graph)
+
+
+def test_a_pass_alone_chooses_no_kernels() -> None:
+    model = model_as("timm_vit", FX)
+    alone = Fused()(model)
+    assert not alone.modified
+    lowered = lower(alone)
+    assert lowered.modified
+    assert len(kernels_of(lowered.model.graph)) == 4
+    swapped = RmsNorm()(model)
+    assert len(kernels_of(lower(swapped).model.graph)) == 5
+    assert not kernels_of(swapped.model.graph)  # a step leaves the result that it is given alone
+
+
+def test_what_is_no_swap_to_an_operator_of_norms_stays_as_it_is() -> None:
+    for name, form in (("timm_vit", FX), ("timm_vit", "torchscript-14")):
+        result = Fold()(model_as(name, form))
+        assert lower(result) is result
+    result = Fused()(model_as("timm_vit", "torchscript-14"))
+    assert lower(result) is result
+    assert lower(Fused()(model_as("timm_vit", FX)), target="generic").skipped
 
 
 def test_where_nothing_can_be_overwritten_an_rms_norm_is_a_kernel_out_of_place(

@@ -128,7 +128,7 @@ def hidden_writes(graph: fx.Graph, besides: Collection[Any] = ()) -> list[fx.Nod
     """Calls of operators, ``besides`` some, that write to memory which is read elsewhere than from
     their result: what they do does not show in who reads whom."""
     storages, order = Storages(graph), {node: index for index, node in enumerate(graph.nodes)}
-    found = []
+    writes = []
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable or node.target in besides:
@@ -137,8 +137,8 @@ def hidden_writes(graph: fx.Graph, besides: Collection[Any] = ()) -> list[fx.Nod
         written = [v for a, v in places if a.is_write and isinstance(v, fx.Node)]
         after = (u for v in written for u in v.users if order[u] > order[node])
         if any(after) or any(m for v in written for m in storages.read_later(v, node)):
-            found.append(node)
-    return found
+            writes.append(node)
+    return writes
 
 
 def random_drops(module: fx.GraphModule) -> list[fx.Node]:

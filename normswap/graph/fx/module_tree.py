@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import CodeGen
 
 from normswap.graph.fx.meta import call_arguments
 
@@ -29,6 +30,14 @@ def deepcopied(thing: Any) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
         return copy.deepcopy(thing)
+
+
+def with_inputs_in_order(module: nn.Module) -> fx.GraphModule:
+    """A captured module that is called with its inputs in order, however they were given at
+    capture."""
+    assert isinstance(module, fx.GraphModule)
+    module.graph.set_codegen(CodeGen())
+    return fx.GraphModule(module, module.graph)
 
 
 def get_path(module: nn.Module, path: str) -> Any:
