@@ -87,8 +87,11 @@ def _written(tool: str, model: Any, source: Path, case: Case, runtime: str) -> P
 
         optimize_model(str(source), model_type=case.family).save_model_to_file(str(output))
         return output
-    fused = ns.Fused(target=TARGETS[runtime], tune=tool == "fused --tune")
-    result = ns.swap(model, ns.RmsNorm() if tool == "rmsnorm" else fused)
+    made_for = ns.Lowering(target=TARGETS[runtime], tune=tool == "fused --tune")
+    if tool == "rmsnorm":
+        result = ns.swap(model, to=tool)
+    else:
+        result = ns.swap(model, to="fused", lowering=made_for)
     if not result.modified:
         return None
     ns.save(result.model, output)

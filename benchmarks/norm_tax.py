@@ -125,8 +125,11 @@ def _swapped(model: Any, swap: str, runtime: str) -> Any:
         shape = (CALIBRATION, *model.inputs[0].shape[1:])
         data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         return ns.fold(ns.swap(model, to=swap, data=data).model).model
-    fused = ns.Fused(target=TARGETS.get(runtime), tune=swap == "fused, tuned")
-    result = ns.swap(model, ns.RmsNorm() if swap == "rmsnorm" else fused)
+    made_for = ns.Lowering(target=TARGETS.get(runtime), tune=swap == "fused, tuned")
+    if swap == "rmsnorm":
+        result = ns.swap(model, to=swap)
+    else:
+        result = ns.swap(model, to="fused", lowering=made_for)
     if not result.modified:
         raise ns.NormswapError(f"{swap}: nothing to do")
     return result.model

@@ -8,6 +8,7 @@ from normswap.io.data import load_data as load_data
 from normswap.io.load import load as load
 from normswap.io.preprocessing import Preprocessing as Preprocessing
 from normswap.io.save import save as save
+from normswap.lowering.targets import Lowering as Lowering
 from normswap.model import InputSpec as InputSpec
 from normswap.model import Model as Model
 from normswap.norms.site import Site as Site

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 from normswap.errors import NormswapError
+from normswap.lowering.step import chooser_for, lower
+from normswap.lowering.targets import Lowering
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
-from normswap.passes.base import Pass, PassResult
+from normswap.passes.base import Pass, PassResult, chooses_forms
 from normswap.passes.registry import pass_called, passes
 from normswap.passes.select import Selection
 
@@ -30,6 +32,7 @@ def swap(
     sites: Selection | None = None,
     data: Any = None,
     samples: int | None = None,
+    lowering: Lowering | None = None,
     progress: Progress | None = None,
 ) -> PassResult:
     """The model with its norms swapped for others.
@@ -38,8 +41,9 @@ def swap(
     it the word of a pass without any: 'fused' or 'rmsnorm' (exact), 'batchnorm' or 'affine'
     (from calibration data), or what another package offers. ``sites``: a pattern of globs on names
     and ``role=``, ``tower=`` terms, or a list of sites; all by default. ``data``: what
-    ``load_data`` takes; ``samples``: use that many of it. ``progress(done, total, what)`` is called
-    by passes that take long.
+    ``load_data`` takes; ``samples``: use that many of it. ``lowering``: what the model is made for,
+    for the passes that write norms as operators. ``progress(done, total, what)`` is called by
+    passes that take long.
     Raises NormswapError for an unknown word, and for data that is missing or unfit.
 
     Example: ``swap(model, Affine(refit_writers=True), data="images", sites="tower=image")``
@@ -60,8 +64,14 @@ def swap(
         )
     elif data is not None:
         raise NormswapError(f"swap: '{how.to}' takes no data")
+    if lowering is not None and not chooses_forms(type(how)):
+        raise NormswapError(f"swap: '{how.to}' is the same for every target; leave lowering out")
+    made_for = lowering or Lowering()
+    if chooses_forms(type(how)):
+        given["chooser"] = chooser_for(made_for.target, made_for.tune, progress)
     how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
-    return how(model).recorded(f"swap to {how.to}")
+    result = lower(how(model), made_for.target, made_for.tune, progress)
+    return result.recorded(f"swap to {how.to}")
 
 
 def fold(model: Model, *, sites: Selection | None = None) -> PassResult:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Graph
+from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
 
@@ -94,8 +94,17 @@ class Model:
         Raises NormswapError if an input is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
-        arrays = self.graph.whole(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
+        arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
         return dict(zip(self.output_names, arrays, strict=True))
+
+    def runner(self, dtype: Any = None) -> Runner:
+        """A function from arrays for the inputs to those of the outputs, in order: as in inference,
+        with the kernels that were chosen, or all in ``dtype``."""
+        if dtype is not None:
+            return self.graph.whole(dtype)
+        from normswap.lowering.step import inference_runner
+
+        return inference_runner(self.graph)
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
         """Raises NormswapError unless ``feeds`` has an array that fits for every input."""
@@ -121,7 +130,9 @@ class Model:
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """
-        return self._torch_graph().to_inference_module()
+        from normswap.lowering.torch_kernels import inference_module
+
+        return inference_module(self._torch_graph())
 
     def _torch_graph(self) -> FxGraph:
         from normswap.graph.fx.graph import FxGraph

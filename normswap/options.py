@@ -42,7 +42,7 @@ def option(
     """
     kind = type or (str if default is None else default.__class__)
     shown = Option(help, tuple(choices), metavar, kind)
-    return field(default=default, metadata={_OPTION: shown}, kw_only=True)
+    return field(default=default, metadata={_OPTION: shown})
 
 
 def options_of(kind: Any) -> Iterator[tuple[str, Option]]:

@@ -17,11 +17,11 @@ from torch.export import ExportedProgram
 from torch.fx.passes.infra import pass_base
 
 from normswap.errors import NormswapError, first_line, root_cause
+from normswap.graph.fx.memory import random_drops, written_state
 from normswap.graph.fx.module_tree import deepcopied
-from normswap.graph.fx.state import random_drops, written_state
 from normswap.io.load import model_from_onnx
 from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
-from normswap.lowering.fx_kernels import KERNELS
+from normswap.lowering.step import lower
 from normswap.passes.base import Pass, PassResult
 
 _CAPTURE = "torch.export.export(module.eval(), args)"
@@ -96,9 +96,9 @@ class ProgramPass:
     def __call__(self, program: ExportedProgram) -> ExportedProgram:
         """The rewritten ``program``, captured again with the same inputs and dynamic sizes.
 
-        It holds operators of torch alone, which other tools know; where the pass chose kernels,
-        ``normswap.save`` writes those. Raises NormswapError as the pass does, and for what is not
-        an ExportedProgram, or one that drops at random or writes to its weights or buffers.
+        It holds operators of torch alone, which other tools know. Raises NormswapError as the pass
+        does, and for what is not an ExportedProgram, or one that drops at random or writes to its
+        weights or buffers.
         """
         if not isinstance(program, ExportedProgram):
             raise NormswapError(
@@ -107,9 +107,7 @@ class ProgramPass:
             )
         _check_captured(program.module(check_guards=False), "program")
         self.last = self.inner(model_from_program(program, "program"))
-        plain = self.last.model.copy()
-        plain.graph.use_kernels(plain.graph.nodes, besides=KERNELS)
-        return program_from_model(plain)
+        return program_from_model(self.last.model, self.last.model.to_torch())
 
 
 def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
@@ -117,9 +115,10 @@ def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
     return _on_module(inner, module).model.to_torch()
 
 
-def apply_for_inference(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
-    """The same for inference, under ``torch.no_grad()``: with kernels that work in place."""
-    return _on_module(inner, module).model.to_inference()
+def apply_for_inference(inner: Pass, module: fx.GraphModule, tune: bool = False) -> fx.GraphModule:
+    """The same for inference, under ``torch.no_grad()``: with kernels that work in place, all that
+    are safe or, with ``tune``, those that are faster on this machine than torch's operators."""
+    return lower(_on_module(inner, module), tune=tune).model.to_inference()
 
 
 def _cloned(model: ir.Model, name: str) -> ir.Model:

@@ -83,9 +83,16 @@ def _word_in(args: Sequence[str]) -> str | None:
 
 
 def _flags(kind: type[Pass]) -> set[str]:
-    from normswap.options import options_of
+    return {_flag(name) for name, _ in _options(kind)}
 
-    return {_flag(name) for name, _ in options_of(kind)}
+
+def _options(kind: type[Pass]) -> list[tuple[str, Option]]:
+    """Those of a pass, and those of lowering if that chooses the forms which the pass writes."""
+    from normswap.lowering.targets import Lowering
+    from normswap.options import options_of
+    from normswap.passes.base import chooses_forms
+
+    return [*options_of(kind), *(options_of(Lowering) if chooses_forms(kind) else ())]
 
 
 def _flag(name: str) -> str:
@@ -94,11 +101,9 @@ def _flag(name: str) -> str:
 
 def _click_options(offered: dict[str, type[Pass]]) -> list[click.Option]:
     """One option for each name, for all passes that have it."""
-    from normswap.options import options_of
-
     shown: dict[str, tuple[Option, list[str]]] = {}
     for word, kind in offered.items():
-        for name, option in options_of(kind):
+        for name, option in _options(kind):
             shown.setdefault(name, (option, []))[1].append(word)
     return [_click_option(name, option, words) for name, (option, words) in shown.items()]
 

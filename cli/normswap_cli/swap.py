@@ -75,14 +75,24 @@ def swap(
     with working() as progress:
         import normswap
         from normswap.io.save import check_output
+        from normswap.lowering.targets import Lowering
+        from normswap.options import options_of
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
-        how = kind(**{name: value for name, value in options.items() if value is not None})
+        given = {name: value for name, value in options.items() if value is not None}
+        made_for = {name: given.pop(name) for name, _ in options_of(Lowering) if name in given}
+        how = kind(**given)
         source = normswap.load(model, trust=trust)
         with joined_group() as first:  # under torchrun each process fits to its share of the data
             swapped = normswap.swap(
-                source, how, sites=sites, data=data, samples=samples, progress=progress
+                source,
+                how,
+                sites=sites,
+                data=data,
+                samples=samples,
+                lowering=Lowering(**made_for) if made_for else None,
+                progress=progress,
             )
         if not first:
             return 0

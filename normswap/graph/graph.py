@@ -29,7 +29,7 @@ For example, to scale what a graph's first node yields, for all its readers::
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -340,25 +340,9 @@ class Graph(abc.ABC):
         """``number`` in the precision that the graph stores an attribute in."""
         return number
 
-    def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:  # noqa: B027
-        """Lets ``norms`` (single operators) run as fused kernels in inference, where the graph's
-        runtime has such kernels; not as the kernels ``besides``. What they compute stays."""
-
     def whole(self, dtype: Any = None) -> Runner:
-        """A function from arrays for the graph's inputs to arrays of its outputs: as in inference,
-        or with all floating-point operators in ``dtype``."""
-        return (
-            self.in_inference() if dtype is None else self.slice(self.inputs, self.outputs, dtype)
-        )
-
-    def in_inference(self) -> Runner:
-        """A function from arrays for the graph's inputs to arrays of its outputs, in the graph's
-        own dtypes and with its kernels."""
-        return self.slice(self.inputs, self.outputs)
-
-    def kernels(self) -> dict[Node, str]:
-        """The names of the fused kernels that norms run as in inference."""
-        return {}
+        """A function from arrays for the graph's inputs to those of its outputs (see ``slice``)."""
+        return self.slice(self.inputs, self.outputs, dtype)
 
     @abc.abstractmethod
     def replace_constant(self, value: Value, array: Array) -> None:

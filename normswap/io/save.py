@@ -32,7 +32,9 @@ def save(model: Model, path: str | Path) -> None:
     from normswap.io.torch_model import onnx_from_torch, program_from_model
 
     if path.suffix == ".pt2":
-        write_pt2(program_from_model(model), path, notes_of(model))
+        if model.kind != "fx":
+            raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
+        write_pt2(program_from_model(model, model.to_inference()), path, notes_of(model))
     else:
         write_onnx(onnx_from_torch(model), path, notes_of(model))
 

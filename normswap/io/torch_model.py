@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from normswap.errors import NormswapError
 from normswap.graph.fx.graph import FxGraph
-from normswap.graph.fx.storage import hidden_writes
+from normswap.graph.fx.memory import hidden_writes
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
@@ -25,6 +25,7 @@ from normswap.io.sources import Source
 from normswap.io.sources.huggingface import huggingface_source
 from normswap.io.sources.open_clip import open_clip_source
 from normswap.io.sources.timm import timm_source
+from normswap.lowering.torch_kernels import KERNELS_IN_PLACE, restore_norms
 from normswap.model import InputSpec, Model
 
 _OPSET = 20  # Gelu is one operator from here on, LayerNormalization since 17
@@ -81,8 +82,9 @@ def model_from_program(
     ``output_names``: the program's own by default. Raises NormswapError for a program with inputs
     or outputs that are not tensors.
     """
-    if any(node.target in _REGIONS for node in program.graph.nodes) or hidden_writes(program.graph):
-        # Inlines regions, with autocast's casts as nodes, and turns writes into new values.
+    regions = any(node.target in _REGIONS for node in program.graph.nodes)
+    if regions or hidden_writes(program.graph, KERNELS_IN_PLACE):
+        # Inlines them, with autocast's casts as nodes, and gives what was written as new values.
         program = program.run_decompositions({})
     unlifted = program.module(check_guards=False)
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
@@ -106,7 +108,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     elsewhere than in their result.
     """
     module.eval()
-    for write in hidden_writes(module.graph):
+    for write in hidden_writes(module.graph, KERNELS_IN_PLACE):
         raise NormswapError(
             f"{name}: '{write.name}' ({write.target}) writes into a tensor that is read elsewhere; "
             f"capture it with torch.export.export(...).run_decompositions({{}})"
@@ -115,6 +117,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     for node in placeholders:
         if not isinstance(node.meta.get("val"), torch.Tensor):
             raise NormswapError(f"{name}: its input '{node.name}' is not a tensor of known shape")
+    restore_norms(module)
     graph = FxGraph(module)
     if any(value.shape is None for value in graph.outputs):
         raise NormswapError(f"{name}: an output is not a tensor of known rank")
@@ -127,16 +130,12 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
     )
 
 
-def program_from_model(model: Model) -> ExportedProgram:
-    """The torch graph of a model, captured again in evaluation mode with the same dynamic sizes.
+def program_from_model(model: Model, module: fx.GraphModule) -> ExportedProgram:
+    """``module``, which is ``to_torch()`` or ``to_inference()`` of the model, captured again in
+    evaluation mode with the same dynamic sizes.
 
-    Output nodes carry the model's output names, parameters their paths. Norms that run as kernels
-    in inference are kernels in it. Raises NormswapError for an ONNX model.
+    Output nodes carry the model's output names, parameters their paths.
     """
-    graph = model.graph
-    if not isinstance(graph, FxGraph):
-        raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
-    module = graph.to_inference_module() if graph.kernels() else graph.to_module()
     args, kwargs, shapes = _export_arguments(model, module)
     with torch.no_grad():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -199,7 +199,7 @@ def runner(model: Model, dtype: Any = None) -> Run:
     """All outputs in order, from feeds by name, in inference or in ``dtype``; whatever goes wrong
     in a run is RunFailed."""
     try:
-        run = model.graph.whole(dtype)
+        run = model.runner(dtype)
     except NormswapError as error:
         raise NormswapError(f"{model.name}: {error}") from error
 

@@ -2,4 +2,4 @@
 
 from normswap.lazy import public_names
 
-__getattr__, __dir__, __all__ = public_names(__name__, __file__)  # those that calibrate need torch
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)  # some are slow to import

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
+from normswap.graph.graph import Graph, Value
 from normswap.model import Model, Progress, Step
 from normswap.norms.site import Site
 from normswap.options import check_choices
@@ -38,6 +41,51 @@ class PassResult:
         step = Step(name, len(self.done), missed, list(self.notes))
         model = replace(self.model, history=(*self.model.history, step))
         return replace(self, model=model)
+
+
+@dataclass(frozen=True)
+class NormsWritten(PassResult):
+    """The result of a pass that leaves operators of norms, which a runtime may have kernels for.
+
+    ``values``: the norms that ``normswap.lowering.lower`` may choose kernels for, each with the
+    name of its value in the new model.
+    """
+
+    values: Mapping[Site, str] = field(default_factory=dict)
+
+
+@dataclass
+class ChosenForms:
+    """The ``forms`` to write, why the other sites were ``skipped``, and ``notes`` on the choice."""
+
+    forms: dict[Site, str] = field(default_factory=dict)
+    skipped: list[tuple[Site, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class NormForms(Protocol):
+    """The forms that a pass can write a norm in, each called by its operator."""
+
+    def defaults(self, sites: Sequence[Site]) -> ChosenForms:
+        """The form that each of ``sites`` has where nobody chooses."""
+
+    def candidates(self, graph: Graph, site: Site) -> list[str]:
+        """The forms that a norm of ``graph`` can be written in, beside that which it has."""
+
+    def region(self, graph: Graph, site: Site) -> tuple[list[Value], list[Value]]:
+        """What the nodes in place of which the candidates stand read, and what they compute: the
+        norm and, where a candidate computes it too, the sum."""
+
+    def write(self, graph: Graph, site: Site, form: str) -> list[Value]:
+        """Writes a norm in a form, in its place; the new values of the first that ``region``
+        computes. Raises NormswapError where the graph cannot hold that operator."""
+
+
+class Chooser(Protocol):
+    """Decides in which form a pass writes each norm."""
+
+    def __call__(self, graph: Graph, sites: Sequence[Site], forms: NormForms) -> ChosenForms:
+        """The forms for those of ``sites`` that are to be written. ``graph`` is not changed."""
 
 
 class Refusal(Exception):
@@ -81,3 +129,8 @@ class Pass(abc.ABC):
     @abc.abstractmethod
     def __call__(self, model: Model) -> PassResult:
         """Runs the pass; ``model`` itself is not changed."""
+
+
+def chooses_forms(kind: type[Pass]) -> bool:
+    """Whether a pass writes norms in forms that a ``Chooser`` decides on."""
+    return any(each.name == "chooser" for each in dataclasses.fields(kind))

@@ -24,7 +24,7 @@ from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import Selection, select_sites
 
 POSITIONS = ("before", "after")
-_EPSILON = 1e-5  # torch's default
+_EPSILON = 1e-5  # the default of BatchNorm modules
 
 
 @dataclass(kw_only=True)

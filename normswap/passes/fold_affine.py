@@ -10,13 +10,14 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Node
+from normswap.graph.operators import norm_operator
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
-from normswap.passes.norm_operator import OPERATORS, replace_norm
+from normswap.passes.norm_operator import ROW_NORMS, replace_norm
 from normswap.passes.select import other_kind, select_sites
 
 
@@ -42,7 +43,7 @@ class FoldAffine(Pass):
         result = model.copy()
         for kind in sorted({site.kind for site in todo}):
             try:
-                result.graph.require(OPERATORS[kind])
+                result.graph.require(norm_operator(kind))
             except NormswapError as error:
                 skipped += [(s, str(error)) for s in todo if s.kind == kind]
                 todo = [s for s in todo if s.kind != kind]
@@ -69,7 +70,7 @@ class FoldAffine(Pass):
 
 def why_unfoldable(site: Site) -> str:
     """Why nothing of a norm can be folded, to be seen from itself; '' if something may."""
-    if site.kind not in OPERATORS:
+    if site.kind not in ROW_NORMS:
         return other_kind(site)
     if not has_affine(site):
         return "it has neither weight nor bias"

@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Value
+from normswap.graph.operators import norm_operator
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.algebra.rules import MEAN, mean_subtraction
 from normswap.passes.algebra.spread import Norms, Spread, Start, norm_nodes, streams
 from normswap.passes.algebra.weight_edits import WeightEdits
-from normswap.passes.base import Pass, PassResult, Refusal
+from normswap.passes.base import NormsWritten, Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine
-from normswap.passes.kernel_choice import use_kernels
-from normswap.passes.norm_operator import OPERATORS, replace_norm
+from normswap.passes.norm_operator import replace_norm
 from normswap.passes.select import other_kind, select_sites
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
@@ -51,7 +51,7 @@ class RmsNorm(Pass):
             return PassResult(model, False, [], [(s, other_kind(s)) for s in chosen])
         result = model.copy()
         try:
-            result.graph.require(OPERATORS["rms_norm"])
+            result.graph.require(norm_operator("rms_norm"))
         except NormswapError as error:
             why = {s: str(error) if s in todo else other_kind(s) for s in chosen}
             return PassResult(model, False, [], list(why.items()))
@@ -61,10 +61,9 @@ class RmsNorm(Pass):
         if not swap.done:
             return PassResult(model, False, [], skipped)
         written = swap.write()
-        norms = {site: value.name for site, value in written.items()}
-        _, notes = use_kernels(result.graph, norms, tune=False, progress=None)
+        values = {site: value.name for site, value in written.items()}
         done = [site for site in todo if site in swap.done]
-        return PassResult(result, True, done, skipped, [*swap.notes, *notes])
+        return NormsWritten(result, True, done, skipped, swap.notes, values=values)
 
 
 class _Swap:

@@ -71,7 +71,7 @@ def run_in(model: Model, runtime: str) -> Iterator[Run]:
     if not fits(model, runtime):
         raise no_torch_graph(model)
     if runtime == "torch":
-        yield _InTorch(model, model.graph.in_inference(), f"torch {torch.__version__}")
+        yield _InTorch(model, model.runner(), f"torch {torch.__version__}")
         return
     with Process(runtime, model.name) as process:
         with scratch_files(model) as file:

@@ -6,11 +6,10 @@ import contextlib
 import importlib
 
 import torch
-from torch import fx
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 import normswap.lowering.kernels  # noqa: F401  (registers the operators that the file may hold)
+from normswap.graph.fx.module_tree import with_inputs_in_order
 from normswap.graph.tensors import to_numpy, to_torch
 from normswap.runtimes.compiled import Compiled, Feeds, Outputs
 
@@ -26,10 +25,7 @@ def compiled(model: str, threads: int | None = None) -> Compiled:
     whatever their names: the program may have others for them."""
     if threads is not None:
         torch.set_num_threads(threads)
-    program = torch.export.load(model).module(check_guards=False)
-    assert isinstance(program, fx.GraphModule)
-    program.graph.set_codegen(CodeGen())  # inputs in order, however they were given at capture
-    module = fx.GraphModule(program, program.graph)
+    module = with_inputs_in_order(torch.export.load(model).module(check_guards=False))
 
     def run(feeds: Feeds) -> Outputs:
         with torch.inference_mode():

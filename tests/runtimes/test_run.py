@@ -15,6 +15,7 @@ from torch import nn
 
 import normswap as ns
 from normswap.errors import NormswapError
+from normswap.lowering.step import kernels_of
 from normswap.runtimes import process, run, worker
 from normswap.runtimes.errors import RuntimeFailed
 from normswap.runtimes.process import Process, worker_command
@@ -83,7 +84,7 @@ def test_an_onnx_model(runtime: str, scratch: Path) -> None:
 
 def test_a_saved_torch_model_with_kernels_runs_in_a_process(tmp_path: Path) -> None:
     model = ns.swap(model_as("hf_vit", FX), to="fused").model
-    assert model.graph.kernels()
+    assert kernels_of(model.graph)
     ns.save(model, tmp_path / "model.pt2")
     feeds = {s.name: np.array(model.examples[s.name]) for s in model.inputs}
     with Process("torch", "hf_vit") as there:

@@ -1,19 +1,23 @@
-"""How ATen operators read in ONNX's vocabulary: a table from overload to operator name, inputs
-and attributes. Only reading; ``graph/fx.py`` does the rest.
+"""How ATen operators read in ONNX's vocabulary, and how those that passes insert are written.
 
-A reader gets the operator's arguments by their schema names (defaults filled in) and returns a
-``Reading``. Its ``slots`` say which arguments are the inputs, in ONNX's order; what other tensors
-or symbolic sizes the call takes are appended as further inputs by the adapter.
+``read`` is a table from overload to operator name, inputs and attributes. A reader gets the
+operator's arguments by their schema names (defaults filled in) and returns a ``Reading``. Its
+``slots`` say which arguments are the inputs, in ONNX's order; what other tensors or symbolic sizes
+the call takes are appended as further inputs by the adapter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+
+from normswap.graph.graph import Value
+from normswap.graph.tensors import to_torch
 
 aten = torch.ops.aten
 Slot = tuple[str, int | None]
@@ -370,3 +374,47 @@ def _unbind(a: Arguments) -> Reading:
 def _split(a: Arguments) -> Reading:
     attributes = {"axis": _axis(a["self"], a["dim"]), "keepdims": True}
     return Reading("Split", _slots("self"), attributes)
+
+
+# The operators that can be written, with the arguments that are their inputs, in ONNX's order.
+WRITTEN: dict[str, tuple[Slot, ...]] = {
+    "LayerNormalization": _slots("input", "weight", "bias"),
+    "RMSNormalization": _slots("input", "weight"),
+    "Cast": _slots("self"),
+    "Transpose": _slots("self"),
+    "Add": _slots("self", "other"),
+    "Sub": _slots("self", "other"),
+    "Mul": _slots("self", "other"),
+    "MatMul": _slots("self", "other"),
+    "Gemm": _slots("mat1", "mat2", "self"),
+    "ReduceMean": _slots("self"),
+}
+
+
+def call_for(
+    op: str, nodes: Sequence[Any], inputs: Sequence[Value | None], attributes: Mapping[str, Any]
+) -> tuple[Any, tuple[Any, ...]]:
+    """The overload and its arguments, given the fx nodes (or None) of the inputs."""
+    if op in ("LayerNormalization", "RMSNormalization"):
+        shape = cast(tuple[int, ...], cast(Value, inputs[0]).shape)[attributes["axis"] :]
+        norm = aten.layer_norm if op == "LayerNormalization" else aten.rms_norm
+        parameters = (*nodes[1:], None, None)[: len(WRITTEN[op]) - 1]
+        return norm.default, (nodes[0], list(shape), *parameters, attributes["epsilon"])
+    if op == "Cast":
+        return aten.to.dtype, (nodes[0], to_torch(np.empty(0, attributes["to"])).dtype)
+    if op == "Transpose":
+        return aten.permute.default, (nodes[0], list(attributes["perm"]))
+    if op == "ReduceMean":
+        keep = bool(attributes["keepdims"])
+        return aten.mean.dim, (nodes[0], list(attributes["axes"]), keep)
+    if op == "Gemm":
+        return aten.addmm.default, (nodes[2], nodes[0], nodes[1])
+    return _BINARY[op], (nodes[0], nodes[1])
+
+
+_BINARY = {
+    "Add": aten.add.Tensor,
+    "Sub": aten.sub.Tensor,
+    "Mul": aten.mul.Tensor,
+    "MatMul": aten.matmul.default,
+}

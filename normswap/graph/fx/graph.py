@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,13 +12,6 @@ import torch
 from torch import fx, nn
 
 from normswap.graph.fx import aten
-from normswap.graph.fx.batch_norm import (
-    RANKS,
-    TENSORS,
-    batch_norm_module,
-    restore_batch_norms,
-)
-from normswap.graph.fx.emit import CALL_SLOTS, call_for
 from normswap.graph.fx.meta import (
     as_fake,
     call_arguments,
@@ -28,19 +21,25 @@ from normswap.graph.fx.meta import (
     shape_and_dtype,
 )
 from normswap.graph.fx.module_tree import (
+    BATCH_NORM_RANKS,
+    BATCH_NORM_TENSORS,
+    batch_norm_module,
     deepcopied,
     drop_unused,
     free_path,
     get_path,
     move_module,
     put_tensor,
+    restore_batch_norms,
 )
-from normswap.graph.fx.runner import fx_runner
+from normswap.graph.fx.runner import fx_runner, outputs_of
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
-from normswap.lowering import fx_kernels
 
-_ops = torch.ops.aten
+# What a new node takes over from the one that it replaces: what exporters read, and the notes of
+# this project, which have this prefix.
+_LENT = ("nn_module_stack", "stack_trace", "source_fn_stack")
+NOTE = "normswap."
 
 
 @dataclass
@@ -71,9 +70,8 @@ class FxGraph(Graph):
         self.module = module
         self._wanted_modules: dict[str, str] = {}
         restore_batch_norms(module)
-        fx_kernels.restore(module)
         for node in list(module.graph.nodes):
-            if node.target is _ops._assert_tensor_metadata.default:
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 module.graph.erase_node(node)  # checks of the captured dtypes, not of values
         self._attributes: dict[str, Value] = {}
         self._node_names = {node.name for node in module.graph.nodes if node.op != "get_attr"}
@@ -88,7 +86,7 @@ class FxGraph(Graph):
         elif node.op == "get_attr":
             self._attribute(str(node.target))
         elif node.op == "output":
-            self.outputs = [self._of(n) for n in _outputs(self.module)]
+            self.outputs = [self._of(n) for n in outputs_of(self.module)]
         elif node.op == "call_module" and self._batch_norm(node) is not None:
             self._view_batch_norm(node)
         elif node.target is not operator.getitem or node.args[0].op in ("get_attr", "placeholder"):  # type: ignore[union-attr]
@@ -125,7 +123,7 @@ class FxGraph(Graph):
         module = cast(nn.modules.batchnorm._BatchNorm, self._batch_norm(node))
         constants = [
             self._attribute(f"{target}.{name}") if getattr(module, name) is not None else None
-            for name in TENSORS
+            for name in BATCH_NORM_TENSORS
         ]
         training = module.training or module.running_mean is None
         attributes = {"epsilon": float(module.eps), "training_mode": int(training)}
@@ -191,6 +189,10 @@ class FxGraph(Graph):
         module = get_path(self.module, str(node.target))
         return module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
 
+    def call_of(self, node: Node) -> fx.Node:
+        """The fx node behind a node of the view."""
+        return cast(_Call, node.raw).node
+
     # -- reading and evaluating ------------------------------------------------------------------
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
@@ -199,7 +201,7 @@ class FxGraph(Graph):
         for value in (v for n in needed for v in n.inputs if v is not None and v not in known):
             if value.producer is None and not value.is_constant and value in self.inputs:
                 raise ValueError(f"the input '{value.name}' is needed and was not given")
-        calls = [cast(_Call, node.raw).node for node in needed]
+        calls = [self.call_of(node) for node in needed]
         return fx_runner(
             self.module,
             calls,
@@ -249,34 +251,6 @@ class FxGraph(Graph):
             parameter.requires_grad_(parameter.is_floating_point())
         return module
 
-    def to_inference_module(self) -> fx.GraphModule:
-        """A GraphModule with parameters of its own and with its kernels.
-
-        Its parameters stay as they are to be trained: without gradients aten.linear multiplies rows
-        that are not contiguous one batch at a time, which takes half as long again.
-        """
-        module = self.to_module()
-        fx_kernels.lower(module)
-        return module
-
-    def use_kernels(self, norms: Iterable[Node], besides: Collection[str] = ()) -> None:
-        for node in norms:
-            raw = cast(_Call, node.raw).node
-            if fx_kernels.is_norm(raw):
-                fx_kernels.mark(raw, [k for k in fx_kernels.KERNELS if k not in besides])
-
-    def in_inference(self) -> Runner:
-        if not self.kernels():
-            return super().in_inference()
-        module = self.to_inference_module()
-        calls = [n for n in module.graph.nodes if n.op.startswith("call")]
-        inputs = module.graph.find_nodes(op="placeholder")
-        return fx_runner(module, calls, inputs, _outputs(module), double=False)
-
-    def kernels(self) -> dict[Node, str]:
-        by_raw = {cast(_Call, node.raw).node: node for node in self.nodes}
-        return {by_raw[p.norm]: p.kernel for p in fx_kernels.placements(self.module.graph)}
-
     def _store(self, array: Array, name: str) -> tuple[Any, str]:
         return _Literal(array), name
 
@@ -311,12 +285,12 @@ class FxGraph(Graph):
         if op == "BatchNormalization":
             node = self._emit_batch_norm(inputs, attributes, name)
             slots: tuple[aten.Slot, ...] = (("input", None),)
-        elif op in CALL_SLOTS:
+        elif op in aten.WRITTEN:
             placed = [self._place(v) if v is not None else None for v in inputs]
-            target, args = call_for(op, placed, inputs, attributes)
+            target, args = aten.call_for(op, placed, inputs, attributes)
             with self.module.graph.inserting_after(_behind_inputs(max(n for n in placed if n))):
                 node = self.module.graph.call_function(target, args)
-            slots = tuple((slot, None) for slot in CALL_SLOTS[op])
+            slots = aten.WRITTEN[op]
         else:
             raise ValueError(f"cannot write the operator {op} into an FX graph")
         node._rename(name.replace(".", "_"))
@@ -329,16 +303,18 @@ class FxGraph(Graph):
         """A trainable module, which the constants move into."""
         x = cast(Value, inputs[0])
         arrays = [self.constant(v) for v in inputs[1:] if v is not None]
-        if len(arrays) != 4 or any(a is None for a in arrays) or x.rank not in RANKS:
+        if len(arrays) != 4 or any(a is None for a in arrays) or x.rank not in BATCH_NORM_RANKS:
             raise ValueError(
                 f"the BatchNormalization '{name}' needs four constants and rank 2 to 5"
             )
-        tensors = {k: to_torch(np.array(a)) for k, a in zip(TENSORS, arrays, strict=True)}
+        tensors = {
+            k: to_torch(np.array(a)) for k, a in zip(BATCH_NORM_TENSORS, arrays, strict=True)
+        }
         module = batch_norm_module(x.rank, tensors, attributes["epsilon"])
         target = free_path(self.module, name)
         self._wanted_modules[target] = name
         self.module.add_submodule(target, module)
-        for tensor_name, value in zip(TENSORS, inputs[1:], strict=True):
+        for tensor_name, value in zip(BATCH_NORM_TENSORS, inputs[1:], strict=True):
             cast(Value, value).raw = _Attribute(f"{target}.{tensor_name}")
         operand = self._place(x)
         with self.module.graph.inserting_after(_behind_inputs(operand)):
@@ -347,9 +323,10 @@ class FxGraph(Graph):
     def _describe(self, node: fx.Node, like: Node | None) -> None:
         """Fills in the metadata that torch.export and the exporters read."""
         if like is not None and isinstance(like.raw, _Call):
-            for key in ("nn_module_stack", "stack_trace", "source_fn_stack", fx_kernels.MARK):
-                if key in like.raw.node.meta:
-                    node.meta[key] = like.raw.node.meta[key]
+            lender = like.raw.node.meta
+            for key in (*_LENT, *(key for key in lender if key.startswith(NOTE))):
+                if key in lender:
+                    node.meta[key] = lender[key]
         mode = fake_mode_of(self.module)
         values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
         if node.op == "call_module":
@@ -394,7 +371,7 @@ class FxGraph(Graph):
 
     def _erase(self, nodes: Sequence[Node]) -> None:
         for node in reversed(nodes):
-            raw = cast(_Call, node.raw).node
+            raw = self.call_of(node)
             for user in list(raw.users):
                 self.module.graph.erase_node(user)  # the getitems of a dead tuple
             self.module.graph.erase_node(raw)
@@ -416,7 +393,7 @@ class FxGraph(Graph):
                 value.name = raw.target
                 self._values[value.name] = value
         for node in self.nodes:
-            if cast(_Call, node.raw).node.target == wanted:
+            if self.call_of(node).target == wanted:
                 node.scope = wanted
 
 
@@ -426,12 +403,6 @@ class _Call:
 
     node: fx.Node
     slots: tuple[aten.Slot, ...]
-
-
-def _outputs(module: fx.GraphModule) -> list[fx.Node]:
-    flat: list[Any] = []
-    fx.map_arg(module.graph.output_node().args, flat.append)
-    return flat
 
 
 def _behind_inputs(node: fx.Node) -> fx.Node:

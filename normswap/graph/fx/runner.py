@@ -1,4 +1,4 @@
-"""Runs a slice of an FX graph, in its own dtypes or in float64."""
+"""Runs an FX graph, or a slice of one, in its own dtypes or in float64."""
 
 from __future__ import annotations
 
@@ -62,6 +62,20 @@ def fx_runner(
             ]
 
     return run
+
+
+def module_runner(module: fx.GraphModule) -> Runner:
+    """A function from arrays for the inputs of ``module`` to those of its outputs."""
+    calls = [node for node in module.graph.nodes if node.op.startswith("call")]
+    inputs = module.graph.find_nodes(op="placeholder")
+    return fx_runner(module, calls, inputs, outputs_of(module), double=False)
+
+
+def outputs_of(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values the module returns, in order."""
+    flat: list[Any] = []
+    fx.map_arg(module.graph.output_node().args, flat.append)
+    return flat
 
 
 def _argument(handle: Handle, array: Array) -> Any:

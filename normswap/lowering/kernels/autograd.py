@@ -7,6 +7,7 @@ operators.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,105 +15,69 @@ from torch import Tensor
 
 from normswap.lowering.kernels import eager
 from normswap.lowering.kernels.operators import LIBRARY
-
-Gradients = tuple[Tensor | None, ...]
+from normswap.lowering.kernels.signatures import NORMS, Norm
 
 
 def register() -> None:
-    """Tells torch the gradients of the four functional operators."""
-    for name, backward, save in (
-        ("layer_norm", _layer_norm, _save_layer_norm),
-        ("rms_norm", _rms_norm, _save_rms_norm),
-        ("add_layer_norm", _add_layer_norm, _save_add_layer_norm),
-        ("add_rms_norm", _add_rms_norm, _save_add_rms_norm),
-    ):
+    """Tells torch the gradients of the functional operators."""
+    for norm in NORMS.values():
         torch.library.register_autograd(
-            f"normswap::{name}", backward, setup_context=save, lib=LIBRARY
+            f"normswap::{norm.name}",
+            partial(_gradients, norm, _backward_of(norm)),
+            setup_context=partial(_save, norm),
+            lib=LIBRARY,
         )
 
 
-def _save_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.eps = inputs
-    ctx.save_for_backward(x, weight, bias)
+def _backward_of(norm: Norm) -> Any:
+    """The operator that computes the gradients of a norm over one tensor."""
+    name = "layer_norm_backward" if norm.centred else "rms_norm_backward"
+    return getattr(torch.ops.normswap, name).default
 
 
-def _layer_norm(ctx: Any, grad: Tensor) -> Gradients:
-    x, weight, bias = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = _layer_norm_backward(grad, None, x, weight, ctx.eps)
-    return grad_x, _like(grad_weight, weight), _like(grad_bias, bias), None
-
-
-def _save_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.eps = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _rms_norm(ctx: Any, grad: Tensor) -> Gradients:
-    x, weight = ctx.saved_tensors
-    grad_x, grad_weight = _rms_norm_backward(grad, None, x, weight, ctx.eps)
-    return grad_x, _like(grad_weight, weight), None
-
-
-def _save_add_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    branch, residual, weight, bias, scale, ctx.eps = inputs
+def _save(norm: Norm, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    tensors, weight, bias, scale, ctx.eps = norm.arguments(inputs)
+    if not norm.with_sum:
+        ctx.save_for_backward(*tensors, weight, bias)
+        return
+    branch, residual = tensors
     ctx.dtypes = branch.dtype, residual.dtype
     ctx.set_materialize_grads(False)
     scaled = None if scale is None else branch
     ctx.save_for_backward(output[1], weight, bias, scale, scaled)
 
 
-def _add_layer_norm(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None) -> Gradients:
-    total, weight, bias, scale, branch = ctx.saved_tensors
-    grad_weight = grad_bias = None
+def _gradients(
+    norm: Norm, backward: Any, ctx: Any, grad: Tensor | None, grad_sum: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the operator's arguments, in order."""
+    x, weight, bias, *scaled = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = grad_sum, None, None
     if grad is not None:
-        grad_sum, grad_weight, grad_bias = _layer_norm_backward(
-            grad, grad_sum, total, weight, ctx.eps
-        )
-    grad_branch, grad_residual, grad_scale = _through_sum(ctx, grad_sum, branch, scale)
-    parameters = _like(grad_weight, weight), _like(grad_bias, bias), grad_scale
-    return grad_branch, grad_residual, *parameters, None
-
-
-def _save_add_rms_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    branch, residual, weight, scale, ctx.eps = inputs
-    ctx.dtypes = branch.dtype, residual.dtype
-    ctx.set_materialize_grads(False)
-    scaled = None if scale is None else branch
-    ctx.save_for_backward(output[1], weight, scale, scaled)
-
-
-def _add_rms_norm(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None) -> Gradients:
-    total, weight, scale, branch = ctx.saved_tensors
-    grad_weight = None
-    if grad is not None:
-        grad_sum, grad_weight = _rms_norm_backward(grad, grad_sum, total, weight, ctx.eps)
-    grad_branch, grad_residual, grad_scale = _through_sum(ctx, grad_sum, branch, scale)
-    return grad_branch, grad_residual, _like(grad_weight, weight), grad_scale, None
-
-
-def _layer_norm_backward(
-    grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    if torch.is_grad_enabled():  # create_graph: someone differentiates this again
-        return eager.layer_norm_backward(grad, grad_sum, x, weight, eps)
-    return torch.ops.normswap.layer_norm_backward.default(grad, grad_sum, x, weight, eps)
-
-
-def _rms_norm_backward(
-    grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled():
-        return eager.rms_norm_backward(grad, grad_sum, x, weight, eps)
-    return torch.ops.normswap.rms_norm_backward.default(grad, grad_sum, x, weight, eps)
+        if torch.is_grad_enabled():  # create_graph: someone differentiates this again
+            grad_x, grad_weight, *rest = eager.backward(norm, grad, grad_sum, x, weight, ctx.eps)
+        else:
+            grad_x, grad_weight, *rest = backward(grad, grad_sum, x, weight, ctx.eps)
+        grad_bias = rest[0] if rest else None
+    parameters = [_like(grad_weight, weight)]
+    if norm.centred:
+        parameters.append(_like(grad_bias, bias))
+    if not norm.with_sum:
+        return grad_x, *parameters, None
+    grad_branch, grad_residual, grad_scale = _through_sum(ctx.dtypes, grad_x, *scaled)
+    return grad_branch, grad_residual, *parameters, grad_scale, None
 
 
 def _through_sum(
-    ctx: Any, grad: Tensor | None, branch: Tensor | None, scale: Tensor | None
-) -> Gradients:
+    dtypes: tuple[torch.dtype, torch.dtype],
+    grad: Tensor | None,
+    scale: Tensor | None,
+    branch: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of branch, residual and scale, of residual + scale * branch."""
     if grad is None:
         return None, None, None
-    dtype, residual_dtype = ctx.dtypes
+    dtype, residual_dtype = dtypes
     if scale is None or branch is None:
         return grad.to(dtype), grad.to(residual_dtype), None
     wide = torch.promote_types(grad.dtype, torch.float32)

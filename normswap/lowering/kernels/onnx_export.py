@@ -18,6 +18,7 @@ from torch import fx
 
 import normswap.lowering.kernels  # noqa: F401  registers the operators
 from normswap.errors import NormswapError
+from normswap.lowering.kernels.signatures import NORMS
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -65,10 +66,8 @@ def functional(module: fx.GraphModule) -> fx.GraphModule:
     becomes the functional one and ``copy_`` to its buffers, which the exporter resolves."""
     ops, copy = torch.ops.normswap, torch.ops.aten.copy_.default
     buffers = {
-        ops.layer_norm_.default: (ops.layer_norm.default, 1),
-        ops.rms_norm_.default: (ops.rms_norm.default, 1),
-        ops.add_layer_norm_.default: (ops.add_layer_norm.default, 2),
-        ops.add_rms_norm_.default: (ops.add_rms_norm.default, 2),
+        getattr(ops, f"{name}_").default: (getattr(ops, name).default, len(norm.tensors))
+        for name, norm in NORMS.items()
     }
     graph = fx.Graph(tracer_cls=getattr(module.graph, "_tracer_cls", None))
     graph.output(graph.graph_copy(module.graph, {}))

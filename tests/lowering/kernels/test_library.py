@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from normswap.errors import NormswapError
-from normswap.lowering.kernels import cache, compiler, eager, library
-from normswap.lowering.kernels.compiler import CompilerError
+from normswap.lowering.kernels import eager, library
+from normswap.lowering.kernels.library import CompilerError
+from normswap.lowering.kernels.signatures import NORMS
 
 ops = torch.ops.normswap
 
@@ -46,11 +47,11 @@ def _forget() -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library as the compiler makes it, without the digest, and quickly."""
     path = tmp_path_factory.mktemp("made") / "norms.so"
-    flags = tuple("-O0" if flag == "-O3" else flag for flag in compiler.FLAGS)
+    flags = tuple("-O0" if flag == "-O3" else flag for flag in library.FLAGS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "FLAGS", flags)
+        patch.setattr(library, "FLAGS", flags)
         try:
-            compiler.compile_library(compiler.find_compiler(), path)
+            library.compile_library(library.find_compiler(), path)
         except CompilerError:
             pytest.skip("no C compiler")
     return path
@@ -87,7 +88,7 @@ def _works() -> bool:
     x = torch.randn(3, 40)
     y = ops.layer_norm(x, None, None, 1e-6)
     return library._loaded != [None] and torch.allclose(
-        y, eager.layer_norm(x, None, None, 1e-6), atol=1e-5
+        y, eager.forward(NORMS["layer_norm"], x, None, None, 1e-6), atol=1e-5
     )
 
 
@@ -97,7 +98,7 @@ def test_made_once_and_kept_for_this_user_alone(runs: Path, tmp_path: Path) -> N
     assert _works()
     assert _count(runs) == 1
     kept = _cached(tmp_path)
-    assert cache.is_whole(kept)
+    assert library.is_whole(kept)
     for path in (kept, kept.parent):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
@@ -198,7 +199,7 @@ def _falls_back(caplog: pytest.LogCaptureFixture, expected: str) -> None:
     with caplog.at_level(logging.WARNING, "normswap"):
         for _ in range(2):
             y = ops.layer_norm(x, weight, None, 1e-6)
-    assert torch.equal(y, eager.layer_norm(x, weight, None, 1e-6))
+    assert torch.equal(y, eager.forward(NORMS["layer_norm"], x, weight, None, 1e-6))
     (record,) = caplog.records
     assert record.name == "normswap"
     assert re.search(expected, record.getMessage())
@@ -219,14 +220,14 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
 def test_the_name_tells_cpus_and_compilers_apart(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = compiler.find_compiler()
-    name = compiler.library_name(command)
-    assert name == compiler.library_name(command)
+    command = library.find_compiler()
+    name = library.library_name(command)
+    assert name == library.library_name(command)
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "_cpu", lambda: "another CPU")
-        assert compiler.library_name(command) != name
+        patch.setattr(library, "_cpu", lambda: "another CPU")
+        assert library.library_name(command) != name
     Path(command[0]).write_text("#!/bin/sh\necho newer\n")
-    assert compiler.library_name(command) != name
+    assert library.library_name(command) != name
 
 
 def test_processes_that_compile_at_once(runs: Path, tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_processes_that_compile_at_once(runs: Path, tmp_path: Path) -> None:
     with context.Pool(2) as pool:
         assert pool.map(_in_a_process, range(2), chunksize=1) == [True, True]
     assert _count(runs) == 2  # neither waited for the other
-    assert cache.is_whole(_cached(tmp_path))
+    assert library.is_whole(_cached(tmp_path))
 
 
 def _in_a_process(_: int) -> bool:

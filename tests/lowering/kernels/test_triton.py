@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +15,20 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="triton is not installed")
 
 from normswap.lowering.kernels import cuda, eager, triton_launch  # noqa: E402
+from normswap.lowering.kernels.signatures import NORMS  # noqa: E402
 
 EPS = 1e-6
 COLUMNS = (1, 37, 199, 768, 1024, 4097)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-kernels = cuda.BACKEND
+
+
+def _on_cuda(name: str, *given: object) -> Any:
+    """What runs an operator on CUDA tensors."""
+    if name.endswith("_backward"):
+        return cuda.backward(NORMS[name.removesuffix("_backward")])(*given)  # type: ignore[arg-type]
+    if name.endswith("_"):
+        return cuda.forward_in_place(NORMS[name[:-1]])(*given)
+    return cuda.forward(NORMS[name])(*given)
 
 
 @pytest.fixture
@@ -57,10 +66,10 @@ def _check_forward(rows: int, columns: int, dtype: torch.dtype, mean: float) -> 
     ]
     for name, given in calls:
         wide = [None if a is None else a.double() for a in given]
-        wanted = getattr(eager, name)(*wide, EPS)
-        found = getattr(kernels, name)(*given, EPS)
+        wanted = eager.forward(NORMS[name], *wide, EPS)
+        found = _on_cuda(name, *given, EPS)
         buffers = [None if a is None else a.clone() for a in given]
-        getattr(kernels, f"{name}_")(*buffers, EPS)
+        _on_cuda(f"{name}_", *buffers, EPS)
         pairs = [(found, wanted)] if isinstance(found, Tensor) else zip(found, wanted, strict=True)
         for (one, exact), buffer in zip(pairs, buffers, strict=False):
             assert one.dtype == dtype
@@ -80,7 +89,7 @@ def test_forward_of_long_rows(columns: int) -> None:
     _check_forward(3, columns, torch.float32, 1.0)
     x = _draw(3, columns, dtype=torch.bfloat16)
     total = x + x.flip(0)
-    y, rounded = kernels.add_layer_norm(x, x.flip(0), None, None, None, EPS)
+    y, rounded = _on_cuda("add_layer_norm", x, x.flip(0), None, None, None, EPS)
     assert _close(rounded, total, torch.bfloat16, 1)  # the interpreter does not round to even
     wanted = functional.layer_norm(total.double(), (columns,), eps=EPS)
     assert _close(y, wanted, torch.bfloat16)
@@ -89,16 +98,14 @@ def test_forward_of_long_rows(columns: int) -> None:
 def _check_backward(rows: int, columns: int, dtype: torch.dtype) -> None:
     x, grad, grad_sum = (_draw(rows, columns, dtype=dtype, seed=s) for s in range(3))
     weight = _draw(columns, dtype=dtype, seed=3)
-    calls: list[tuple[str, Callable[..., tuple[Tensor, ...]]]] = [
-        ("layer_norm_backward", eager.layer_norm_backward),
-        ("rms_norm_backward", eager.rms_norm_backward),
-    ]
+    calls = ("layer_norm", "rms_norm")
     present = ((grad_sum, weight), (None, None))
-    for (name, formula), (added, scaled) in itertools.product(calls, present):
+    for norm, (added, scaled) in itertools.product(calls, present):
         wide = [None if a is None else a.double() for a in (grad, added, x, scaled)]
-        wanted = formula(*wide, EPS)
-        found = getattr(kernels, name)(grad, added, x, scaled, EPS)
-        again = getattr(kernels, name)(grad, added, x, scaled, EPS)
+        wanted = eager.backward(NORMS[norm], *wide, EPS)  # type: ignore[arg-type]
+        name = f"{norm}_backward"
+        found = _on_cuda(name, grad, added, x, scaled, EPS)
+        again = _on_cuda(name, grad, added, x, scaled, EPS)
         assert _close(found[0], wanted[0], dtype, 8), name
         for one, exact in zip(found[1:], wanted[1:], strict=True):
             assert one.dtype == torch.float32
@@ -119,7 +126,7 @@ def test_backward_of_long_rows() -> None:
 
 def test_backward_of_one_column_is_zero() -> None:
     x, grad = _draw(9, 1), _draw(9, 1, seed=1)
-    grad_x, grad_weight, grad_bias = kernels.layer_norm_backward(grad, None, x, None, EPS)
+    grad_x, grad_weight, grad_bias = _on_cuda("layer_norm_backward", grad, None, x, None, EPS)
     assert not grad_x.any()
     assert not grad_weight.any()
     assert torch.allclose(grad_bias, grad.sum(0))
@@ -128,25 +135,27 @@ def test_backward_of_one_column_is_zero() -> None:
 def test_strides_and_a_mean_of_1e4() -> None:
     wide = _draw(6, 5, 80)
     for x in (wide[..., 3:67], wide[:, 1:4], wide.transpose(0, 2), wide[..., ::2]):
-        wanted = kernels.layer_norm(x.contiguous(), None, None, EPS)
-        assert torch.equal(kernels.layer_norm(x, None, None, EPS), wanted)
+        wanted = _on_cuda("layer_norm", x.contiguous(), None, None, EPS)
+        assert torch.equal(_on_cuda("layer_norm", x, None, None, EPS), wanted)
         buffer = wide.clone().as_strided(x.shape, x.stride(), x.storage_offset())
-        kernels.layer_norm_(buffer, None, None, EPS)
+        _on_cuda("layer_norm_", buffer, None, None, EPS)
         assert torch.equal(buffer, wanted)
     x = _draw(20, 768) + 1e4
     wanted = functional.layer_norm(x.double(), (768,), eps=EPS)
-    assert (kernels.layer_norm(x, None, None, EPS) - wanted).abs().max() < 2e-6
+    assert (_on_cuda("layer_norm", x, None, None, EPS) - wanted).abs().max() < 2e-6
 
 
 def test_what_triton_cannot_take_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("Triton got a tensor that it cannot take")
 
-    monkeypatch.setattr(triton_launch, "_forward", refuse)
+    monkeypatch.setattr(triton_launch, "forward", refuse)
     with pytest.raises(AssertionError):
-        kernels.rms_norm(_draw(3, 8), None, EPS)
+        _on_cuda("rms_norm", _draw(3, 8), None, EPS)
     x = _draw(3, 8).double()
-    assert torch.equal(kernels.rms_norm(x, None, EPS), eager.rms_norm(x, None, EPS))
-    assert kernels.layer_norm(_draw(0, 8), None, None, EPS).shape == (0, 8)
+    assert torch.equal(
+        _on_cuda("rms_norm", x, None, EPS), eager.forward(NORMS["rms_norm"], x, None, EPS)
+    )
+    assert _on_cuda("layer_norm", _draw(0, 8), None, None, EPS).shape == (0, 8)
     with pytest.raises(RuntimeError, match=r"weight has shape \[7\]"):
-        kernels.rms_norm(_draw(3, 8), torch.ones(7, device=DEVICE), EPS)
+        _on_cuda("rms_norm", _draw(3, 8), torch.ones(7, device=DEVICE), EPS)

@@ -1,11 +1,19 @@
-"""The fastest of several forms of an operator that are as accurate as the one there is."""
+"""Forms of an operator measured on this machine: their times, their errors, and the one to take.
+
+What was measured is kept in the user's cache folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,10 +21,14 @@ import onnx
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Runner
-from normswap.lowering.cache import key_of, recall, remember
-from normswap.lowering.runtimes import Runtime
+from normswap.io.atomic import atomic_path
+from normswap.lowering.kernels.library import cache_folder
+from normswap.lowering.targets import Runtime
 from normswap.runtimes.compiled import Compiled
+from normswap.runtimes.machine import processor, processors
 from normswap.timing.paired import compare
+
+_SCHEMA = "normswap.tuning/1"
 
 _ROUNDS = 48
 _NOISE = 1.02  # ratios up to it are no difference
@@ -60,10 +72,10 @@ def described(measured: Mapping[str, Measured], original: str) -> str:
     for form, m in measured.items():
         if form == original:
             continue
-        told = m.refusal or f"{m.ratio:.2f} ({m.low:.2f}-{m.high:.2f})"
+        outcome = m.refusal or f"{m.ratio:.2f} ({m.low:.2f}-{m.high:.2f})"
         if not m.is_exact and not m.refusal:
-            told += f", error {m.error:.1f} times what is allowed"
-        parts.append(f"{form} {told}")
+            outcome += f", error {m.error:.1f} times what is allowed"
+        parts.append(f"{form} {outcome}")
     return f"time beside {original}: {'; '.join(parts)}"
 
 
@@ -91,7 +103,7 @@ def recalled(
         try:
             return {name: Measured(**known[name]) for name in names}
         except TypeError:
-            pass  # an entry of another making is measured again
+            pass  # another version of this program wrote the file
     new = measured()
     remember(key, {name: asdict(m) for name, m in new.items()})
     return new
@@ -183,3 +195,34 @@ def _signature(proto: onnx.ModelProto) -> str:
         reads, writes = numbered(node.input), numbered(node.output)
         parts.append(f"{node.domain}.{node.op_type} {reads} {writes} {list(node.attribute)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def key_of(*parts: str) -> str:
+    """The key of a measurement: of what was measured, and of the machine that did."""
+    machine = (platform.machine(), processor(), str(processors()))
+    text = "\0".join((_SCHEMA, *machine, *parts))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def recall(key: str, fields: Sequence[str]) -> dict[str, Any] | None:
+    """What was measured under ``key``: a dictionary with ``fields``; None where there is none, or
+    none that can be read."""
+    try:
+        entry = json.loads(_file(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(entry, dict) and entry.get("schema") == _SCHEMA
+    return entry if fits and all(field in entry for field in fields) else None
+
+
+def remember(key: str, measured: dict[str, Any]) -> None:
+    """Keeps it; where the folder cannot be written it is measured again next time."""
+    file = _file(key)
+    with contextlib.suppress(OSError, NormswapError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps({"schema": _SCHEMA, **measured}), encoding="utf-8")
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / "tuning" / f"{key}.json"

@@ -1,4 +1,4 @@
-"""The runtimes that forms of an operator are measured in."""
+"""What a model can be made for, and the runtimes of this machine that measure forms for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ from dataclasses import dataclass
 import onnx
 
 from normswap.errors import NormswapError
+from normswap.options import check_choices, option
 from normswap.runtimes.compiled import Compiled
 
 TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
 """What a model can be made for."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What a model is made for, and whether forms and kernels are measured on this machine.
+
+    ``target``: one of ``TARGETS``; None is 'generic' for an ONNX graph, and torch itself for a
+    torch graph. Raises NormswapError for any other.
+
+    Example: ``swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))``
+    """
+
+    target: str | None = option(
+        None,
+        "what the model is made for. By default ONNX's standard operators, and in torch kernels "
+        "that work in place.",
+        choices=TARGETS,
+    )
+    tune: bool = option(
+        False, "measure the forms of every norm on this machine, and take what wins."
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)

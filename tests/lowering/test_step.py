@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import normswap as ns
-from normswap.lowering import torch_norms
-from normswap.lowering.choice import Measured
-from normswap.passes import Fused
+from normswap.lowering.step import kernels_of, lower
+from normswap.passes import Fold, Fused, RmsNorm
 from normswap.pipelines import apply_for_inference
 from tests.zoo.exports import FX, model_as
 
@@ -33,7 +32,28 @@ def test_a_pre_norm_vit_works_in_place_but_for_its_first_norm() -> None:
     in_place = ["normswap.add_layer_norm_.default"] * 4
     assert _calls(result.model.to_inference()) == ["aten.layer_norm.default", *in_place]
     assert _calls(result.model.to_torch()) == ["aten.layer_norm.default"] * 5  # to be trained
-    assert not model.graph.kernels()
+    assert not kernels_of(model.graph)
+
+
+def test_a_pass_alone_chooses_no_kernels() -> None:
+    model = model_as("timm_vit", FX)
+    alone = Fused()(model)
+    assert not alone.modified
+    lowered = lower(alone)
+    assert lowered.modified
+    assert len(kernels_of(lowered.model.graph)) == 4
+    swapped = RmsNorm()(model)
+    assert len(kernels_of(lower(swapped).model.graph)) == 5
+    assert not kernels_of(swapped.model.graph)  # a step leaves the result that it is given alone
+
+
+def test_what_is_no_swap_to_an_operator_of_norms_stays_as_it_is() -> None:
+    for name, form in (("timm_vit", FX), ("timm_vit", "torchscript-14")):
+        result = Fold()(model_as(name, form))
+        assert lower(result) is result
+    result = Fused()(model_as("timm_vit", "torchscript-14"))
+    assert lower(result) is result
+    assert lower(Fused()(model_as("timm_vit", FX)), target="generic").skipped
 
 
 def test_where_nothing_can_be_overwritten_an_rms_norm_is_a_kernel_out_of_place(
@@ -48,7 +68,7 @@ def test_where_nothing_can_be_overwritten_an_rms_norm_is_a_kernel_out_of_place(
     assert ns.validate(model, result.model).passed
     ns.save(result.model, tmp_path / "kernels.pt2")
     loaded = ns.load(tmp_path / "kernels.pt2")
-    assert list(loaded.graph.kernels().values()) == ["rms_norm"] + ["add_rms_norm_"] * 4
+    assert list(kernels_of(loaded.graph).values()) == ["rms_norm"] + ["add_rms_norm_"] * 4
 
 
 @pytest.mark.parametrize(
@@ -57,7 +77,7 @@ def test_where_nothing_can_be_overwritten_an_rms_norm_is_a_kernel_out_of_place(
 def test_the_exact_contract_holds(family: str) -> None:
     model = model_as(family, FX)
     result = ns.swap(model, to="fused")
-    assert result.model.graph.kernels()
+    assert kernels_of(result.model.graph)
     report = ns.validate(model, result.model)
     assert report.passed, report.findings
 
@@ -71,7 +91,7 @@ def test_it_is_saved_loaded_exported_and_compiled(tmp_path: Path) -> None:
 
     ns.save(result, tmp_path / "kernels.pt2")
     loaded = ns.load(tmp_path / "kernels.pt2")
-    assert list(loaded.graph.kernels().values()) == ["add_layer_norm_"] * 4
+    assert list(kernels_of(loaded.graph).values()) == ["add_layer_norm_"] * 4
     assert [s.kind for s in ns.locate(loaded)] == ["layer_norm"] * 5  # seen as what they are
     assert {s.role for s in ns.locate(loaded)} == {s.role for s in ns.locate(model)}
     np.testing.assert_allclose(*loaded.run(feeds).values(), wanted, rtol=1e-5, atol=1e-5)
@@ -87,9 +107,11 @@ def test_it_is_saved_loaded_exported_and_compiled(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_no_torch_gets_standard_operators() -> None:
-    result = ns.swap(model_as("spelled_vit", FX), ns.Fused(target="openvino"))
+    result = ns.swap(
+        model_as("spelled_vit", FX), to="fused", lowering=ns.Lowering(target="openvino")
+    )
     assert len(result.done) == 5
-    assert not result.model.graph.kernels()
+    assert not kernels_of(result.model.graph)
 
 
 def test_a_folded_or_swapped_model_forgets_its_kernels() -> None:
@@ -97,43 +119,10 @@ def test_a_folded_or_swapped_model_forgets_its_kernels() -> None:
     fused = ns.swap(model_as("timm_vit", FX), to="fused").model
     data = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     swapped = ns.swap(fused, to="batchnorm", data=data).model
-    assert not swapped.graph.kernels()
-
-
-def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Measured(1.0, 1.0, 1.0, 0.5)
-    slow, fast = Measured(1.5, 1.4, 1.6, 0.5), Measured(0.5, 0.4, 0.6, 0.5)
-
-    def measure(kernel: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Measured]:
-        return {torch_norms.ORIGINAL: original, kernel: slow if "add" in kernel else fast}
-
-    monkeypatch.setattr(torch_norms, "measure_kernel", measure)
-    result = ns.swap(model_as("timm_vit", FX), ns.Fused(tune=True))
-    # Without the sum only the last norm reads what nobody else does.
-    assert result.notes[0] == "1 norms run as layer_norm_ in inference"
-    assert any("torch's operators; time beside" in note for note in result.notes)
-
-
-def test_measuring_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for kernel in ("add_layer_norm_", "rms_norm"):
-        measured = torch_norms.measure_kernel(kernel, (2, 5, 64), torch.float32)
-        assert measured[kernel].is_exact
-        assert 0 < measured[kernel].low <= measured[kernel].high < 1e3
-        assert torch_norms.measure_kernel(kernel, (2, 5, 64), torch.float32) == measured
+    assert not kernels_of(swapped.graph)
 
 
 def test_on_a_graph_module() -> None:
     model = model_as("timm_vit", FX)
     module = apply_for_inference(Fused(), model.to_torch())
     assert "normswap.add_layer_norm_.default" in _calls(module)
-
-
-def test_a_damaged_measurement_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    torch_norms.measure_kernel("layer_norm_", (2, 64), torch.float32)
-    (file,) = (tmp_path / "normswap" / "tuning").iterdir()
-    file.write_text(file.read_text().replace('"ratio"', '"other"'))
-    assert torch_norms.measure_kernel("layer_norm_", (2, 64), torch.float32)["layer_norm_"].is_exact

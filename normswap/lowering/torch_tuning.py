@@ -1,4 +1,4 @@
-"""Which of the kernels for torch are faster on this machine than torch's own operators."""
+"""Which of this project's kernels are faster on this machine than torch's own operators."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch
 from torch.nn import functional
 
 import normswap.lowering.kernels  # noqa: F401  (registers the operators)
-from normswap.lowering.cache import key_of
-from normswap.lowering.choice import Measured, recalled
+from normswap.graph.fx.graph import FxGraph
+from normswap.graph.graph import Node
+from normswap.graph.tensors import to_torch
+from normswap.lowering.measure import Measured, choose, described, key_of, recalled
+from normswap.lowering.torch_kernels import allow_kernels, running_kernels
+from normswap.model import Progress
 from normswap.timing.paired import compare
 
 ORIGINAL = "torch's operators"
@@ -19,8 +23,31 @@ _EPSILON = 1e-6
 Shape = tuple[int, ...]
 
 
+def tune_kernels(graph: FxGraph, progress: Progress | None) -> list[str]:
+    """Takes away from every norm the kernels that do not win, until those left have won."""
+    notes: dict[str, None] = {}
+    lost: dict[Node, set[str]] = {}
+    settled: set[tuple[Node, str]] = set()
+    while todo := [(n, k) for n, k in running_kernels(graph).items() if (n, k) not in settled]:
+        for number, (node, kernel) in enumerate(todo):
+            if progress:
+                progress(number, len(todo), "measuring")
+            settled.add((node, kernel))
+            shape, dtype = node.output.shape or (), node.output.dtype
+            measured = measure_kernel(kernel, shape, to_torch(np.empty(0, dtype)).dtype)
+            taken = choose(measured, kernel)
+            size = "x".join(str(s) for s in shape)
+            notes[f"norms of {size} {dtype}: {taken}; {described(measured, ORIGINAL)}"] = None
+            if taken != kernel:
+                lost.setdefault(node, set()).add(kernel)
+                allow_kernels(graph, [node], besides=lost[node])
+        if progress:
+            progress(len(todo), len(todo), "measuring")
+    return list(notes)
+
+
 def measure_kernel(kernel: str, shape: Shape, dtype: torch.dtype) -> dict[str, Measured]:
-    """``kernel`` (of ``fx_kernels.KERNELS``) beside the operators of torch that it
+    """``kernel`` (of ``torch_kernels.KERNELS``) beside the operators of torch that it
     replaces, on tensors of ``shape``. Recalled where this machine has measured the same."""
     parts = (f"torch {torch.__version__}", str(torch.get_num_threads()), kernel)
     key = key_of(*parts, str(shape), str(dtype))

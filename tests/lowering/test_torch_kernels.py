@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
-from normswap.lowering import fx_kernels
+from normswap.lowering import torch_kernels
 
 _aten = torch.ops.aten
 _CHANNELS = 8
@@ -53,8 +53,8 @@ class _Draft:
             *[torch.zeros(_SHAPE) for _ in module.graph.find_nodes(op="placeholder")]
         )
         for node in module.graph.nodes:
-            if fx_kernels.is_norm(node):
-                fx_kernels.mark(node, fx_kernels.KERNELS)
+            if torch_kernels.is_norm(node):
+                torch_kernels.mark(node, torch_kernels.KERNELS)
         return module
 
 
@@ -140,7 +140,7 @@ def _run(module: fx.GraphModule, inputs: list[torch.Tensor]) -> list[torch.Tenso
     return results
 
 
-_REUSING = [getattr(torch.ops.normswap, name).default for name in fx_kernels.IN_PLACE]
+_REUSING = [getattr(torch.ops.normswap, name).default for name in torch_kernels.IN_PLACE]
 _counted = {"graphs": 0, "kernels": 0}
 
 
@@ -156,7 +156,7 @@ def test_no_reuse_of_a_buffer_changes_what_a_graph_computes(
         inputs = [inputs[0]] * count
     expected = _run(module, inputs)
     state = {name: t.clone() for name, t in module.state_dict().items()}
-    fx_kernels.lower(module)
+    torch_kernels.write_kernels(module)
     _counted["kernels"] += sum(n.target in _REUSING for n in module.graph.nodes)
     _counted["graphs"] += 1
     for _ in range(2):  # the second run sees what the first one wrote
@@ -164,7 +164,7 @@ def test_no_reuse_of_a_buffer_changes_what_a_graph_computes(
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, state[name]), "a weight was overwritten"
-    fx_kernels.restore(module)
+    torch_kernels.restore_norms(module)
     module.recompile()
     assert not [n for n in module.graph.nodes if "normswap" in str(n.target)]
     for got, wanted in zip(_run(module, inputs), expected, strict=True):
@@ -184,5 +184,5 @@ def test_a_branch_with_the_tokens_first_is_left_alone(turned: bool) -> None:
     if turned:
         branch = draft.call(_aten.transpose.int, branch, 0, 1)
     module = draft.finished([draft.norm(draft.call(_aten.add.Tensor, residual, branch))])
-    kernels = [placement.kernel for placement in fx_kernels.placements(module.graph)]
+    kernels = [placement.kernel for placement in torch_kernels.placements(module.graph)]
     assert kernels == (["layer_norm_"] if turned else ["add_layer_norm_"])

@@ -1,14 +1,13 @@
-"""Norms of an FX graph that run as the fused kernels of ``lowering/kernels``, in place if they
-can.
+"""Norms of an FX graph that run as the kernels of ``lowering/kernels``, in place if they can.
 
-A graph that passes see holds plain ATen operators; a norm that is to run as a kernel is marked.
-``lower`` writes the kernels for inference, where the graph proves that the buffers which they
-overwrite are dead; ``restore`` reads them back as plain operators and marks.
+A graph that passes see holds plain ATen operators; a norm that may run as a kernel is marked.
+``write_kernels`` writes the kernels for inference, where the graph proves that the buffers which
+they overwrite are not read any more; ``restore_norms`` makes plain operators and marks of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,8 +16,10 @@ from torch import fx
 
 import normswap.lowering.kernels  # noqa: F401  (registers the operators)
 from normswap.errors import NormswapError
+from normswap.graph.fx.graph import NOTE, FxGraph
+from normswap.graph.fx.memory import Storages
 from normswap.graph.fx.meta import call_arguments
-from normswap.graph.fx.storage import Storages
+from normswap.graph.graph import Node
 
 _aten = torch.ops.aten
 _ops = torch.ops.normswap
@@ -27,7 +28,8 @@ IN_PLACE = ("add_layer_norm_", "layer_norm_", "add_rms_norm_", "rms_norm_")
 KERNELS = (*IN_PLACE, "rms_norm")
 """What a norm may be marked for. Out of place torch's layer_norm is as fast as ours; its
 rms_norm is several operators on the CPU."""
-MARK = "normswap.kernels"
+KERNELS_IN_PLACE: dict[Any, str] = {getattr(_ops, name).default: name for name in IN_PLACE}
+MARK = f"{NOTE}kernels"
 """Where a node's metadata say which ones."""
 _NAMES: dict[Any, str] = {
     _aten.layer_norm.default: "layer_norm_",
@@ -54,6 +56,32 @@ class Placement:
     scale: fx.Node | None = None
 
 
+def allow_kernels(graph: FxGraph, norms: Iterable[Node], besides: Collection[str] = ()) -> None:
+    """Lets those of ``norms`` that a kernel could compute run as any of ``KERNELS``, ``besides``
+    some, in inference. What the graph computes stays."""
+    for node in norms:
+        call = graph.call_of(node)
+        if is_norm(call):
+            mark(call, [kernel for kernel in KERNELS if kernel not in besides])
+
+
+def running_kernels(graph: FxGraph) -> dict[Node, str]:
+    """The kernel of every norm that runs as one in inference."""
+    nodes = {graph.call_of(node): node for node in graph.nodes}
+    return {nodes[p.norm]: p.kernel for p in placements(graph.module.graph)}
+
+
+def inference_module(graph: FxGraph) -> fx.GraphModule:
+    """A GraphModule with parameters of its own and with the graph's kernels.
+
+    Its parameters stay as they are to be trained: without gradients aten.linear multiplies rows
+    that are not contiguous one batch at a time, which takes half as long again.
+    """
+    module = graph.to_module()
+    write_kernels(module)
+    return module
+
+
 def is_norm(node: fx.Node) -> bool:
     """Whether a kernel could compute ``node``: a norm over the last axis in a float type of up to
     four bytes."""
@@ -76,7 +104,7 @@ def placements(graph: fx.Graph) -> list[Placement]:
     """The marked norms that can run as kernels, in the order of the graph."""
     storages = Storages(graph)
     order = {node: index for index, node in enumerate(graph.nodes)}
-    found: list[Placement] = []
+    chosen: list[Placement] = []
     fused: set[fx.Node] = set()
     for norm in [n for n in graph.nodes if n.meta.get(MARK) and is_norm(n)]:
         choices = (*_with_add(norm, storages, order, fused), *_alone(norm, storages))
@@ -84,11 +112,11 @@ def placements(graph: fx.Graph) -> list[Placement]:
             if placement.kernel not in norm.meta[MARK]:
                 continue
             # What lived in the overwritten buffers is dead, so their new contents share with none.
-            found.append(placement)
+            chosen.append(placement)
             if placement.add is not None:
                 fused.add(placement.add)
             break
-    return found
+    return chosen
 
 
 def _with_add(
@@ -158,10 +186,10 @@ def _same(one: Any, other: Any) -> bool:
     return alike and all(str(a) == str(b) for a, b in zip(one.shape, other.shape, strict=True))
 
 
-def lower(module: fx.GraphModule) -> int:
+def write_kernels(module: fx.GraphModule) -> int:
     """Writes the kernels of ``placements``, for inference; returns their number."""
     graph = module.graph
-    found = placements(graph)
+    chosen = placements(graph)
     written: dict[fx.Node, fx.Node] = {}  # what holds the values of nodes that are gone
 
     def current(node: fx.Node | None) -> fx.Node | None:
@@ -169,7 +197,7 @@ def lower(module: fx.GraphModule) -> int:
             node = written[node]
         return node
 
-    for placement in found:
+    for placement in chosen:
         norm = placement.norm
         arguments = call_arguments(norm)
         parameters = [arguments[n] for n in _NORM_ARGUMENTS if n in arguments]
@@ -197,19 +225,18 @@ def lower(module: fx.GraphModule) -> int:
             written[placement.add] = residual
             if placement.scaled is not None:
                 graph.erase_node(placement.scaled)
-    if found:
+    if chosen:
         module.recompile()
-    return len(found)
+    return len(chosen)
 
 
-def restore(module: fx.GraphModule) -> None:
-    """Reads the kernels of the graph back as plain operators that are marked for them.
+def restore_norms(module: fx.GraphModule) -> None:
+    """Puts plain operators, marked for kernels, in place of the kernels of the graph.
 
     Raises NormswapError where something reads, through another view, memory that one overwrites.
     """
     graph = module.graph
     functional = {getattr(_ops, name[:-1]).default: name for name in IN_PLACE}
-    in_place = {getattr(_ops, name).default: name for name in IN_PLACE}
     for call in [n for n in graph.nodes if n.target in functional]:
         norm, add = _plain(graph, call, functional[call.target])
         if add is None:
@@ -218,18 +245,18 @@ def restore(module: fx.GraphModule) -> None:
             user.replace_all_uses_with((norm, add)[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(call)
-    for call in [n for n in graph.nodes if n.target in in_place]:
+    for call in [n for n in graph.nodes if n.target in KERNELS_IN_PLACE]:
         written = [a for a in call.args[:2] if isinstance(a, fx.Node)]
-        norm, add = _plain(graph, call, in_place[call.target])
+        name = KERNELS_IN_PLACE[call.target]
+        norm, add = _plain(graph, call, name)
         storages, order = Storages(graph, call), {n: i for i, n in enumerate(graph.nodes)}
         for value, new in zip(written, (norm, add), strict=False):
             if new is None:
                 continue
             for other in storages.read_later(value, call):
                 raise NormswapError(
-                    f"'{other.name}' is read after '{call.name}' wrote over it: use "
-                    f"{in_place[call.target][:-1]} of normswap.lowering.kernels there, which "
-                    f"does not"
+                    f"'{other.name}' is read after '{call.name}' wrote over it: use {name[:-1]} of "
+                    f"normswap.lowering.kernels there, which does not"
                 )
             for user in [u for u in value.users if order[u] > order[call]]:
                 user.replace_input_with(value, new)
