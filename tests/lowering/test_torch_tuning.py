@@ -21,7 +21,7 @@ def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> 
         return {torch_tuning.ORIGINAL: original, kernel: slow if "add" in kernel else fast}
 
     monkeypatch.setattr(torch_tuning, "measure_kernel", measure)
-    result = ns.swap(model_as("timm_vit", FX), to="fused", tune=True)
+    result = ns.swap(model_as("timm_vit", FX), to="fused", lowering=ns.Lowering(tune=True))
     # Without the sum only the last norm reads what nobody else does.
     assert result.notes[0] == "1 norms run as layer_norm_ in inference"
     assert any("torch's operators; time beside" in note for note in result.notes)
