@@ -42,110 +42,96 @@ LIMIT = 180  # seconds for one run
 SAMPLES = 16
 TORCHSCRIPT = "torchscript-14"
 TURNS = ("dynamo-18", "torchscript-17", "torchscript-14-half", "dynamo-20", "fx-decomposed")
-# Families that the fits run on, with data: an image tower, CLIP, register tokens, post-norm, and
-# convolutions with BatchNorms.
-FITTED = ("hf_vit", "hf_clip", "timm_dinov2_reg", "torch_post_norm", "torch_conv_stem")
+# What fits run on: a CLIP, register tokens, a plain ViT, post-norm, convolutions with BatchNorms.
+# Torch takes most of the time: of the last three, its graphs have a third of the runs each.
+FITTED = ("hf_clip", "timm_dinov2_reg", "hf_vit", "torch_post_norm", "torch_conv_stem")
+IN_FULL = 2
 
-# -- what is run: commands, with IN, DATA and OUT for the model, its data and a new file ----------
+# -- what is run ----------------------------------------------------------------------------------
+# A name, a colon and a command with IN, DATA and OUT for the model, data for it and a new file,
+# whose names end in EXT; an indented line is the next command of the same run.
 
-Steps = Sequence[str]
-
-EVERYWHERE: dict[str, Steps] = {
-    "inspect": ["inspect IN"],
-    "inspect-json": ["inspect IN --json"],
-    "inspect-mermaid": ["inspect IN --mermaid"],
-    "fused": ["swap IN -o OUT --to fused --json"],
-    "fused-affine": ["swap IN -o OUT --to fused --fold-affine --json"],
-    "rmsnorm": ["swap IN -o OUT --to rmsnorm --json"],
-    "rmsnorm-affine": ["swap IN -o OUT --to rmsnorm --fold-affine --json"],
-    "fold": ["fold IN -o OUT --json"],
-}
-_DATA = {
-    "batchnorm": "--to batchnorm",
-    "batchnorm-copy": "--to batchnorm --fit copy",
-    "batchnorm-moments": "--to batchnorm --fit moments",
-    "batchnorm-least-squares": "--to batchnorm --fit least-squares",
-    "batchnorm-fold": "--to batchnorm --fold",
-    "batchnorm-class": "--to batchnorm --tokens class --fold",
-    "batchnorm-position": "--to batchnorm --tokens position --samples 9",
-    "batchnorm-ensure": "--to batchnorm --ensure 'sqnr>=15'",
-    "batchnorm-ffn": "--to batchnorm --ffn-batchnorm --fold",
-    "batchnorm-ffn-after": "--to batchnorm --ffn-batchnorm --ffn-position after --fold",
-    "batchnorm-image": "--to batchnorm --sites tower=image,role=pre_mlp",
-    "affine": "--to affine",
-    "affine-class": "--to affine --tokens class --fold",
-    "affine-position": "--to affine --tokens position",
-    "affine-refit": "--to affine --refit-writers --fold",
-    "affine-ensure": "--to affine --ensure 'cosine>=0.98' --fold",
-}
-_TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
-WITH_DATA: dict[str, Steps] = {
-    **{name: [f"swap IN -o OUT {options} --data DATA --json"] for name, options in _DATA.items()},
-    **{f"fused-{t}": [f"swap IN -o OUT --to fused --target {t} --json"] for t in _TARGETS},
-    "fused-some": ["swap IN -o OUT --to fused --sites 'role=pre_mlp'"],
-    "fused-none": ["swap IN -o OUT --to fused --sites 'nothing*' --json"],
-    "swap-then-fold": [
-        "swap IN -o OUT --to batchnorm --ffn-batchnorm --data DATA",
-        "inspect OUT --json",
-        "fold OUT -o folded.EXT --json",
-        "fold OUT -o folded-some.EXT --sites '*.0.*' --json",
-        "validate OUT folded.EXT --json",
-    ],
-    "exact": [
-        "swap IN -o OUT --to rmsnorm --fold-affine",
-        "validate IN OUT --json",
-        "validate IN OUT --data DATA --report report.html --no-bench",
-        "inspect OUT --json",
-        "swap OUT -o again.EXT --to fused --json",
-    ],
-    "approximate": [
-        "swap IN -o OUT --to affine --data DATA --sites role=pre_mlp",
-        "validate IN OUT --contract approximate --data DATA --json",
-        "validate IN OUT --contract approximate --data DATA --report report.html --no-bench",
-    ],
-    "bisect": [
-        "swap IN -o OUT --to affine --data DATA --sites role=pre_mlp --fold",
-        "validate IN OUT --bisect --reproducer shows.npz --json",
-    ],
-    "wrong-options": [
-        "swap IN -o OUT --to affine",
-        "swap IN -o OUT --to rmsnorm --data DATA",
-        "swap IN -o OUT --to fused --fold",
-        "swap IN -o OUT --to layernorm",
-        "swap IN -o OUT --to batchnorm --data IN",
-        "swap IN -o OUT --to affine --data DATA --ensure 'cosine>=2'",
-        "swap IN -o OUT.txt --to fused",
-        "swap IN -o nowhere/OUT --to fused",
-        "swap missing.EXT -o OUT --to fused",
-        "swap DATA -o OUT --to fused",
-        "inspect IN --input-shape nothing=1x3x8x8",
-        "validate IN DATA",
-    ],
-}
-FROM_TORCH: dict[str, Steps] = {  # to ONNX; and training, which onnx files have none of
-    "export": ["export IN -o model.onnx", "inspect model.onnx --json"],
-    "fused-to-onnx": ["swap IN -o model.onnx --to fused --json"],
-    "distill": [
-        "swap IN -o OUT --to batchnorm --ffn-batchnorm --data DATA",
-        "distill OUT --teacher IN --data DATA -o taught.pt2 --steps 3 --batch 8 --json",
-    ],
-}
+EVERYWHERE = """
+inspect: inspect IN
+inspect-json: inspect IN --json
+inspect-mermaid: inspect IN --mermaid
+fused: swap IN -o OUT --to fused --json
+fused-affine: swap IN -o OUT --to fused --fold-affine --json
+rmsnorm: swap IN -o OUT --to rmsnorm --json
+rmsnorm-affine: swap IN -o OUT --to rmsnorm --fold-affine --json
+fold: fold IN -o OUT --json
+"""
+WITH_DATA = """
+batchnorm: swap IN -o OUT --to batchnorm --data DATA --json
+batchnorm-copy: swap IN -o OUT --to batchnorm --fit copy --data DATA --json
+batchnorm-moments: swap IN -o OUT --to batchnorm --fit moments --data DATA --fold --json
+batchnorm-least-squares: swap IN -o OUT --to batchnorm --fit least-squares --data DATA --json
+batchnorm-class: swap IN -o OUT --to batchnorm --tokens class --data DATA --fold --json
+batchnorm-position: swap IN -o OUT --to batchnorm --tokens position --samples 9 --data DATA --json
+batchnorm-ensure: swap IN -o OUT --to batchnorm --ensure 'sqnr>=15' --data DATA --json
+batchnorm-ffn: swap IN -o OUT --to batchnorm --ffn-batchnorm --fold --data DATA --json
+batchnorm-ffn-after: swap IN -o OUT --to batchnorm --ffn-batchnorm --ffn-position after --data DATA
+batchnorm-sites: swap IN -o OUT --to batchnorm --sites tower=image,role=pre_mlp --data DATA --json
+affine: swap IN -o OUT --to affine --data DATA --json
+affine-class: swap IN -o OUT --to affine --tokens class --fold --data DATA --json
+affine-position: swap IN -o OUT --to affine --tokens position --data DATA --json
+affine-refit: swap IN -o OUT --to affine --refit-writers --fold --data DATA --json
+affine-ensure: swap IN -o OUT --to affine --ensure 'cosine>=0.98' --fold --data DATA --json
+onnxruntime-cpu: swap IN -o OUT --to fused --target onnxruntime-cpu --json
+onnxruntime-cuda: swap IN -o OUT --to fused --target onnxruntime-cuda --json
+openvino: swap IN -o OUT --to fused --target openvino --json
+generic: swap IN -o OUT --to fused --target generic --json
+fused-sites: swap IN -o OUT --to fused --sites role=pre_mlp
+swap-then-fold: swap IN -o OUT --to batchnorm --ffn-batchnorm --data DATA
+  inspect OUT --json
+  fold OUT -o folded.EXT --json
+  fold OUT -o folded-some.EXT --sites '*.0.*' --json
+  validate OUT folded.EXT --json
+exact: swap IN -o OUT --to rmsnorm --fold-affine
+  validate IN OUT --json
+  validate IN OUT --data DATA --report report.html --no-bench
+  inspect OUT --json
+  swap OUT -o again.EXT --to fused --json
+approximate: swap IN -o OUT --to affine --data DATA --sites role=pre_mlp
+  validate IN OUT --contract approximate --data DATA --json
+  validate IN OUT --contract approximate --data DATA --report report.html --no-bench
+bisect: swap IN -o OUT --to affine --data DATA --sites role=pre_mlp --fold
+  validate IN OUT --bisect --reproducer shows.npz --json
+wrong-options: swap IN -o OUT --to affine
+  swap IN -o OUT --to rmsnorm --data DATA
+  swap IN -o OUT --to layernorm
+  swap IN -o OUT --to fused --sites 'nothing*' --json
+  swap IN -o OUT --to batchnorm --data IN
+  swap IN -o OUT --to affine --data DATA --ensure 'cosine>=2'
+  swap IN -o OUT.txt --to fused
+  swap missing.EXT -o OUT --to fused
+  inspect IN --input-shape nothing=1x3x8x8
+  validate IN DATA
+"""
+FROM_TORCH = """
+export: export IN -o model.onnx
+  inspect model.onnx --json
+fused-to-onnx: swap IN -o model.onnx --to fused --json
+distill: swap IN -o OUT --to batchnorm --ffn-batchnorm --data DATA
+  distill OUT --teacher IN --data DATA -o taught.pt2 --steps 3 --batch 8 --json
+"""
 
 
 def runs_of(source: Path) -> dict[str, list[list[str]]]:
     """The commands of each run on an input file, by the run's name."""
     family, form, extension = source.name.split(".")
-    runs = dict(EVERYWHERE)
+    chosen = re.findall(r"^([\w-]+): (.*(?:\n  .*)*)", EVERYWHERE, re.MULTILINE)
     if family in FITTED and form in ("fx", TORCHSCRIPT):
-        runs |= WITH_DATA
-        runs |= FROM_TORCH if form == "fx" else {}
+        table, turn = WITH_DATA + (FROM_TORCH if form == "fx" else ""), FITTED.index(family)
+        rows = re.findall(r"^([\w-]+): (.*(?:\n  .*)*)", table, re.MULTILINE)
+        chosen += rows[turn % 3 :: 3] if form == "fx" and turn >= IN_FULL else rows
     names = {"IN": f"inputs/{source.name}", "DATA": f"inputs/{family}.npz"}
     names |= {"OUT": f"out.{extension}", "EXT": extension}
-
-    def arguments(step: str) -> list[str]:
-        return shlex.split(re.sub(r"\b(IN|DATA|OUT|EXT)\b", lambda found: names[found[0]], step))
-
-    return {name: [arguments(step) for step in steps] for name, steps in runs.items()}
+    filled = [
+        (name, re.sub(r"\b(IN|DATA|OUT|EXT)\b", lambda word: names[word[0]], commands))
+        for name, commands in chosen
+    ]
+    return {name: [shlex.split(c) for c in commands.splitlines()] for name, commands in filled}
 
 
 # -- what is kept of a run ------------------------------------------------------------------------
@@ -157,31 +143,27 @@ def short(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def steady(text: str) -> str:
-    """``text`` without what depends on the place, the time and the libraries' versions."""
-    text = text.replace(os.getcwd(), ".")
-    return re.sub(r"\b\d+\.\d+\.\d+(\+\w+)?\b", "VERSION", text)
+def steady(value: Any) -> Any:
+    """A text or a document without what depends on place, time and the libraries' versions."""
+    if isinstance(value, dict):
+        return {key: steady(inner) for key, inner in value.items() if key not in _VOLATILE}
+    if isinstance(value, list):
+        return [steady(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\b\d+\.\d+\.\d+(\+\w+)?\b", "VERSION", value.replace(os.getcwd(), "."))
 
 
 def printed(text: str) -> Any:
     """JSON as such, other text by lines."""
     try:
-        document = json.loads(text)
+        return steady(json.loads(text))
     except ValueError:
-        return [steady(line) for line in text.splitlines()]
-    return _without_volatile(document)
-
-
-def _without_volatile(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_volatile(v) for k, v in value.items() if k not in _VOLATILE}
-    if isinstance(value, list):
-        return [_without_volatile(v) for v in value]
-    return steady(value) if isinstance(value, str) else value
+        return steady(text.splitlines())
 
 
 def complaints(text: str) -> list[str]:
-    """Our own lines on standard error, others' come once a process. Loggers are called like
+    """Our own lines on standard error, for others' come once a process. Loggers are called like
     modules, which may move."""
     ours = [line for line in text.splitlines() if re.match(r"normswap|Usage|Try|Error", line)]
     return [re.sub(r"^normswap(\.\w+)+:", "normswap:", steady(line)) for line in ours]
@@ -189,15 +171,12 @@ def complaints(text: str) -> list[str]:
 
 def digest(path: Path) -> Any:
     """What a file holds, part by part; hashes of the bytes."""
-    if path.suffix == ".html":
-        return printed(path.read_text())
     content = path.read_bytes()
-    whole = {"sha256": short(content)}
+    if path.suffix == ".html":
+        return printed(content.decode())
     if path.suffix == ".onnx":
-        return whole | _onnx_parts(content)
-    if zipfile.is_zipfile(path):
-        return whole | _members(content)
-    return whole
+        return {"sha256": short(content)} | _onnx_parts(content)
+    return _members(content) if zipfile.is_zipfile(path) else short(content)
 
 
 def _onnx_parts(content: bytes) -> dict[str, Any]:
@@ -230,14 +209,18 @@ def _members(content: bytes) -> dict[str, Any]:
     """Of an archive, or of one within it, as .pt files are."""
     parts: dict[str, Any] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        parts["order"] = short("\n".join(archive.namelist()).encode())
-        for name in archive.namelist():
+        names = archive.namelist()
+        parts["order"] = short("\n".join(names).encode())
+        for name in names:
             member = archive.read(name)
-            parts[name] = {"sha256": short(member)}
             if name.endswith(".json"):
-                parts[name] |= {"parts": _outline(json.loads(member), depth=4)}
+                # torch writes the addresses of graphs in memory: "graph_id", in quoted JSON
+                member = re.sub(rb'(graph_id\\?": )\d+', rb"\g<1>0", member)
+                parts[name] = {"sha256": short(member), "parts": _outline(json.loads(member), 4)}
             elif zipfile.is_zipfile(io.BytesIO(member)):
-                parts[name] |= _members(member)
+                parts[name] = _members(member)
+            elif not name.endswith("/serialization_id"):  # a hash of the others, addresses and all
+                parts[name] = short(member)
     return parts
 
 
@@ -256,39 +239,40 @@ def _label(value: Any) -> str:
 # -- running --------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _limited(seconds: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def record(inputs: Path, output: Path, source: str, names: Sequence[str]) -> int:
     """Makes these runs on one input, in this process, and returns how many."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {LIMIT} s")
+
+    signal.signal(signal.SIGALRM, stop)
     runs = runs_of(inputs / source)
     for name in names:
-        kept: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             Path("inputs").symlink_to(inputs)
+            signal.alarm(LIMIT)
             try:
-                with _limited(LIMIT):
-                    kept["steps"] = [_step(arguments) for arguments in runs[name]]
-                    written = sorted(path for path in Path().iterdir() if path.is_file())
-                    kept["files"] = {path.name: digest(path) for path in written}
+                text = json.dumps(_kept(runs[name]), indent=0)
             except Exception as error:  # of any library
-                kept["error"] = steady(f"{type(error).__name__}: {error}")
+                text = json.dumps({"error": steady(f"{type(error).__name__}: {error}")})
+            finally:
+                signal.alarm(0)
         target = output / f"{source} {name}.json"
         partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(kept, indent=0))
+        partial.write_text(text)
         partial.rename(target)
     return len(names)
+
+
+def _kept(commands: Sequence[list[str]]) -> Any:
+    kept: dict[str, Any] = {"steps": [_step(arguments) for arguments in commands]}
+    written = sorted(path for path in Path().iterdir() if path.is_file())
+    kept["files"] = {path.name: digest(path) for path in written}
+    text = json.dumps(kept)
+    for path in written:
+        if path.suffix == ".pt2":  # reports give its hash: see ``_members`` for why that varies
+            text = text.replace(hashlib.sha256(path.read_bytes()).hexdigest(), f"hash of {path}")
+    return json.loads(text)
 
 
 def _step(arguments: list[str]) -> dict[str, Any]:
@@ -332,8 +316,10 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def kind_of(text: str) -> str:
-    """The text without what has a digit or a dot in it: names, numbers, hashes."""
-    return re.sub(r"[\w./:+-]*[\d.][\w./:+-]*", "#", text)
+    """The text without names of things, numbers and hashes."""
+    named = r"(initializers|input|output|value_info|functions|tensor_values) > .*"
+    text = re.sub(r"'[^']*'", "'#'", re.sub(named, r"\1 > #", text))
+    return re.sub(r"\w*\d\w*", "#", re.sub(r"-?\b\d+(\.\d+)?(e[+-]\d+)?\b", "#", text))
 
 
 # -- the commands ---------------------------------------------------------------------------------
@@ -442,12 +428,12 @@ def compare(before: Path, after: Path, only: str) -> None:
     different = set()
     for name in names:
         files = [folder / f"{name}.json" for folder in (before, after)]
-        documents = [json.loads(f.read_text()) if f.exists() else None for f in files]
+        documents = [json.loads(f.read_text()) if f.exists() else {} for f in files]
         for path, what in differences(*documents):
             kinds[kind_of(path), kind_of(what)].append(f"{name}: {path}: {what[:400]}")
             different.add(name)
     for (path, what), found in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        click.echo(f"{len(found)} x {path or 'whole run'}: {what[:200]}\n    as in {found[0]}")
+        click.echo(f"{len(found)} x {path}: {what[:200]}\n    as in {found[0]}")
     click.echo(f"{len(names)} runs, {len(different)} differ")
     sys.exit(bool(different))
 
