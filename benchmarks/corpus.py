@@ -38,7 +38,7 @@ import click
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-LIMIT = 180  # seconds for one run
+LIMIT = 600  # seconds for one run, which takes a few on a machine with nothing else to do
 SAMPLES = 16
 TORCHSCRIPT = "torchscript-14"
 TURNS = ("dynamo-18", "torchscript-17", "torchscript-14-half", "dynamo-20", "fx-decomposed")
@@ -120,18 +120,21 @@ distill: swap IN -o OUT --to batchnorm --ffn-batchnorm --data DATA
 def runs_of(source: Path) -> dict[str, list[list[str]]]:
     """The commands of each run on an input file, by the run's name."""
     family, form, extension = source.name.split(".")
-    chosen = re.findall(r"^([\w-]+): (.*(?:\n  .*)*)", EVERYWHERE, re.MULTILINE)
+    row = re.compile(r"^([\w-]+): (.*(?:\n  .*)*)", re.MULTILINE)
+    chosen = row.findall(EVERYWHERE)
     if family in FITTED and form in ("fx", TORCHSCRIPT):
-        table, turn = WITH_DATA + (FROM_TORCH if form == "fx" else ""), FITTED.index(family)
-        rows = re.findall(r"^([\w-]+): (.*(?:\n  .*)*)", table, re.MULTILINE)
-        chosen += rows[turn % 3 :: 3] if form == "fx" and turn >= IN_FULL else rows
+        turn, rows = FITTED.index(family), row.findall(WITH_DATA)
+        if form == "fx":
+            rows += row.findall(FROM_TORCH)
+            rows = rows if turn < IN_FULL else rows[turn % 3 :: 3]
+        chosen += rows
     names = {"IN": f"inputs/{source.name}", "DATA": f"inputs/{family}.npz"}
     names |= {"OUT": f"out.{extension}", "EXT": extension}
-    filled = [
-        (name, re.sub(r"\b(IN|DATA|OUT|EXT)\b", lambda word: names[word[0]], commands))
-        for name, commands in chosen
-    ]
-    return {name: [shlex.split(c) for c in commands.splitlines()] for name, commands in filled}
+
+    def filled(command: str) -> list[str]:
+        return shlex.split(re.sub(r"\b(IN|DATA|OUT|EXT)\b", lambda word: names[word[0]], command))
+
+    return {name: [filled(line) for line in commands.splitlines()] for name, commands in chosen}
 
 
 # -- what is kept of a run ------------------------------------------------------------------------
