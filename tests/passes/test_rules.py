@@ -100,7 +100,7 @@ class Through:
 
 
 INTS = {name: np.array(numbers) for name, numbers in {
-    "zero": [0], "one": [1], "two": [2], "some": [2, 0], "twice": [3, 3], "parts": [1, 2],
+    "zero": [0], "one": [1], "two": [2], "some": [2, 0], "twice": [0, 1, 2, 3, 3], "parts": [1, 2],
     "halves": [2, 2], "flat": [6, 4], "mixed": [2, 4, 3], "all": TOKENS, "wide": [5, 2, 3, 4],
     "thrice": [1, 3, 1], "doubled": [1, 1, 2], "ends": [0, 1, 0, 0, 2, 0],
     "behind": [0, 0, 0, 0, 0, 1],
@@ -447,7 +447,8 @@ def _is_rotation(change: ChannelMap, site: Site) -> bool:
     return change.axis == site.axes[0] and np.allclose(matrix @ matrix.T, np.eye(len(matrix)))
 
 
-def test_a_pass_may_add_what_a_norm_commutes_with() -> None:
+@pytest.mark.parametrize("value", ["l", "n"])
+def test_a_pass_may_add_what_a_norm_commutes_with(value: str) -> None:
     """An RMSNorm and a rotation: Q goes up into what writes x, and behind the norm Q^T into W."""
     body = "l = MatMul(h, u) n = RMSNormalization(l, ones) y = MatMul(n, w)"
     constants = {"u": _normal(4, 4), "ones": np.ones(4), "w": _normal(4, 5)}
@@ -459,7 +460,7 @@ def test_a_pass_may_add_what_a_norm_commutes_with() -> None:
     before = graph.evaluate([graph.value(v) for v in "lny"], feeds, np.float64)
     with mock.patch.dict(RULES, rms_norm=row):
         norms = Norms(graph, locate(graph).sites, rotations)
-        start = Start(graph.value("l"), turn, downward=False, norms=norms)
+        start = Start(graph.value(value), turn, downward=False, norms=norms)
         _absorb(spread(WeightEdits(graph), start))
     after = graph.evaluate([graph.value(v) for v in "lny"], feeds, np.float64)
     np.testing.assert_allclose(after[0], turn.apply(before[0]), atol=1e-10)
