@@ -15,7 +15,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Runner
 from normswap.lowering.cache import key_of, recall, remember
 from normswap.lowering.runtimes import Runtime
-from normswap.runtimes.compiled import Compiled
+from normswap.runtimes import Compiled
 from normswap.timing.paired import compare
 
 _ROUNDS = 48

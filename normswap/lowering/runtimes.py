@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from normswap.errors import NormswapError
-from normswap.runtimes.compiled import Compiled
+from normswap.runtimes import Compiled
 
 TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
 """What a model can be made for."""

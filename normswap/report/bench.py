@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from normswap.report.terminal import table
-from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 
 def bench_view(report: BenchReport) -> RenderableType:

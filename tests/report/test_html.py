@@ -33,7 +33,7 @@ from normswap.report.html.norm_rows import blocks, norm_rows
 from normswap.report.html.scales import Scale, linear, logarithmic
 from normswap.report.html.svg import tag
 from normswap.report.html.verdict import verdict
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from tests.report import html_samples as samples
 
 CLIP, BENCH = samples.clip_approximate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normswap.parity.report import ModelSummary, ValidationReport
-from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from normswap.report.html.formats import listed, milliseconds, number
 from normswap.report.html.parts import Picture, Section, Table
 from normswap.report.html.svg_bars import Bar, Interval, bars_drawing, intervals_drawing
-from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 _TITLE = "Time and memory"
 

@@ -18,7 +18,7 @@ from normswap.report.html.formats import (
     percent,
     times,
 )
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from normswap.report.html.provenance import provenance_section
 from normswap.report.html.skipped import skipped_section
 from normswap.report.html.training import Training, training_section
 from normswap.report.html.verdict import verdict
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 
 _FOLDER = Path(__file__).parent
 # Names come from model files. What controls a terminal or turns the direction of text around has

@@ -19,7 +19,7 @@ from normswap.report.html.formats import (
     times,
 )
 from normswap.report.html.norm_rows import NormRow, norm_rows
-from normswap.timing.report import BenchReport, Ratio
+from normswap.timing.bench_report import BenchReport, Ratio
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from normswap.io.load import load
 from normswap.io.save import save
 from normswap.model import Model, Progress
 from normswap.report.inspection import inspection
-from normswap.runtimes.run import SUFFIXES
+from normswap.runtimes.run_in import SUFFIXES
 from normswap.timing.bench import bench
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.contest import Contest
 from normswap.train.study.folder import CompareFolder
 from normswap.train.study.results import Deployed, Options

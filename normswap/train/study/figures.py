@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import groups
 from normswap.train.study.outcome import CRASHED
 from normswap.train.study.runs import RunResult

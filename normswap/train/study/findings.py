@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normswap.timing.report import BenchReport, Ratio
+from normswap.timing.bench_report import BenchReport, Ratio
 from normswap.train.study.groups import (
     at_best_rate,
     crashes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import (
     at_best_rate,
     crashes,

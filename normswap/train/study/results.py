@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.findings import Finding
 from normswap.train.study.groups import difference, groups
 from normswap.train.study.runs import RunResult
