@@ -81,8 +81,8 @@ def validate(
     with working() as progress:
         import normswap
         from normswap.io.atomic import check_writable
-        from normswap.report.html import write_html
-        from normswap.report.validation import validation_view
+        from normswap.report.html.page import write_html
+        from normswap.report.terminal import validation_view
 
         reproducer = reproducer or _reproducer_of(candidate)
         if page is not None:

@@ -22,7 +22,7 @@ from normswap.io.save import save
 from normswap.model import Model, Progress
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
-from normswap.report.html import write_html
+from normswap.report.html.page import write_html
 from normswap.report.inspection import inspection
 from normswap.timing.paired import Timing, compare, one_thread
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from normswap.model import Model
 from normswap.norms.site import Site
-from normswap.report.input_shapes import sized
-from normswap.report.mermaid_text import label
-from normswap.report.outline import Fork, Item, Outline, Repeat, Side, Step, outline, steps
-from normswap.report.outline.names import common_path, pattern
+from normswap.report.input_shapes import sized, sizes_text
+from normswap.report.outline import outline
+from normswap.report.outline.items import (
+    Fork,
+    Item,
+    Outline,
+    Repeat,
+    Side,
+    Step,
+    common_path,
+    pattern,
+    steps,
+)
 
 _TITLES = {"image": "image tower", "text": "text tower", "both": "both towers", "": "model"}
 _WORDS = {
@@ -41,6 +52,14 @@ _LAYOUT = (
     '"subGraphTitleMargin": {"top": 4, "bottom": 12}}}}%%'
 )
 _MOST_OUTPUTS = 3  # names in one node
+_LONGEST = 120  # characters of a line
+# Everything else goes by its number. Markdown and icon names are recognised in labels too, so
+# letters that mean something there count as unsafe, and so do all that are not ASCII.
+_UNSAFE = re.compile(r"[^A-Za-z0-9 ,.=()/_-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[ -]|^\d+(?=\.)")
+
+# With what follows, these are an icon, a formula, a line break or Mermaid's own code for a letter,
+# even by their numbers: a space without width behind them keeps them what they are.
+_BOUND = frozenset(":$\\\N{LATIN SMALL LIGATURE FL}\N{PILCROW SIGN}")
 
 
 def model_diagram(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> str:
@@ -50,8 +69,7 @@ def model_diagram(model: Model, input_shapes: Mapping[str, Sequence[int]] | None
     for shapes that the model does not take.
     """
     shapes = {name: array.shape for name, array in sized(model, input_shapes or {}).items()}
-    sites = model.sites
-    return diagram(outline(model.graph, sites, model.output_names), shapes)
+    return diagram(outline(model), shapes)
 
 
 def diagram(drawn: Outline, shapes: Mapping[str, Sequence[int]] | None = None) -> str:
@@ -174,7 +192,7 @@ class _Drawing:
             return self._node([name, *_norm_lines(sites)], ins, "[{}]", step.site.kind)
         if step.kind == "input":
             shape = self._shapes.get(step.name)
-            sizes = step.detail if shape is None else "x".join(map(str, shape))
+            sizes = step.detail if shape is None else sizes_text(shape)
             return self._node([step.name, sizes], ins, "([{}])")
         words = [_WORDS.get(step.kind, step.kind), step.detail]
         return self._node([name, ", ".join(filter(None, words))], ins, "[{}]")
@@ -263,7 +281,29 @@ def _kind(row: Sequence[Item]) -> str:
 
 def _norm_lines(sites: Sequence[Site]) -> tuple[str, str]:
     site = sites[0]
-    channels = "x".join(map(str, site.normalized_shape))
+    channels = sizes_text(site.normalized_shape)
     epsilons = sorted(site.epsilon for site in sites)
     ends = dict.fromkeys(f"{epsilon:.3g}" for epsilon in (epsilons[0], epsilons[-1]))
     return f"{site.kind}, {site.role}", f"C={channels}, eps {' to '.join(ends)}"
+
+
+# -- text ----------------------------------------------------------------------------------------
+
+
+def label(*lines: str) -> str:
+    """A quoted label of the non-empty ``lines``; legal whatever characters they hold."""
+    shown = [_escaped(line) for line in lines if line.strip()]
+    return '"' + ("<br/>".join(shown) or "?") + '"'
+
+
+def _escaped(line: str) -> str:
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 4]} ..."
+    return _UNSAFE.sub(lambda match: "".join(map(_entity, match[0])), line)
+
+
+def _entity(character: str) -> str:
+    # Control characters and halves of surrogate pairs have no place in a page.
+    code = 0xFFFD if unicodedata.category(character).startswith("C") else ord(character)
+    return f"#{code};#8203;" if character in _BOUND else f"#{code};"

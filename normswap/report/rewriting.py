@@ -1,4 +1,4 @@
-"""What ``normswap swap`` and ``normswap fold`` did to a model, as plain values."""
+"""The result of ``normswap swap`` and ``normswap fold``, as plain values."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import pytest
 import normswap as ns
 from normswap.assets import digits
 from normswap.parity.report import ValidationReport
-from normswap.report.html import Training, html_report
+from normswap.report.html.page import html_report
+from normswap.report.html.training import Training
 from tests.report import html_samples as samples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

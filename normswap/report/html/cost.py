@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from normswap.report.html.formats import listed, milliseconds, number
-from normswap.report.html.parts import Picture, Section, Table
-from normswap.report.html.svg_bars import Bar, Interval, bars_drawing, intervals_drawing
+from normswap.parity.report import ModelSummary, ValidationReport
+from normswap.report.html.parts import Picture, Section, Table, listed, number
+from normswap.report.html.svg import Bar, Interval, bars_drawing, intervals_drawing
 from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 _TITLE = "Time and memory"
@@ -26,65 +26,83 @@ def cost_section(bench: BenchReport | None) -> Section:
         "of the times in the same round, with 95 % confidence intervals.",
         f"Machine: {bench.machine}. Versions: {versions or '-'}.",
     ]
-    text += [f"{_name(result)}: {result.error}" for result in bench.results if result.error]
-    pictures = [*_times(bench.results), *_ratios(bench.results), *_memory(bench.results)]
-    return Section("cost", _TITLE, text, pictures=pictures, tables=[_table(bench.results)])
+    results = bench.results
+    text += [f"{_name(result)}: {result.error}" for result in results if result.error]
+    pictures = [*_times(results), *_ratios(results), *_memory(results)]
+    return Section("cost", _TITLE, text, pictures=pictures, tables=[_table(results)])
+
+
+def time_ratios(report: ValidationReport, bench: BenchReport | None) -> list[tuple[str, Ratio]]:
+    """The candidate's time to the reference's in each runtime that ran both, the reference first:
+    (runtime, ratio)."""
+    measured = [result for result in bench.results if result.milliseconds] if bench else []
+    ratios = []
+    for runtime in dict.fromkeys(result.runtime for result in measured):
+        first, *others = (result for result in measured if result.runtime == runtime)
+        if _is(first, report.reference):
+            for other in others:
+                ratio = other.ratio_in_runtime or other.ratio
+                if ratio is not None and _is(other, report.candidate):
+                    ratios.append((runtime, ratio))
+    return ratios
+
+
+def _is(measured: Measurement, model: ModelSummary) -> bool:
+    if measured.path is not None and model.path is not None:
+        return measured.path == model.path
+    return measured.model == model.name
 
 
 def _times(results: Sequence[Measurement]) -> list[Picture]:
-    groups = [
-        (
-            _name(result),
-            [Bar(result.milliseconds, words, _style(result, results), result.quartiles)],
-        )
-        for result in results
-        if result.milliseconds is not None
-        for words in [f"{milliseconds(result.milliseconds)} ms"]
-    ]
-    return _bars("Time per run, median and quartiles", groups)
+    bars = []
+    for result in results:
+        if result.milliseconds is not None:
+            words = f"{_ms(result.milliseconds)} ms"
+            style = _style(result, results)
+            bar = Bar(result.milliseconds, words, style, result.quartiles)
+            bars.append((_name(result), bar))
+    return _bars("Time per run, median and quartiles", bars)
 
 
 def _memory(results: Sequence[Measurement]) -> list[Picture]:
-    groups = [
-        (
-            _name(result),
-            [Bar(result.peak_mib, f"{result.peak_mib:,.0f} MiB", _style(result, results))],
-        )
-        for result in results
-        if result.peak_mib is not None
+    bars = [
+        (_name(r), Bar(r.peak_mib, f"{r.peak_mib:,.0f} MiB", _style(r, results)))
+        for r in results
+        if r.peak_mib is not None
     ]
-    return _bars("Peak memory", groups)
+    return _bars("Peak memory", bars)
 
 
-def _bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> list[Picture]:
-    if not groups:
+def _bars(title: str, bars: Sequence[tuple[str, Bar]]) -> list[Picture]:
+    if not bars:
         return []
-    told = ". ".join(f"{head}: {bars[0].words}" for head, bars in groups)
-    data = Table(title, ["model", title], [[head, bars[0].words] for head, bars in groups], [title])
-    return [Picture(title, bars_drawing(title, told, groups, None), data)]
+    description = ". ".join(f"{head}: {bar.words}" for head, bar in bars)
+    data = Table(title, ["model", title], [[head, bar.words] for head, bar in bars], [title])
+    drawing = bars_drawing(title, description, [(head, [bar]) for head, bar in bars], None)
+    return [Picture(title, drawing, data)]
 
 
 def _ratios(results: Sequence[Measurement]) -> list[Picture]:
     first = next((_name(result) for result in results if result.milliseconds is not None), "")
-    against = [(_name(result), result.ratio) for result in results if result.ratio]
-    within = [
-        (_name(result), result.ratio_in_runtime) for result in results if result.ratio_in_runtime
-    ]
+    within = "Time, as a multiple of the first model's in the same runtime"
     return [
-        *_intervals(f"Time, as a multiple of that of {first}", against),
-        *_intervals("Time, as a multiple of the first model's in the same runtime", within),
+        *_intervals(f"Time, as a multiple of that of {first}", results, "ratio"),
+        *_intervals(within, results, "ratio_in_runtime"),
     ]
 
 
-def _intervals(title: str, ratios: Sequence[tuple[str, Ratio]]) -> list[Picture]:
-    if not ratios:
-        return []
+def _intervals(title: str, results: Sequence[Measurement], field: str) -> list[Picture]:
+    ratios = [(_name(result), getattr(result, field)) for result in results]
     items = [
-        Interval(name, ratio.median, ratio.low, ratio.high, _words(ratio)) for name, ratio in ratios
+        Interval(name, ratio.median, ratio.low, ratio.high, _words(ratio))
+        for name, ratio in ratios
+        if ratio
     ]
-    told = ". ".join(f"{item.head}: {item.words}" for item in items)
+    if not items:
+        return []
+    description = ". ".join(f"{item.head}: {item.words}" for item in items)
     data = Table(title, ["model", "ratio"], [[item.head, item.words] for item in items])
-    return [Picture(title, intervals_drawing(title, told, items), data)]
+    return [Picture(title, intervals_drawing(title, description, items), data)]
 
 
 def _words(ratio: Ratio | None) -> str:
@@ -100,8 +118,8 @@ def _table(results: Sequence[Measurement]) -> Table:
         [
             result.model,
             result.runtime,
-            milliseconds(result.milliseconds),
-            " to ".join(map(milliseconds, result.quartiles)) if result.quartiles else "-",
+            _ms(result.milliseconds),
+            " to ".join(map(_ms, result.quartiles)) if result.quartiles else "-",
             number(result.peak_mib, ",.0f"),
             _words(result.ratio),
         ]
@@ -113,6 +131,10 @@ def _table(results: Sequence[Measurement]) -> Table:
             row.append(_words(result.ratio_in_runtime))
     failed = [index for index, result in enumerate(results) if result.error]
     return Table("Every measurement", head, rows, numeric, ["model"], failed)
+
+
+def _ms(value: float | None) -> str:
+    return number(value, ".2f" if value is None or value < 100 else ".1f")
 
 
 def _name(result: Measurement) -> str:
