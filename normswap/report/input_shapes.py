@@ -99,7 +99,8 @@ def sizes_text(sizes: Sequence[int]) -> str:
 def _unnamed(model: Model, shape: Sequence[int]) -> str:
     candidates = [spec.name for spec in model.inputs]
     if len(candidates) > 1:
-        candidates = [spec.name for spec in model.inputs if _is_image(spec)]
+        images = [s for s in model.inputs if len(s.shape) == _IMAGE_RANK and is_floating(s.dtype)]
+        candidates = [spec.name for spec in images]
     if len(candidates) != 1:
         names = ", ".join(spec.name for spec in model.inputs)
         sizes = sizes_text(shape)
@@ -118,10 +119,6 @@ def _zeros(model: Model, name: str, shape: Sequence[int], spec: InputSpec) -> Ar
         with contextlib.suppress(MemoryError, ValueError):
             return np.zeros(tuple(shape), spec.dtype)
     raise NormswapError(f"{model.name}: input '{name}' cannot have the size {sizes_text(shape)}")
-
-
-def _is_image(spec: InputSpec) -> bool:
-    return len(spec.shape) == _IMAGE_RANK and is_floating(spec.dtype)
 
 
 def _resized(spec: InputSpec, example: Array, known: Mapping[str, int]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from normswap.model import Model
 from normswap.norms.site import Site
@@ -20,6 +20,7 @@ from normswap.report.outline.items import (
     common_path,
     pattern,
     steps,
+    walk,
 )
 
 _TITLES = {"image": "image tower", "text": "text tower", "both": "both towers", "": "model"}
@@ -53,12 +54,12 @@ _LAYOUT = (
 )
 _MOST_OUTPUTS = 3  # names in one node
 _LONGEST = 120  # characters of a line
-# Everything else goes by its number. Markdown and icon names are recognised in labels too, so
-# letters that mean something there count as unsafe, and so do all that are not ASCII.
+# Characters that are written by their numbers: all that are not ASCII, and those with a meaning in
+# Markdown or in the names of icons, which Mermaid recognises in labels too.
 _UNSAFE = re.compile(r"[^A-Za-z0-9 ,.=()/_-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[ -]|^\d+(?=\.)")
 
-# With what follows, these are an icon, a formula, a line break or Mermaid's own code for a letter,
-# even by their numbers: a space without width behind them keeps them what they are.
+# With the letters behind them these are an icon, a formula, a line break or Mermaid's own code for
+# a letter, even by their numbers: a space without width behind them prevents that.
 _BOUND = frozenset(":$\\\N{LATIN SMALL LIGATURE FL}\N{PILCROW SIGN}")
 
 
@@ -88,8 +89,8 @@ def diagram(drawn: Outline, shapes: Mapping[str, Sequence[int]] | None = None) -
 class _Drawing:
     """The lines of a diagram while they are written.
 
-    What is drawn is a list of the same item, one of each repetition of a block: one node, whose
-    name says what their names have in common. A chain's ends are the nodes that lead on from it.
+    A list of the same item, one of each repetition of a block, is drawn as one node, whose name is
+    the pattern of theirs. The ends of a chain are the nodes that lead on from it.
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -112,7 +113,7 @@ class _Drawing:
         return "\n".join([_LAYOUT, "flowchart TB", *nodes, *self._edges, *lines, ""])
 
     def new_tower(self) -> None:
-        """Starts a tower, which comes to stand to the right of those before it."""
+        """Starts a tower, to the right of those before it."""
         self._towers.append([])
 
     # -- items -----------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class _Drawing:
         return ins
 
     def sides(self, sides: Sequence[Side]) -> None:
-        """Draws what leads to further outputs; those that leave from one node share one."""
+        """Draws the way to further outputs; those that leave from one node share one."""
         direct: dict[str, list[str]] = {}
         for side in sides:
             start = self._at.get(side.after, "")
@@ -148,8 +149,13 @@ class _Drawing:
         if isinstance(first, Repeat):
             return self._repeat([item for item in same if isinstance(item, Repeat)], ins)
         if isinstance(first, Fork):
-            return self._fork([item for item in same if isinstance(item, Fork)], ins)
-        return self._step([item for item in same if isinstance(item, Step)], ins)
+            ends = self._fork([item for item in same if isinstance(item, Fork)], ins)
+        else:
+            ends = self._step([item for item in same if isinstance(item, Step)], ins)
+        for end in ends:
+            values = (item.value for item in same if not isinstance(item, Repeat))
+            self._at.update(dict.fromkeys(filter(None, values), end))
+        return ends
 
     def _repeat(self, same: Sequence[Repeat], ins: list[str]) -> list[str]:
         """A frame around one block, entered and left at its border."""
@@ -160,7 +166,8 @@ class _Drawing:
         self.close()
         self._edges += [f"    {source} --> {frame}" for source in dict.fromkeys(ins)]
         for block in blocks:
-            self._at.update(dict.fromkeys(_values(block), frame))
+            inner = (item.value for item in walk(block) if not isinstance(item, Repeat))
+            self._at.update(dict.fromkeys(inner, frame))
         return [frame]
 
     def _fork(self, same: Sequence[Fork], ins: list[str]) -> list[str]:
@@ -168,21 +175,17 @@ class _Drawing:
         ends = [end for branch in branches for end in self.chain(branch, ins)]
         join = same[0].join
         sign = _SIGNS.get(join)
-        node = self._node([sign or _WORDS.get(join, join)], ends, "(({}))" if sign else "[{}]")
-        self._show(same, node)
-        return [node]
+        return [self._node([sign or _WORDS.get(join, join)], ends, "(({}))" if sign else "[{}]")]
 
     def _step(self, same: Sequence[Step], ins: list[str]) -> list[str]:
         step = same[0]
         if step.kind == "link":
             return [self._at[step.value]] if step.value in self._at else []
         if any(part.site is not None for part in steps(step.parts)):
-            return (
-                self._attention(same, ins) if step.kind == "attention" else self._parts(same, ins)
-            )
-        node = self._plain_step(same, ins)
-        self._show(same, node)
-        return [node]
+            if step.kind == "attention":
+                return self._attention(same, ins)
+            return self.chain([step.parts for step in same], ins)
+        return [self._plain_step(same, ins)]
 
     def _plain_step(self, same: Sequence[Step], ins: list[str]) -> str:
         step = same[0]
@@ -197,12 +200,6 @@ class _Drawing:
         words = [_WORDS.get(step.kind, step.kind), step.detail]
         return self._node([name, ", ".join(filter(None, words))], ins, "[{}]")
 
-    def _parts(self, same: Sequence[Step], ins: list[str]) -> list[str]:
-        ends = self.chain([step.parts for step in same], ins)
-        for end in ends:
-            self._show(same, end)
-        return ends
-
     def _attention(self, same: Sequence[Step], ins: list[str]) -> list[str]:
         """With norms of the queries and keys, between the projections and the attention."""
         rows = [list(row) for row in zip(*(step.parts for step in same), strict=True)]
@@ -214,8 +211,6 @@ class _Drawing:
         ins = self._item(rows[core], [*ins, *(end for ends in normed for end in ends)])
         for row in rows[core + 1 :]:
             ins = self._item(row, ins)
-        for end in ins:
-            self._show(same, end)
         return ins
 
     # -- lines -----------------------------------------------------------------------------------
@@ -248,9 +243,6 @@ class _Drawing:
     def _line(self, text: str) -> None:
         self._towers[-1].append("    " * self._depth + text)
 
-    def _show(self, same: Sequence[Step] | Sequence[Fork], node: str) -> None:
-        self._at.update({item.value: node for item in same if item.value})
-
 
 def _block_title(blocks: Sequence[Sequence[Item]]) -> str:
     """``blocks.0 ... blocks.11 (12 times)``, without the path to where their names differ."""
@@ -260,19 +252,6 @@ def _block_title(blocks: Sequence[Sequence[Item]]) -> str:
     ends = [".".join(parts[max(shared - 1, 0) :]) for parts in (first, last)]
     name = " ... ".join(ends) if names[0] != names[-1] else names[0]
     return f"{name} ({len(blocks)} times)".strip()
-
-
-def _values(items: Sequence[Item]) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, Step | Fork):
-            yield item.value
-        inner: tuple[tuple[Item, ...], ...] = ()
-        if isinstance(item, Step):
-            inner = (item.parts,)
-        else:
-            inner = item.branches if isinstance(item, Fork) else item.blocks
-        for more in inner:
-            yield from _values(more)
 
 
 def _kind(row: Sequence[Item]) -> str:

@@ -138,22 +138,23 @@ class _Entry:
 
     def measure(self) -> float:
         """Adds the time of one run; NaN once it has failed."""
-        if self._process is None or self.error is not None:
+        seconds = self._ask(Process.seconds)
+        if seconds is None:
             return math.nan
-        try:
-            self.seconds.append(self._process.seconds())
-        except RuntimeFailed as failure:
-            self.error = str(failure)
-            return math.nan
-        return self.seconds[-1]
+        self.seconds.append(seconds)
+        return seconds
 
     def finish(self) -> None:
         """Reads the peak memory."""
+        self.peak_mib = self._ask(Process.peak_mib)
+
+    def _ask(self, question: Callable[[Process], float | None]) -> float | None:
         if self._process is not None and self.error is None:
             try:
-                self.peak_mib = self._process.peak_mib()
+                return question(self._process)
             except RuntimeFailed as failure:
                 self.error = str(failure)
+        return None
 
 
 def _pairs(models: Sequence[Model], runtimes: Sequence[str] | None) -> list[tuple[Model, str]]:

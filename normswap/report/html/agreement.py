@@ -11,9 +11,10 @@ from normswap.report.html.parts import (
     Section,
     Table,
     change,
-    decibels,
+    closeness,
     number,
     percent,
+    table_of,
 )
 from normswap.report.html.svg import Bar, bars_drawing
 
@@ -100,43 +101,38 @@ def _bar(share: float, style: str) -> Bar:
 
 
 def _table(outputs: Sequence[ApproximateOutput]) -> Table:
-    numeric = ["rows", "SQNR dB", "cosine", "worst", "max error", "top-1", "top-5", "KL"]
-    numeric += ["accuracy"]
     rows = [
-        [
-            output.name,
-            str(output.rows),
-            decibels(output.sqnr_db, output.max_abs_error),
-            number(output.cosine_mean, ".4f"),
-            number(output.cosine_worst, ".4f"),
-            number(output.max_abs_error),
-            percent(output.top1_agreement),
-            percent(output.top5_agreement),
-            number(output.kl_mean),
-            change(output.accuracy_reference, output.accuracy_candidate),
-        ]
+        {
+            "output": output.name,
+            "rows": str(output.rows),
+            **closeness(output),
+            "top-1": percent(output.top1_agreement),
+            "top-5": percent(output.top5_agreement),
+            "KL": number(output.kl_mean),
+            "accuracy": change(output.accuracy_reference, output.accuracy_candidate),
+        }
         for output in outputs
     ]
-    return Table("Every output", ["output", *numeric], rows, numeric, ["output"])
+    return table_of("Every output", rows, list(rows[0])[1:], ["output"])
 
 
 def _retrieval_table(pairs: Retrieval) -> Table:
+    sides = [
+        (f"{pairs.images} to {pairs.texts}", pairs.overlap_at_k_image_to_text),
+        (f"{pairs.texts} to {pairs.images}", pairs.overlap_at_k_text_to_image),
+    ]
     rows = []
-    for side, (way, overlap) in enumerate(
-        [
-            (f"{pairs.images} to {pairs.texts}", pairs.overlap_at_k_image_to_text),
-            (f"{pairs.texts} to {pairs.images}", pairs.overlap_at_k_text_to_image),
-        ]
-    ):
-        recalls, ranks = (
-            [None if both is None else both[side] for both in figures]
-            for figures in (
-                (pairs.recall_at_1_reference, pairs.recall_at_1_candidate),
-                (pairs.mean_rank_reference, pairs.mean_rank_candidate),
-            )
+    for side, (way, overlap) in enumerate(sides):
+        recalls = pairs.recall_at_1_reference, pairs.recall_at_1_candidate
+        ranks = pairs.mean_rank_reference, pairs.mean_rank_candidate
+        before, after = (number(both and both[side], ".2f") for both in ranks)
+        rows.append(
+            {
+                "direction": way,
+                f"overlap@{pairs.k}": percent(overlap),
+                "R@1": change(*(both and both[side] for both in recalls)),
+                "mean rank": "-" if ranks[0] is None else f"{before} {TO} {after}",
+            }
         )
-        rank = f" {TO} ".join(number(r, ".2f") for r in ranks) if ranks[0] is not None else "-"
-        rows.append([way, percent(overlap), change(*recalls), rank])
-    numeric = [f"overlap@{pairs.k}", "R@1", "mean rank"]
     caption = f"Retrieval, {pairs.pairs} pairs"
-    return Table(caption, ["direction", *numeric], rows, numeric, ["direction"])
+    return table_of(caption, rows, list(rows[0])[1:], ["direction"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from normswap.parity.report import ModelSummary, ValidationReport
-from normswap.report.html.parts import Picture, Section, Table, listed, number
+from normswap.report.html.parts import Picture, Section, Table, listed, number, table_of
 from normswap.report.html.svg import Bar, Interval, bars_drawing, intervals_drawing
 from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
@@ -28,7 +28,12 @@ def cost_section(bench: BenchReport | None) -> Section:
     ]
     results = bench.results
     text += [f"{_name(result)}: {result.error}" for result in results if result.error]
-    pictures = [*_times(results), *_ratios(results), *_memory(results)]
+    times, memory = "Time per run, median and quartiles", "Peak memory"
+    pictures = [
+        *_bars(times, results, "milliseconds", lambda value: f"{_ms(value)} ms"),
+        *_ratios(results),
+        *_bars(memory, results, "peak_mib", lambda value: f"{value:,.0f} MiB"),
+    ]
     return Section("cost", _TITLE, text, pictures=pictures, tables=[_table(results)])
 
 
@@ -53,33 +58,21 @@ def _is(measured: Measurement, model: ModelSummary) -> bool:
     return measured.model == model.name
 
 
-def _times(results: Sequence[Measurement]) -> list[Picture]:
+def _bars(
+    title: str, results: Sequence[Measurement], field: str, words: Callable[[float], str]
+) -> list[Picture]:
     bars = []
     for result in results:
-        if result.milliseconds is not None:
-            words = f"{_ms(result.milliseconds)} ms"
-            style = _style(result, results)
-            bar = Bar(result.milliseconds, words, style, result.quartiles)
-            bars.append((_name(result), bar))
-    return _bars("Time per run, median and quartiles", bars)
-
-
-def _memory(results: Sequence[Measurement]) -> list[Picture]:
-    bars = [
-        (_name(r), Bar(r.peak_mib, f"{r.peak_mib:,.0f} MiB", _style(r, results)))
-        for r in results
-        if r.peak_mib is not None
-    ]
-    return _bars("Peak memory", bars)
-
-
-def _bars(title: str, bars: Sequence[tuple[str, Bar]]) -> list[Picture]:
+        if (value := getattr(result, field)) is not None:
+            spread = result.quartiles if field == "milliseconds" else None
+            style = "reference" if result is results[0] else "candidate"
+            bars.append((_name(result), [Bar(value, words(value), style, spread)]))
     if not bars:
         return []
-    description = ". ".join(f"{head}: {bar.words}" for head, bar in bars)
-    data = Table(title, ["model", title], [[head, bar.words] for head, bar in bars], [title])
-    drawing = bars_drawing(title, description, [(head, [bar]) for head, bar in bars], None)
-    return [Picture(title, drawing, data)]
+    rows = [[head, bar.words] for head, (bar,) in bars]
+    description = ". ".join(f"{head}: {value}" for head, value in rows)
+    data = Table(title, ["model", title], rows, [title])
+    return [Picture(title, bars_drawing(title, description, bars, None), data)]
 
 
 def _ratios(results: Sequence[Measurement]) -> list[Picture]:
@@ -112,25 +105,22 @@ def _words(ratio: Ratio | None) -> str:
 
 
 def _table(results: Sequence[Measurement]) -> Table:
-    numeric = ["median ms", "quartiles", "peak MiB"]
-    head = ["model", "runtime", *numeric, "to the first"]
+    several = any(result.ratio_in_runtime for result in results)
     rows = [
-        [
-            result.model,
-            result.runtime,
-            _ms(result.milliseconds),
-            " to ".join(map(_ms, result.quartiles)) if result.quartiles else "-",
-            number(result.peak_mib, ",.0f"),
-            _words(result.ratio),
-        ]
+        {
+            "model": result.model,
+            "runtime": result.runtime,
+            "median ms": _ms(result.milliseconds),
+            "quartiles": " to ".join(map(_ms, result.quartiles)) if result.quartiles else "-",
+            "peak MiB": number(result.peak_mib, ",.0f"),
+            "to the first": _words(result.ratio),
+            **({"to the first in its runtime": _words(result.ratio_in_runtime)} if several else {}),
+        }
         for result in results
     ]
-    if any(result.ratio_in_runtime for result in results):
-        head.append("to the first in its runtime")
-        for row, result in zip(rows, results, strict=True):
-            row.append(_words(result.ratio_in_runtime))
-    failed = [index for index, result in enumerate(results) if result.error]
-    return Table("Every measurement", head, rows, numeric, ["model"], failed)
+    numeric = ["median ms", "quartiles", "peak MiB"]
+    failed = [bool(result.error) for result in results]
+    return table_of("Every measurement", rows, numeric, ["model"], failed)
 
 
 def _ms(value: float | None) -> str:
@@ -139,7 +129,3 @@ def _ms(value: float | None) -> str:
 
 def _name(result: Measurement) -> str:
     return f"{result.model}, {result.runtime}"
-
-
-def _style(result: Measurement, results: Sequence[Measurement]) -> str:
-    return "reference" if result is results[0] else "candidate"

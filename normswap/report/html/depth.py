@@ -12,12 +12,14 @@ from normswap.report.html.parts import (
     Picture,
     Section,
     Table,
+    closeness,
     counted,
     decibels,
     kind_name,
     number,
     role_name,
     shortened,
+    table_of,
     times,
     tower_name,
 )
@@ -188,24 +190,20 @@ def _bisection(found: Bisection | None) -> list[str]:
 
 def _table(sites: Sequence[SiteComparison]) -> Table:
     judged = any(site.excess is not None for site in sites)
-    numeric = ["SQNR dB", "cosine", "worst", "max error", "error / allowed"]
-    head = ["norm", "role", "kind", *numeric[:4]]
-    head += ["error / allowed", "probe", "compared at"] if judged else ["compared at"]
     rows = []
     for site in sites:
         kinds = [kind_name(kind) for kind in dict.fromkeys((site.kind, site.candidate_kind))]
+        excess = {"error / allowed": times(site.excess), "probe": site.probe or "-"}
         rows.append(
-            [
-                site.name,
-                role_name(site.role),
-                f" {TO} ".join(kinds),
-                decibels(site.sqnr_db, site.max_abs_error),
-                number(site.cosine_mean, ".4f"),
-                number(site.cosine_worst, ".4f"),
-                number(site.max_abs_error),
-                *([times(site.excess), site.probe or "-"] if judged else []),
-                "the norm's output" if site.at == "output" else site.at,
-            ]
+            {
+                "norm": site.name,
+                "role": role_name(site.role),
+                "kind": f" {TO} ".join(kinds),
+                **closeness(site),
+                **(excess if judged else {}),
+                "compared at": "the norm's output" if site.at == "output" else site.at,
+            }
         )
-    failed = [index for index, site in enumerate(sites) if site.passed is False]
-    return Table("Every matched norm", head, rows, numeric, ["norm", "compared at"], failed)
+    numeric = ["SQNR dB", "cosine", "worst", "max error", "error / allowed"]
+    failed = [site.passed is False for site in sites]
+    return table_of("Every matched norm", rows, numeric, ["norm", "compared at"], failed)

@@ -23,6 +23,7 @@ from normswap.report.html.parts import (
     kinds_present,
     role_name,
     shortened,
+    table_of,
     tower_name,
 )
 from normswap.report.html.svg import label, line, picture, share, tag
@@ -88,18 +89,17 @@ def _picture(tower: str, rows: Sequence[NormRow]) -> Picture:
     if not ordered:
         caption += "; too many to draw in depth, those of the same kinds are one"
     cells = [
-        [
-            row.norm.name,
-            role_name(row.norm.role),
-            str(row.norm.width),
-            kind_name(row.before.kind if row.before else None),
-            kind_name(row.after_kind),
-            _STATES[row.state][0],
-        ]
+        {
+            "norm": row.norm.name,
+            "role": role_name(row.norm.role),
+            "width": str(row.norm.width),
+            "before": kind_name(row.before.kind if row.before else None),
+            "after": kind_name(row.after_kind),
+            "": _STATES[row.state][0],
+        }
         for row in rows
     ]
-    head = ["norm", "role", "width", "before", "after", ""]
-    data = Table("Every norm", head, cells, numeric=["width"], names=["norm"])
+    data = table_of("Every norm", cells, numeric=["width"], names=["norm"])
     return Picture(caption, drawing, data)
 
 

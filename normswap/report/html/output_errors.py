@@ -15,7 +15,7 @@ from normswap.parity.report import (
     ProbeErrors,
     ValidationReport,
 )
-from normswap.report.html.parts import Picture, Section, Table, number, percent, times
+from normswap.report.html.parts import Picture, Section, Table, number, percent, table_of, times
 from normswap.report.html.svg import Scale, label, line, picture, power_of_ten, share, tag
 
 _TOP, _PLOT, _BOTTOM = 24, 130, 40  # pixels
@@ -197,24 +197,22 @@ def _over(error: float, bound: float) -> float:
 
 def _details(output: ExactOutput) -> Table:
     names = dict.fromkeys([output.name, output.candidate_name])
-    numeric = ["elements", "largest value", "error", "original's", "allowed"]
-    numeric += ["rms error", "original's rms", "allowed rms", "error / allowed"]
     rows = [
-        [
-            errors.probe,
-            f"{errors.elements:,}",
-            number(errors.scale),
-            number(errors.max_candidate),
-            number(errors.max_original),
-            number(errors.max_bound),
-            number(errors.rms_candidate),
-            number(errors.rms_original),
-            number(errors.rms_bound),
-            times(excess(errors)),
-            "ok" if errors.passed else "FAILED",
-        ]
+        {
+            "probe": errors.probe,
+            "elements": f"{errors.elements:,}",
+            "largest value": number(errors.scale),
+            "error": number(errors.max_candidate),
+            "original's": number(errors.max_original),
+            "allowed": number(errors.max_bound),
+            "rms error": number(errors.rms_candidate),
+            "original's rms": number(errors.rms_original),
+            "allowed rms": number(errors.rms_bound),
+            "error / allowed": times(excess(errors)),
+            "": "ok" if errors.passed else "FAILED",
+        }
         for errors in output.probes
     ]
-    failed = [index for index, errors in enumerate(output.probes) if not errors.passed]
+    failed = [not errors.passed for errors in output.probes]
     caption = f"{' / '.join(names)}, {output.dtype}"
-    return Table(caption, ["probe", *numeric, ""], rows, numeric, failed=failed)
+    return table_of(caption, rows, list(rows[0])[1:-1], failed=failed)

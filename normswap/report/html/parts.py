@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from markupsafe import Markup
 
-from normswap.parity.report import ModelSummary
+from normswap.parity.report import ApproximateOutput, ModelSummary, SiteComparison
 
 TO = "\N{RIGHTWARDS ARROW}"
 
@@ -56,6 +56,19 @@ class Table:
         long = len(words) > _ONE_LINE or any(len(word) > _WORD for word in words.split())
         kinds = {"name": self.head[column] in self.names, "long": long}
         return " ".join(kind for kind, holds in kinds.items() if holds)
+
+
+def table_of(
+    caption: str,
+    rows: Sequence[Mapping[str, str]],
+    numeric: Sequence[str] = (),
+    names: Sequence[str] = (),
+    failed: Sequence[bool] = (),
+) -> Table:
+    """A table of rows by their heads, which all have; ``failed``: whether each is highlighted."""
+    indices = [index for index, bad in enumerate(failed) if bad]
+    cells = [list(row.values()) for row in rows]
+    return Table(caption, list(rows[0]), cells, numeric, names, indices)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,16 @@ def percent(share: float | None) -> str:
 def decibels(sqnr: float | None, max_abs_error: float | None) -> str:
     """An SQNR; 'equal' where there is no error."""
     return "equal" if max_abs_error == 0 else number(sqnr, ".1f")
+
+
+def closeness(compared: ApproximateOutput | SiteComparison) -> dict[str, str]:
+    """The columns of how close two outputs are."""
+    return {
+        "SQNR dB": decibels(compared.sqnr_db, compared.max_abs_error),
+        "cosine": number(compared.cosine_mean, ".4f"),
+        "worst": number(compared.cosine_worst, ".4f"),
+        "max error": number(compared.max_abs_error),
+    }
 
 
 def times(value: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from normswap.parity.report import ApproximateOutput, ValidationReport
 from normswap.report.html.agreement import approximate_outputs
-from normswap.report.html.parts import TO, Picture, Section, Table, decibels, number, percent
+from normswap.report.html.parts import TO, Picture, Section, Table, closeness, percent
 from normswap.report.html.svg import Depth, Point, depth_drawing, logarithmic
 
 _POINTS = 60  # of a curve; more cannot be told apart
@@ -76,9 +76,5 @@ def _outputs(before: ValidationReport, after: ValidationReport) -> Table:
 
 
 def _figures(output: ApproximateOutput) -> list[str]:
-    return [
-        decibels(output.sqnr_db, output.max_abs_error),
-        number(output.cosine_mean, ".4f"),
-        percent(output.top1_agreement),
-        percent(output.accuracy_candidate),
-    ]
+    shares = [percent(output.top1_agreement), percent(output.accuracy_candidate)]
+    return [*list(closeness(output).values())[:2], *shares]

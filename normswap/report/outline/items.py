@@ -93,13 +93,18 @@ class Outline:
 
 def steps(items: Iterable[Item]) -> Iterator[Step]:
     """The steps among ``items``, at any depth."""
+    return (item for item in walk(items) if isinstance(item, Step))
+
+
+def walk(items: Iterable[Item]) -> Iterator[Item]:
+    """The items at any depth, each before its parts."""
     for item in items:
+        yield item
         if isinstance(item, Step):
-            yield item
-            yield from steps(item.parts)
+            yield from walk(item.parts)
         else:
             for inner in item.branches if isinstance(item, Fork) else item.blocks:
-                yield from steps(inner)
+                yield from walk(inner)
 
 
 def value_of(item: Item) -> str:
