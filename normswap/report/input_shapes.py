@@ -82,7 +82,7 @@ def shapes_at(
     wanted = list(dict.fromkeys(values))
     try:
         found = model.graph.evaluate(wanted, feeds)
-    except Exception as error:  # whatever the runtime raises: the sizes do not fit each other
+    except Exception as error:  # exceptions have no common type: the sizes do not fit each other
         sizes = ", ".join(f"{name}={sizes_text(array.shape)}" for name, array in arrays.items())
         raise NormswapError(
             f"{model.name}: it does not run on {sizes} ({first_line(error)})"

@@ -38,5 +38,5 @@ def runtime_name() -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of ONNX Runtime's says, on one line."""
+    """The message of an exception of ONNX Runtime, on one line."""
     return _NOISE.sub("", " ".join(str(error).split())) or type(error).__name__

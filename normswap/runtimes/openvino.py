@@ -38,7 +38,7 @@ def runtime_name() -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of OpenVINO's says, on one line."""
+    """The message of an exception of OpenVINO, on one line."""
     lines = [line.strip("- ") for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_NOISE)]
     return next(iter([*telling, *filter(None, lines)]), type(error).__name__)

@@ -45,6 +45,6 @@ def runtime_name() -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of torch's says, on one line."""
+    """The message of an exception of torch, on one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -117,10 +117,7 @@ class _Entry:
         self._process: Process | None = None
 
     def start(
-        self,
-        file: Callable[[str], Path],
-        feeds: Mapping[str, Array],
-        stack: contextlib.ExitStack,
+        self, file: Callable[[str], Path], feeds: Mapping[str, Array], stack: contextlib.ExitStack
     ) -> float:
         """Loads the model, warms it up, and returns how long a run takes. ``file``: see
         ``scratch_files``; the process ends with ``stack``."""

@@ -62,25 +62,34 @@ def class_output(outputs: Sequence[ApproximateOutput]) -> ApproximateOutput | No
 def _shares(output: ApproximateOutput) -> _Groups:
     groups = []
     if output.accuracy_reference is not None and output.accuracy_candidate is not None:
-        groups.append(("accuracy", _both(output.accuracy_reference, output.accuracy_candidate)))
+        accuracies = {
+            "reference": output.accuracy_reference,
+            "candidate": output.accuracy_candidate,
+        }
+        groups.append(("accuracy", _bars(accuracies)))
     shares = {
         "same first class (top-1)": output.top1_agreement,
         "same five classes (top-5)": output.top5_agreement,
     }
-    return groups + [(head, [_bar(s, "candidate")]) for head, s in shares.items() if s is not None]
+    known = {head: share for head, share in shares.items() if share is not None}
+    return groups + [(head, _bars({"candidate": share})) for head, share in known.items()]
 
 
 def _kept(pairs: Retrieval) -> _Groups:
     nearest = f"kept of the {pairs.k} nearest"
     groups = [
-        (f"{nearest}, image to text", [_bar(pairs.overlap_at_k_image_to_text, "candidate")]),
-        (f"{nearest}, text to image", [_bar(pairs.overlap_at_k_text_to_image, "candidate")]),
+        (f"{nearest}, image to text", _bars({"candidate": pairs.overlap_at_k_image_to_text})),
+        (f"{nearest}, text to image", _bars({"candidate": pairs.overlap_at_k_text_to_image})),
     ]
     if pairs.recall_at_1_reference and pairs.recall_at_1_candidate:
-        recalls = zip(pairs.recall_at_1_reference, pairs.recall_at_1_candidate, strict=True)
         heads = ("R@1, image to text", "R@1, text to image")
-        groups += [(head, _both(*recall)) for head, recall in zip(heads, recalls, strict=True)]
+        recalls = zip(heads, pairs.recall_at_1_reference, pairs.recall_at_1_candidate, strict=True)
+        groups += [(head, _bars({"reference": a, "candidate": b})) for head, a, b in recalls]
     return groups
+
+
+def _bars(shares: dict[str, float]) -> list[Bar]:
+    return [Bar(share, percent(share), style) for style, share in shares.items()]
 
 
 def _picture(title: str, groups: _Groups) -> Picture:
@@ -90,14 +99,6 @@ def _picture(title: str, groups: _Groups) -> Picture:
     rows = [[head, bar.style, bar.words] for head, bars in groups for bar in bars]
     data = Table("The bars", ["figure", "model", "value"], rows, numeric=["value"])
     return Picture(title, bars_drawing(title, ". ".join(words), groups, 1.0), data, legend)
-
-
-def _both(reference: float, candidate: float) -> list[Bar]:
-    return [_bar(reference, "reference"), _bar(candidate, "candidate")]
-
-
-def _bar(share: float, style: str) -> Bar:
-    return Bar(share, percent(share), style)
 
 
 def _table(outputs: Sequence[ApproximateOutput]) -> Table:

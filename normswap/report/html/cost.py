@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from normswap.parity.report import ModelSummary, ValidationReport
-from normswap.report.html.parts import Picture, Section, Table, listed, number, table_of
-from normswap.report.html.svg import Bar, Interval, bars_drawing, intervals_drawing
+from normswap.report.html.parts import Picture, Section, Table, counted, listed, number, table_of
+from normswap.report.html.svg import Bar, bars_drawing, intervals_drawing
 from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 _TITLE = "Time and memory"
@@ -19,7 +19,7 @@ def cost_section(bench: BenchReport | None) -> Section:
     inputs = (
         listed(f"{name} {size}" for name, size in bench.inputs.items()) if bench.inputs else "-"
     )
-    threads = f"{bench.threads} thread{'s' * (bench.threads != 1)}"
+    threads = counted(bench.threads, "thread")
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     text = [
         f"The models ran in turn, {bench.rounds} rounds, with {threads}, on {inputs}. Ratios are "
@@ -85,17 +85,14 @@ def _ratios(results: Sequence[Measurement]) -> list[Picture]:
 
 
 def _intervals(title: str, results: Sequence[Measurement], field: str) -> list[Picture]:
-    ratios = [(_name(result), getattr(result, field)) for result in results]
-    items = [
-        Interval(name, ratio.median, ratio.low, ratio.high, _words(ratio))
-        for name, ratio in ratios
-        if ratio
-    ]
-    if not items:
+    known = [(_name(result), getattr(result, field)) for result in results]
+    ratios = [(name, ratio, _words(ratio)) for name, ratio in known if ratio]
+    if not ratios:
         return []
-    description = ". ".join(f"{item.head}: {item.words}" for item in items)
-    data = Table(title, ["model", "ratio"], [[item.head, item.words] for item in items])
-    return [Picture(title, intervals_drawing(title, description, items), data)]
+    rows = [[name, words] for name, _, words in ratios]
+    description = ". ".join(f"{name}: {words}" for name, words in rows)
+    data = Table(title, ["model", "ratio"], rows)
+    return [Picture(title, intervals_drawing(title, description, ratios), data)]
 
 
 def _words(ratio: Ratio | None) -> str:

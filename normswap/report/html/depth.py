@@ -23,7 +23,7 @@ from normswap.report.html.parts import (
     times,
     tower_name,
 )
-from normswap.report.html.svg import Depth, Point, Scale, depth_drawing, linear, logarithmic
+from normswap.report.html.svg import Point, Scale, depth_drawing, linear, logarithmic
 
 _TITLE = "Error along the depth"
 _MOST_PLACES = 8  # words along x that fit a phone
@@ -73,28 +73,25 @@ def _exact_pictures(
     axis = "error / allowed" + (", logarithmic" if scale.logarithmic else "")
     title = f"{tower}: error / allowed at each norm"
     failed = sum(site.passed is False for site in sites)
-    description = f"{len(sites)} norms; the largest is {times(max(values))}; {failed} are above 1."
+    summary = f"; the largest is {times(max(values))}; {failed} are above 1"
     legend = [("dot", "within what is allowed"), ("cross", "above it")]
-    depth = _depth(sites, axis, scale, [points], parting, (1.0, "allowed"))
-    return [Picture(title, depth_drawing(title, description, depth), _table(sites), legend)]
+    limit = (1.0, "allowed")
+    return [_picture(sites, title, summary, axis, scale, [points], parting, limit, legend)]
 
 
 def _approximate_pictures(
     tower: str, sites: Sequence[SiteComparison], parting: float | None
 ) -> list[Picture]:
     pictures = []
-    data = _table(sites)
     finite = [site.sqnr_db for site in sites if site.sqnr_db is not None]
     if finite or any(site.max_abs_error == 0 for site in sites):
         points = [
             Point(math.inf if site.max_abs_error == 0 else site.sqnr_db, _sqnr_words(site))
             for site in sites
         ]
-        depth = _depth(sites, "SQNR in dB: higher is closer", linear(finite), [points], parting)
-        title = f"{tower}: SQNR at each norm"
+        title, axis = f"{tower}: SQNR at each norm", "SQNR in dB: higher is closer"
         lowest = f"; the lowest is {min(finite):.1f} dB" if finite else ""
-        drawing = depth_drawing(title, f"{len(sites)} norms{lowest}.", depth)
-        pictures.append(Picture(title, drawing, data))
+        pictures.append(_picture(sites, title, lowest, axis, linear(finite), [points], parting))
     means = [_distance(site.cosine_mean) for site in sites]
     worst = [_distance(site.cosine_worst) for site in sites]
     distances = [distance for distance in [*means, *worst] if distance is not None]
@@ -109,12 +106,15 @@ def _approximate_pictures(
                 (worst, "at worst", "triangle"),
             )
         ]
-        axis = "1 - cosine, logarithmic: lower is closer"
-        depth = _depth(sites, axis, logarithmic(distances), series, parting)
-        title = f"{tower}: 1 - cosine at each norm"
-        description = f"{len(sites)} norms; the largest is {max(distances):.2e}."
+        title, axis = (
+            f"{tower}: 1 - cosine at each norm",
+            "1 - cosine, logarithmic: lower is closer",
+        )
+        summary = f"; the largest is {max(distances):.2e}"
         legend = [("dot", "mean of the rows"), ("triangle", "worst row")]
-        pictures.append(Picture(title, depth_drawing(title, description, depth), data, legend))
+        scale = logarithmic(distances)
+        drawn = _picture(sites, title, summary, axis, scale, series, parting, legend=legend)
+        pictures.append(drawn)
     return pictures
 
 
@@ -127,15 +127,19 @@ def _distance(cosine: float | None) -> float | None:
     return None if cosine is None else max(1 - cosine, _DEEPEST)
 
 
-def _depth(
+def _picture(
     sites: Sequence[SiteComparison],
+    title: str,
+    summary: str,
     axis: str,
     scale: Scale,
     series: Sequence[Sequence[Point]],
     parting: float | None,
     limit: tuple[float, str] | None = None,
-) -> Depth:
-    """With words where new blocks begin, as many as fit: their numbers, else those of the norms."""
+    legend: Sequence[tuple[str, str]] = (),
+) -> Picture:
+    """A chart along the norms, with the numbers of blocks where new ones begin, as many as fit;
+    where blocks have no usable numbers, with those of the norms."""
     blocks = [_block(site.name) for site in sites]
     known = [block for block in blocks if block is not None]
     # Block numbers tell the places apart unless they begin anew in every stage, as in Swin.
@@ -148,7 +152,9 @@ def _depth(
     places = [(at, word) for word, at in begun.items()]
     places = places[:: -(-len(places) // _MOST_PLACES) or 1]
     along = "block" if numbered else "norm, in the order of execution"
-    return Depth(axis, scale, series, places, along, limit, parting)
+    description = f"{len(sites)} norms{summary}."
+    chart = (axis, scale, series, places, along, limit, parting)
+    return Picture(title, depth_drawing(title, description, *chart), _table(sites), legend)
 
 
 def _block(name: str) -> str | None:

@@ -211,17 +211,15 @@ def _drawing(title: str, description: str, drawn: Sequence[Block]) -> Markup:
             parts.append(_line(same, y))
             y += _NAME + _BOX + _GAP
         if repeated:
-            parts.insert(0, _frame(top, y - top - _GAP + _PAD, len(copies)))
+            height = y - top - _GAP + _PAD
+            frame = tag("rect", x=0, y=top, width="100%", height=height, rx=8, class_="repeat")
+            count = f"\N{MULTIPLICATION SIGN} {len(copies)}"
+            parts.insert(0, frame + label(count, -8, top + height / 2 + 5, "count"))
             y += _PAD
     centres = {_LEFT + _COLUMN / 2: "reference", _RIGHT + _COLUMN / 2: "candidate"}
     streams = [line(share(x), share(x), _HEAD - 6, y, "stream") for x in centres]
     heads = [_centred(x, 14, words, "head") for x, words in centres.items()]
     return picture(title, description, y, "towers", *streams, *heads, *parts)
-
-
-def _frame(y: float, height: float, count: int) -> Markup:
-    frame = tag("rect", x=0, y=y, width="100%", height=height, rx=8, class_="repeat")
-    return frame + label(f"\N{MULTIPLICATION SIGN} {count}", -8, y + height / 2 + 5, "count")
 
 
 def _line(same: Sequence[NormRow], y: float) -> Markup:

@@ -18,7 +18,7 @@ from normswap.report.html.cost import cost_section
 from normswap.report.html.depth import depth_section
 from normswap.report.html.norms import norms_section, skipped_section
 from normswap.report.html.output_errors import details_section, errors_section
-from normswap.report.html.parts import Section, Table, file_size
+from normswap.report.html.parts import Section, Table, counted, file_size
 from normswap.report.html.training import Training, training_section
 from normswap.report.html.verdict import findings_section, key_figures, verdict
 from normswap.timing.bench_report import BenchReport
@@ -124,7 +124,7 @@ def _provenance_section(report: ValidationReport) -> Section:
     if made is None:
         text = ["It is not recorded what made this report."]
         return Section("provenance", title, text, tables=tables)
-    text = [f"Made on {made.machine} with {made.threads} thread{'s' * (made.threads != 1)}."]
+    text = [f"Made on {made.machine} with {counted(made.threads, 'thread')}."]
     python = "It was made from Python, not by a command."
     text.append("This command makes it again:" if made.command else python)
     rows = [[name, version] for name, version in made.versions.items()]

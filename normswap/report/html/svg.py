@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from normswap.report.html.parts import shortened
+from normswap.timing.bench_report import Ratio
 
 _MOST_TICKS = 6
 _SMALLEST = 1e-300  # of a span; below, its parts are no normal numbers
@@ -154,17 +155,6 @@ class Bar:
     spread: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A ratio with its interval; ``words``: below its head."""
-
-    head: str
-    middle: float
-    low: float
-    high: float
-    words: str
-
-
 def bars_drawing(
     title: str, description: str, groups: Sequence[tuple[str, Sequence[Bar]]], full: float | None
 ) -> Markup:
@@ -184,19 +174,22 @@ def bars_drawing(
     return picture(title, description, y, "bars", *parts)
 
 
-def intervals_drawing(title: str, description: str, intervals: Sequence[Interval]) -> Markup:
-    """Each ratio as a dot with its interval, and a line at 1, where there is no difference."""
-    reach = max(abs(end - 1) for item in intervals for end in (item.low, item.high, item.middle))
-    reach = linear([1.15 * reach, 0.1]).high
+def intervals_drawing(
+    title: str, description: str, ratios: Sequence[tuple[str, Ratio, str]]
+) -> Markup:
+    """Each ratio, (head, ratio, words below the head), as a dot with its interval, and a line at 1,
+    where there is no difference."""
+    ends = [end for _, ratio, _ in ratios for end in (ratio.low, ratio.high, ratio.median)]
+    reach = linear([1.15 * max(abs(end - 1) for end in ends), 0.1]).high
     at = Scale(1 - reach, 1 + reach).at
     parts: list[Markup] = []
     y = 0.0
-    for item in intervals:
+    for head, ratio, words in ratios:
         middle = y + 54
-        parts += [_head(item.head, y), label(item.words, 0, y + 32, "value")]
+        parts += [_head(head, y), label(words, 0, y + 32, "value")]
         parts.append(line("50%", "50%", middle - 14, middle + 14, "limit"))
-        parts.append(_across(at(item.low), at(item.high), middle, "interval"))
-        parts.append(sign(at(item.middle), middle, _MIDDLE, item.words, "sign middle"))
+        parts.append(_across(at(ratio.low), at(ratio.high), middle, "interval"))
+        parts.append(sign(at(ratio.median), middle, _MIDDLE, words, "sign middle"))
         y = middle + 22
     below = [
         label(f"{1 - reach:g} faster", share(0.0), y + 14, "axis"),
@@ -242,47 +235,46 @@ class Point:
     style: str = "dot"
 
 
-@dataclass(frozen=True)
-class Depth:
-    """A chart along the depth: series of points, one for each place, and what stands beside them.
+def depth_drawing(
+    title: str,
+    description: str,
+    axis: str,
+    scale: Scale,
+    series: Sequence[Sequence[Point]],
+    places: Sequence[tuple[float, str]],
+    along: str,
+    limit: tuple[float, str] | None = None,
+    parting: float | None = None,
+) -> Markup:
+    """A chart along the depth: series of points, one for each place, joined by a line where
+    neighbours both have a value.
 
-    ``places``: (share of the depth, words) along x. ``limit``: a value with a line of its own, and
-    its words; ``parting``: the share of the depth at which the models part.
+    ``axis``, ``along``: words at the two axes; ``places``: (share of the depth, words) along x.
+    ``limit``: a value marked by a line, and its words; ``parting``: the share of the depth at which
+    the models part.
     """
-
-    axis: str
-    scale: Scale
-    series: Sequence[Sequence[Point]]
-    places: Sequence[tuple[float, str]]
-    along: str
-    limit: tuple[float, str] | None = None
-    parting: float | None = None
-
-
-def depth_drawing(title: str, description: str, depth: Depth) -> Markup:
-    """The points, joined by a line where neighbours both have a value."""
-    parts = [label(depth.axis, -52, 12, "axis")]
-    for value, words in depth.scale.ticks():
-        y = _y(depth.scale, value)
+    parts = [label(axis, -52, 12, "axis")]
+    for value, words in scale.ticks():
+        y = _y(scale, value)
         parts.append(line("0", "100%", y, y, "grid"))
         parts.append(label(words, -8, f"{float(y) + 4:.2f}", "tick left"))
     bottom = _TOP + _PLOT
-    for at, words in depth.places:
+    for at, words in places:
         parts.append(line(share(at), share(at), bottom, bottom + 4, "grid"))
         parts.append(label(words, share(at), bottom + 17, "tick"))
-    parts.append(label(depth.along, "100%", bottom + 34, "axis end"))
-    if depth.limit is not None:
-        y = _y(depth.scale, depth.limit[0])
+    parts.append(label(along, "100%", bottom + 34, "axis end"))
+    if limit is not None:
+        y = _y(scale, limit[0])
         parts.append(line("0", "100%", y, y, "limit"))
-        parts.append(label(depth.limit[1], "100%", f"{float(y) - 5:.2f}", "limit-words"))
-    if depth.parting is not None:
-        x, right = share(depth.parting), depth.parting > 0.45
+        parts.append(label(limit[1], "100%", f"{float(y) - 5:.2f}", "limit-words"))
+    if parting is not None:
+        x, right = share(parting), parting > 0.45
         style = "parting-words end" if right else "parting-words"
         words, dx = "the models part here", -6 if right else 6
         parts.append(line(x, x, _TOP - 14, bottom, "parting"))
         parts.append(tag("text", words, x=x, y=_TOP - 6, dx=dx, class_=style))
-    for index, points in enumerate(depth.series):
-        parts += _curve(depth.scale, points, f"series-{index}")
+    for index, points in enumerate(series):
+        parts += _curve(scale, points, f"series-{index}")
     return picture(title, description, bottom + _BOTTOM, "depth", *parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from normswap.parity.report import ApproximateOutput, ValidationReport
 from normswap.report.html.agreement import approximate_outputs
 from normswap.report.html.parts import TO, Picture, Section, Table, closeness, percent
-from normswap.report.html.svg import Depth, Point, depth_drawing, logarithmic
+from normswap.report.html.svg import Point, depth_drawing, logarithmic
 
 _POINTS = 60  # of a curve; more cannot be told apart
 
@@ -50,17 +50,18 @@ def _curve(losses: Sequence[float]) -> Picture:
         for mean, (steps, words) in zip(means, rows, strict=True)
     ]
     quarters = sorted({round(len(losses) * part / 4) for part in range(4)})
-    depth = Depth(
+    low = min((mean for mean in means if math.isfinite(mean)), default=math.nan)
+    drawing = depth_drawing(
+        "Loss",
+        f"From {means[0]:.3g} to {means[-1]:.3g}, lowest {low:.3g}; {len(points)} points.",
         "loss, logarithmic: lower is closer",
         logarithmic(means),
         [points],
         [(step / len(losses), f"{step:,}") for step in quarters],
         f"step, of {len(losses):,}",
     )
-    low = min((mean for mean in means if math.isfinite(mean)), default=math.nan)
-    description = f"From {means[0]:.3g} to {means[-1]:.3g}, lowest {low:.3g}; {len(points)} points."
     data = Table("Mean loss of steps", ["steps", "loss"], rows, numeric=["loss"])
-    return Picture("Loss", depth_drawing("Loss", description, depth), data)
+    return Picture("Loss", drawing, data)
 
 
 def _outputs(before: ValidationReport, after: ValidationReport) -> Table:

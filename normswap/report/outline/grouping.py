@@ -156,12 +156,6 @@ def _signature(item: Item) -> Hashable:
         return (item.join, *(tuple(map(_signature, branch)) for branch in item.branches))
     if isinstance(item, Step):
         site = item.site
-        of_site = site and (
-            site.kind,
-            site.role,
-            site.axes,
-            site.normalized_shape,
-            site.spelling,
-        )
+        of_site = site and (site.kind, site.role, site.axes, site.normalized_shape, site.spelling)
         return (item.kind, item.detail, of_site, *map(_signature, item.parts))
     return tuple(tuple(map(_signature, block)) for block in item.blocks)

@@ -22,12 +22,7 @@ from normswap.report.outline.operators import (
     step_of,
 )
 
-_JOINS = {
-    "Add": "add",
-    "Mul": "multiply",
-    "MatMul": "product",
-    "Concat": "concat",
-}
+_JOINS = {"Add": "add", "Mul": "multiply", "MatMul": "product", "Concat": "concat"}
 _PROJECTIONS = 4  # of an attention: of queries, keys, values and results
 _LENGTHS = frozenset({"ReduceL2", "ReduceSumSquare", "ReduceSum"})
 
