@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from normswap.errors import NormswapError
-from normswap.lowering.step import chooser_for, lower
-from normswap.lowering.targets import Lowering
+from normswap.lowering import Lowering, chooser_for, lower
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult, chooses_forms

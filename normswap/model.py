@@ -102,7 +102,7 @@ class Model:
         with the kernels that were chosen, or all in ``dtype``."""
         if dtype is not None:
             return self.graph.whole(dtype)
-        from normswap.lowering.step import inference_runner
+        from normswap.lowering import inference_runner
 
         return inference_runner(self.graph)
 

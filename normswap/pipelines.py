@@ -21,7 +21,7 @@ from normswap.graph.fx.memory import random_drops, written_state
 from normswap.graph.fx.module_tree import deepcopied
 from normswap.io.load import model_from_onnx
 from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
-from normswap.lowering.step import lower
+from normswap.lowering import lower
 from normswap.passes.base import Pass, PassResult
 
 _CAPTURE = "torch.export.export(module.eval(), args)"

@@ -47,7 +47,7 @@ def bench(
     """
     with working() as progress:
         import normswap
-        from normswap.report.bench import bench_view
+        from normswap.report.terminal import bench_view
 
         loaded = [normswap.load(model, trust=trust) for model in models]
         report = normswap.bench(

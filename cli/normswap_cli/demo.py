@@ -25,8 +25,8 @@ def demo(output: Path) -> int:
     Takes about a minute or two. Needs scikit-learn and transformers.
     """
     with working(lines=True) as progress:
-        from normswap.demo.run import run_demo
-        from normswap.report.demo import demo_view
+        from normswap.demo.demo_results import demo_view
+        from normswap.demo.run_demo import run_demo
 
         results = run_demo(output, progress)
     show(demo_view(results))

@@ -110,7 +110,7 @@ def distill(
         from normswap import distributed
         from normswap.io.atomic import check_writable
         from normswap.io.save import check_output
-        from normswap.report.distillation import distillation_view, write_report
+        from normswap.report.terminal import distillation_view
         from normswap.train.distill import distill
         from normswap.train.log import JsonLines, throttled
 
@@ -139,7 +139,9 @@ def distill(
         if first:
             normswap.save(result.model, output)
             if page is not None:
-                write_report(result, page)
+                from normswap.report.html.page import write_distillation
+
+                write_distillation(result, page)
     if first and as_json:
         show_json(result.to_json() | {"output": str(output)})
     elif first:

@@ -88,7 +88,7 @@ def _flags(kind: type[Pass]) -> set[str]:
 
 def _options(kind: type[Pass]) -> list[tuple[str, Option]]:
     """Those of a pass, and those of lowering if that chooses the forms which the pass writes."""
-    from normswap.lowering.targets import Lowering
+    from normswap.lowering import Lowering
     from normswap.options import options_of
     from normswap.passes.base import chooses_forms
 

@@ -75,7 +75,7 @@ def swap(
     with working() as progress:
         import normswap
         from normswap.io.save import check_output
-        from normswap.lowering.targets import Lowering
+        from normswap.lowering import Lowering
         from normswap.options import options_of
         from normswap.report.rewriting import Rewriting
 

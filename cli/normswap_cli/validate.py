@@ -82,7 +82,7 @@ def validate(
         import normswap
         from normswap.io.atomic import check_writable
         from normswap.report.html.page import write_html
-        from normswap.report.validation import validation_view
+        from normswap.report.terminal import validation_view
 
         reproducer = reproducer or _reproducer_of(candidate)
         if page is not None:

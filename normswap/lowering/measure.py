@@ -24,7 +24,7 @@ from normswap.graph.graph import Array, Runner
 from normswap.io.atomic import atomic_path
 from normswap.lowering.kernels.library import cache_folder
 from normswap.lowering.targets import Runtime
-from normswap.runtimes.compiled import Compiled
+from normswap.runtimes import Compiled
 from normswap.runtimes.machine import processor, processors
 from normswap.timing.paired import compare
 

@@ -12,14 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Graph, Node, Runner, Value
+from normswap.graph.graph import Graph, Node, Value
+from normswap.lowering.inference import torch_graph
 from normswap.lowering.targets import TARGETS
 from normswap.model import Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Chooser, NormsWritten, PassResult
 
 if TYPE_CHECKING:
-    from normswap.graph.fx.graph import FxGraph
+    pass
 
 _KINDS = ("layer_norm", "rms_norm")  # that kernels are written for
 
@@ -79,26 +80,6 @@ def lower(
     return replace(result, model=model, modified=True, done=done, skipped=skipped, notes=notes)
 
 
-def kernels_of(graph: Graph) -> dict[Node, str]:
-    """The kernel of every norm that runs as one in inference: none outside of torch graphs."""
-    if graph.kind != "fx":
-        return {}
-    from normswap.lowering.torch_kernels import running_kernels
-
-    return running_kernels(_torch(graph))
-
-
-def inference_runner(graph: Graph) -> Runner:
-    """A function from arrays for the graph's inputs to those of its outputs, in its own dtypes and
-    with its kernels."""
-    if not kernels_of(graph):
-        return graph.whole()
-    from normswap.graph.fx.runner import module_runner
-    from normswap.lowering.torch_kernels import inference_module
-
-    return module_runner(inference_module(_torch(graph)))
-
-
 def _choose_kernels(
     graph: Graph, values: Mapping[Site, str], tune: bool, progress: Progress | None
 ) -> tuple[dict[Site, str], list[str]]:
@@ -107,7 +88,7 @@ def _choose_kernels(
     from normswap.lowering.torch_kernels import allow_kernels, running_kernels
     from normswap.lowering.torch_tuning import tune_kernels
 
-    graph = _torch(graph)
+    graph = torch_graph(graph)
     nodes = {site: _operator(graph.value(name)) for site, name in values.items()}
     allow_kernels(graph, [node for node in nodes.values() if node is not None])
     notes = tune_kernels(graph, progress) if tune else []
@@ -115,13 +96,6 @@ def _choose_kernels(
     kernels = {site: running[node] for site, node in nodes.items() if node in running}
     counts = Counter(kernels.values())
     return kernels, [*(f"{n} norms run as {k} in inference" for k, n in counts.items()), *notes]
-
-
-def _torch(graph: Graph) -> FxGraph:
-    from normswap.graph.fx.graph import FxGraph
-
-    assert isinstance(graph, FxGraph)
-    return graph
 
 
 def _operator(value: Value) -> Node | None:

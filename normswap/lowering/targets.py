@@ -9,7 +9,7 @@ import onnx
 
 from normswap.errors import NormswapError
 from normswap.options import check_choices, option
-from normswap.runtimes.compiled import Compiled
+from normswap.runtimes import Compiled
 
 TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
 """What a model can be made for."""

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from normswap.graph.graph import Array
 from normswap.model import Model
 from normswap.parity.pairing import Run, RunFailed, runner
-from normswap.runtimes.errors import RuntimeFailed
-from normswap.runtimes.run import run_in
+from normswap.runtimes.process import RuntimeFailed
+from normswap.runtimes.run_in import run_in
 
 
 def opened(model: Model, runtime: str | None, stack: contextlib.ExitStack) -> tuple[Run, str]:
     """How ``model`` is run until ``stack`` closes, and the name of what runs it.
 
-    ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run``. One that
+    ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run_in``. One that
     refuses the model or crashes is RunFailed at each run: a finding. Raises NormswapError for a
     runtime that is unknown, missing, or not for this kind of model.
     """

@@ -15,7 +15,7 @@ import torch
 
 from normswap.graph.graph import Graph, Value
 from normswap.io.onnx import data_files_of
-from normswap.lowering.step import kernels_of
+from normswap.lowering import kernels_of
 from normswap.model import Model, Step
 from normswap.norms.site import Site
 from normswap.parity.report import Finding, ModelSummary, Norm, Provenance

@@ -1,4 +1,4 @@
-"""Sizes of inputs that users ask for: what they write, and arrays of those sizes."""
+"""Sizes of inputs that users ask for: parsing them, and arrays of those sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMAGE_RANK = 4
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """The name ('' if there is none) and sizes in ``1x3x224x224`` or ``text=8x77``.
+    """The name ('' if there is none) and the sizes in a text like ``1x3x224x224`` or ``text=8x77``.
 
     Raises NormswapError for a text that is no shape.
     """
@@ -80,8 +80,8 @@ def shapes_at(
     wanted = list(dict.fromkeys(values))
     try:
         found = model.graph.evaluate(wanted, feeds)
-    except Exception as error:  # whatever the runtime raises: the sizes do not fit each other
-        sizes = ", ".join(f"{name}={_times(array.shape)}" for name, array in arrays.items())
+    except Exception as error:  # exceptions have no common type: the sizes do not fit each other
+        sizes = ", ".join(f"{name}={sizes_text(array.shape)}" for name, array in arrays.items())
         raise NormswapError(
             f"{model.name}: it does not run on {sizes} ({first_line(error)})"
         ) from error
@@ -89,13 +89,19 @@ def shapes_at(
     return [shapes[value] for value in values]
 
 
+def sizes_text(sizes: Sequence[int]) -> str:
+    """As 1x3x224x224."""
+    return "x".join(map(str, sizes))
+
+
 def _unnamed(model: Model, shape: Sequence[int]) -> str:
     candidates = [spec.name for spec in model.inputs]
     if len(candidates) > 1:
-        candidates = [spec.name for spec in model.inputs if _is_image(spec)]
+        images = [s for s in model.inputs if len(s.shape) == _IMAGE_RANK and is_floating(s.dtype)]
+        candidates = [spec.name for spec in images]
     if len(candidates) != 1:
         names = ", ".join(spec.name for spec in model.inputs)
-        sizes = _times(shape)
+        sizes = sizes_text(shape)
         raise NormswapError(
             f"--input-shape: which input is {sizes} for? {model.name} takes {names}; write "
             f"NAME={sizes}"
@@ -110,11 +116,7 @@ def _zeros(model: Model, name: str, shape: Sequence[int], spec: InputSpec) -> Ar
         check_array(model.name, spec, np.broadcast_to(np.zeros((), spec.dtype), tuple(shape)))
         with contextlib.suppress(MemoryError, ValueError):
             return np.zeros(tuple(shape), spec.dtype)
-    raise NormswapError(f"{model.name}: input '{name}' cannot have the size {_times(shape)}")
-
-
-def _is_image(spec: InputSpec) -> bool:
-    return len(spec.shape) == _IMAGE_RANK and is_floating(spec.dtype)
+    raise NormswapError(f"{model.name}: input '{name}' cannot have the size {sizes_text(shape)}")
 
 
 def _resized(spec: InputSpec, example: Array, known: Mapping[str, int]) -> Array:
@@ -122,7 +124,3 @@ def _resized(spec: InputSpec, example: Array, known: Mapping[str, int]) -> Array
     sizes = zip(spec.shape, example.shape, strict=True)
     shape = tuple(known.get(size, own) if isinstance(size, str) else own for size, own in sizes)
     return example if shape == example.shape else np.zeros(shape, spec.dtype)
-
-
-def _times(sizes: Sequence[int]) -> str:
-    return "x".join(map(str, sizes))

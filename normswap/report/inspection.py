@@ -1,17 +1,20 @@
-"""What ``normswap inspect`` tells of a model, as plain values."""
+"""The result of ``normswap inspect`` as plain values, and what a norm costs at inference."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normswap.model import Model
 from normswap.norms.site import Rejection, Site
-from normswap.report.cost import STATISTICS_FOLDED, statistics_computed
 from normswap.report.input_shapes import shapes_at, sized
 
 SCHEMA = "normswap.inspection/1"
+# A mean and a variance, or a mean square. A BatchNorm's are constants.
+_PER_ROW = {"layer_norm": 2, "group_norm": 2, "instance_norm": 2, "rms_norm": 1, "batch_norm": 0}
+_FOLDED = 0  # statistics of a BatchNorm that took a norm's place and was folded into the weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class InspectedSite:
     site: Site
     input_shape: tuple[int, ...] | None
     statistics: int | None
-    statistics_folded_batch_norm: int = STATISTICS_FOLDED
+    statistics_folded_batch_norm: int = _FOLDED
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,22 @@ class Inspection:
                 }
                 for found in self.sites
             ],
-            "rejected": [{"where": r.where, "reason": r.reason} for r in self.rejected],
+            "rejected": [vars(rejection) for rejection in self.rejected],
         }
 
 
 def inspection(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inspection:
-    """Locates the norms of ``model`` and counts what they compute.
+    """The norms of ``model`` and what they compute.
 
     ``input_shapes``: sizes of inputs, by name; inputs without are as the example, or share the
     sizes that have a name with those that are given. Without any, all sizes are the example's.
     Raises NormswapError for a name that is no input, and for sizes that the model does not take.
+
+    Example: ``inspection(model, {"pixel_values": (8, 3, 224, 224)}).statistics``.
     """
-    graph = model.graph
-    location = model.location
+    sites = model.sites
     arrays = sized(model, input_shapes or {})
-    inputs = [graph.value(site.input) for site in location.sites]
+    inputs = [model.graph.value(site.input) for site in sites]
     shapes = shapes_at(model, inputs, arrays) if input_shapes else [v.shape for v in inputs]
     return Inspection(
         model=model.name,
@@ -92,7 +96,22 @@ def inspection(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = 
         examples={name: tuple(array.shape) for name, array in arrays.items()},
         sites=[
             InspectedSite(site, shape, statistics_computed(site, shape))
-            for site, shape in zip(location.sites, shapes, strict=True)
+            for site, shape in zip(sites, shapes, strict=True)
         ],
-        rejected=list(location.rejected),
+        rejected=list(model.location.rejected),
     )
+
+
+def statistics_computed(site: Site, shape: Sequence[int] | None) -> int | None:
+    """How many statistics a norm computes from an input of ``shape``; None for an unknown shape.
+
+    A LayerNorm: a mean and a variance for each row that it normalises.
+    """
+    per_row = _PER_ROW[site.kind]
+    if not per_row:
+        return 0
+    if shape is None:
+        return None
+    if site.kind == "group_norm":
+        return per_row * shape[0] * (site.groups or 1)
+    return per_row * math.prod(size for axis, size in enumerate(shape) if axis not in site.axes)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 
 from normswap.model import Model
 from normswap.norms.site import Site
-from normswap.report.input_shapes import sized
-from normswap.report.mermaid_text import label
-from normswap.report.outline import Side, Step
-from normswap.report.outline.build import outline
-from normswap.report.outline.items import Fork, Item, Outline, Repeat, steps
-from normswap.report.outline.names import common_path, pattern
+from normswap.report.input_shapes import sized, sizes_text
+from normswap.report.outline import outline
+from normswap.report.outline.items import (
+    Fork,
+    Item,
+    Outline,
+    Repeat,
+    Side,
+    Step,
+    common_path,
+    pattern,
+    steps,
+    walk,
+)
 
 _TITLES = {"image": "image tower", "text": "text tower", "both": "both towers", "": "model"}
 _WORDS = {
@@ -43,6 +53,14 @@ _LAYOUT = (
     '"subGraphTitleMargin": {"top": 4, "bottom": 12}}}}%%'
 )
 _MOST_OUTPUTS = 3  # names in one node
+_LONGEST = 120  # characters of a line
+# Characters that are written by their numbers: all that are not ASCII, and those with a meaning in
+# Markdown or in the names of icons, which Mermaid recognises in labels too.
+_UNSAFE = re.compile(r"[^A-Za-z0-9 ,.=()/_-]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[ -]|^\d+(?=\.)")
+
+# With the letters behind them these are an icon, a formula, a line break or Mermaid's own code for
+# a letter, even by their numbers: a space without width behind them prevents that.
+_BOUND = frozenset(":$\\\N{LATIN SMALL LIGATURE FL}\N{PILCROW SIGN}")
 
 
 def model_diagram(model: Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> str:
@@ -52,8 +70,7 @@ def model_diagram(model: Model, input_shapes: Mapping[str, Sequence[int]] | None
     for shapes that the model does not take.
     """
     shapes = {name: array.shape for name, array in sized(model, input_shapes or {}).items()}
-    sites = model.sites
-    return diagram(outline(model.graph, sites, model.output_names), shapes)
+    return diagram(outline(model), shapes)
 
 
 def diagram(drawn: Outline, shapes: Mapping[str, Sequence[int]] | None = None) -> str:
@@ -72,8 +89,8 @@ def diagram(drawn: Outline, shapes: Mapping[str, Sequence[int]] | None = None) -
 class _Drawing:
     """The lines of a diagram while they are written.
 
-    What is drawn is a list of the same item, one of each repetition of a block: one node, whose
-    name says what their names have in common. A chain's ends are the nodes that lead on from it.
+    A list of the same item, one of each repetition of a block, is drawn as one node, whose name is
+    the pattern of theirs. The ends of a chain are the nodes that lead on from it.
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -96,7 +113,7 @@ class _Drawing:
         return "\n".join([_LAYOUT, "flowchart TB", *nodes, *self._edges, *lines, ""])
 
     def new_tower(self) -> None:
-        """Starts a tower, which comes to stand to the right of those before it."""
+        """Starts a tower, to the right of those before it."""
         self._towers.append([])
 
     # -- items -----------------------------------------------------------------------------------
@@ -108,7 +125,7 @@ class _Drawing:
         return ins
 
     def sides(self, sides: Sequence[Side]) -> None:
-        """Draws what leads to further outputs; those that leave from one node share one."""
+        """Draws the way to further outputs; those that leave from one node share one."""
         direct: dict[str, list[str]] = {}
         for side in sides:
             start = self._at.get(side.after, "")
@@ -132,8 +149,13 @@ class _Drawing:
         if isinstance(first, Repeat):
             return self._repeat([item for item in same if isinstance(item, Repeat)], ins)
         if isinstance(first, Fork):
-            return self._fork([item for item in same if isinstance(item, Fork)], ins)
-        return self._step([item for item in same if isinstance(item, Step)], ins)
+            ends = self._fork([item for item in same if isinstance(item, Fork)], ins)
+        else:
+            ends = self._step([item for item in same if isinstance(item, Step)], ins)
+        for end in ends:
+            values = (item.value for item in same if not isinstance(item, Repeat))
+            self._at.update(dict.fromkeys(filter(None, values), end))
+        return ends
 
     def _repeat(self, same: Sequence[Repeat], ins: list[str]) -> list[str]:
         """A frame around one block, entered and left at its border."""
@@ -144,7 +166,8 @@ class _Drawing:
         self.close()
         self._edges += [f"    {source} --> {frame}" for source in dict.fromkeys(ins)]
         for block in blocks:
-            self._at.update(dict.fromkeys(_values(block), frame))
+            inner = (item.value for item in walk(block) if not isinstance(item, Repeat))
+            self._at.update(dict.fromkeys(inner, frame))
         return [frame]
 
     def _fork(self, same: Sequence[Fork], ins: list[str]) -> list[str]:
@@ -152,21 +175,17 @@ class _Drawing:
         ends = [end for branch in branches for end in self.chain(branch, ins)]
         join = same[0].join
         sign = _SIGNS.get(join)
-        node = self._node([sign or _WORDS.get(join, join)], ends, "(({}))" if sign else "[{}]")
-        self._show(same, node)
-        return [node]
+        return [self._node([sign or _WORDS.get(join, join)], ends, "(({}))" if sign else "[{}]")]
 
     def _step(self, same: Sequence[Step], ins: list[str]) -> list[str]:
         step = same[0]
         if step.kind == "link":
             return [self._at[step.value]] if step.value in self._at else []
         if any(part.site is not None for part in steps(step.parts)):
-            return (
-                self._attention(same, ins) if step.kind == "attention" else self._parts(same, ins)
-            )
-        node = self._plain_step(same, ins)
-        self._show(same, node)
-        return [node]
+            if step.kind == "attention":
+                return self._attention(same, ins)
+            return self.chain([step.parts for step in same], ins)
+        return [self._plain_step(same, ins)]
 
     def _plain_step(self, same: Sequence[Step], ins: list[str]) -> str:
         step = same[0]
@@ -176,16 +195,10 @@ class _Drawing:
             return self._node([name, *_norm_lines(sites)], ins, "[{}]", step.site.kind)
         if step.kind == "input":
             shape = self._shapes.get(step.name)
-            sizes = step.detail if shape is None else "x".join(map(str, shape))
+            sizes = step.detail if shape is None else sizes_text(shape)
             return self._node([step.name, sizes], ins, "([{}])")
         words = [_WORDS.get(step.kind, step.kind), step.detail]
         return self._node([name, ", ".join(filter(None, words))], ins, "[{}]")
-
-    def _parts(self, same: Sequence[Step], ins: list[str]) -> list[str]:
-        ends = self.chain([step.parts for step in same], ins)
-        for end in ends:
-            self._show(same, end)
-        return ends
 
     def _attention(self, same: Sequence[Step], ins: list[str]) -> list[str]:
         """With norms of the queries and keys, between the projections and the attention."""
@@ -198,8 +211,6 @@ class _Drawing:
         ins = self._item(rows[core], [*ins, *(end for ends in normed for end in ends)])
         for row in rows[core + 1 :]:
             ins = self._item(row, ins)
-        for end in ins:
-            self._show(same, end)
         return ins
 
     # -- lines -----------------------------------------------------------------------------------
@@ -232,9 +243,6 @@ class _Drawing:
     def _line(self, text: str) -> None:
         self._towers[-1].append("    " * self._depth + text)
 
-    def _show(self, same: Sequence[Step] | Sequence[Fork], node: str) -> None:
-        self._at.update({item.value: node for item in same if item.value})
-
 
 def _block_title(blocks: Sequence[Sequence[Item]]) -> str:
     """``blocks.0 ... blocks.11 (12 times)``, without the path to where their names differ."""
@@ -246,26 +254,35 @@ def _block_title(blocks: Sequence[Sequence[Item]]) -> str:
     return f"{name} ({len(blocks)} times)".strip()
 
 
-def _values(items: Sequence[Item]) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, Step | Fork):
-            yield item.value
-        inner: tuple[tuple[Item, ...], ...] = ()
-        if isinstance(item, Step):
-            inner = (item.parts,)
-        else:
-            inner = item.branches if isinstance(item, Fork) else item.blocks
-        for more in inner:
-            yield from _values(more)
-
-
 def _kind(row: Sequence[Item]) -> str:
     return row[0].kind if isinstance(row[0], Step) else ""
 
 
 def _norm_lines(sites: Sequence[Site]) -> tuple[str, str]:
     site = sites[0]
-    channels = "x".join(map(str, site.normalized_shape))
+    channels = sizes_text(site.normalized_shape)
     epsilons = sorted(site.epsilon for site in sites)
     ends = dict.fromkeys(f"{epsilon:.3g}" for epsilon in (epsilons[0], epsilons[-1]))
     return f"{site.kind}, {site.role}", f"C={channels}, eps {' to '.join(ends)}"
+
+
+# -- text ----------------------------------------------------------------------------------------
+
+
+def label(*lines: str) -> str:
+    """A quoted label of the non-empty ``lines``; legal whatever characters they hold."""
+    shown = [_escaped(line) for line in lines if line.strip()]
+    return '"' + ("<br/>".join(shown) or "?") + '"'
+
+
+def _escaped(line: str) -> str:
+    line = " ".join(line.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - 4]} ..."
+    return _UNSAFE.sub(lambda match: "".join(map(_entity, match[0])), line)
+
+
+def _entity(character: str) -> str:
+    # Control characters and halves of surrogate pairs have no place in a page.
+    code = 0xFFFD if unicodedata.category(character).startswith("C") else ord(character)
+    return f"#{code};#8203;" if character in _BOUND else f"#{code};"

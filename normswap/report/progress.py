@@ -1,8 +1,7 @@
-"""Progress on standard error, as passes and ``validate`` report it."""
+"""Progress on standard error, for the progress callbacks of passes and ``validate``."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -13,8 +12,8 @@ from rich.progress import Progress as Bars
 class Progress:
     """A context manager to be called as ``progress(done, total, what)``.
 
-    Shows a bar on a terminal and leaves nothing behind. Elsewhere it is silent, or, with ``lines``,
-    prints a line for each step.
+    Shows a bar on a terminal while it runs. Elsewhere it is silent, or, with ``lines``, prints a
+    line for each step.
     """
 
     def __init__(self, lines: bool = False) -> None:
@@ -27,7 +26,7 @@ class Progress:
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
-            redirect_stdout=False,  # whoever uses this has redirected it already
+            redirect_stdout=False,  # the commands have redirected it already
         )
         self._lines = lines and not self._console.is_terminal
         self._task = self._bars.add_task("", total=None, visible=False)
@@ -43,10 +42,5 @@ class Progress:
         self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()

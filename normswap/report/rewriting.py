@@ -1,4 +1,4 @@
-"""What ``normswap swap`` and ``normswap fold`` did to a model, as plain values."""
+"""The result of ``normswap swap`` and ``normswap fold``, as plain values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Rewriting:
         if not self.asked:
             return []
         (_, first), *rest = self.steps
-        # Later passes take whatever there is; of that, only what the first one made was asked for.
+        # Later passes take every site; only those that the first one made were asked for.
         made = {site.name for site in first.done}
         later = [miss for _, result in rest for miss in result.skipped if miss[0].name in made]
         return [(site.name, reason) for site, reason in [*first.skipped, *later]]

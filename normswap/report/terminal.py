@@ -1,9 +1,11 @@
-"""Results as rich renderables."""
+"""Results for the terminal, as rich renderables: a view for each command."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -11,50 +13,29 @@ from rich.table import Table
 from rich.text import Text
 
 from normswap.norms.site import Rejection, Site
+from normswap.parity.report import (
+    ApproximateOutput,
+    Bisection,
+    ExactOutput,
+    Finding,
+    SiteComparison,
+    ValidationReport,
+)
 from normswap.passes.base import PassResult
+from normswap.report.input_shapes import sizes_text
 from normswap.report.inspection import InspectedSite, Inspection
 from normswap.report.rewriting import Rewriting
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
+
+if TYPE_CHECKING:
+    from normswap.train.distill import DistillResult
 
 _NAME_WIDTH = 20  # at least
-_PLACES = 3  # of a reason for which candidates were rejected
-_GOOD, _BAD, _DIM = "green", "bold red", "dim"
+_PLACES = 3  # of norms that are no sites, or were not compared
+_GOOD, _BAD, _WARN, _DIM = "green", "bold red", "yellow", "dim"
 
 
-def inspection_view(found: Inspection) -> RenderableType:
-    """The table of sites, what they cost in all, and what was rejected."""
-    count = len(found.sites)
-    noun = "norm" if count == 1 else "norms"
-    title = Text(f"{found.model}: {count} {noun} ({found.kind})", "bold")
-    parts: list[RenderableType] = [title]
-    if found.sites:
-        parts += [_sites_table(found.sites), _costs(found)]
-    parts += _rejections(found.rejected)
-    return Group(*parts)
-
-
-def rewriting_view(report: Rewriting) -> RenderableType:
-    """What each pass did and skipped, its notes, and the file that was written."""
-    parts: list[RenderableType] = []
-    for name, result in report.steps:
-        parts += [Text(f"{name}: {_count(result)}", "bold"), _outcomes_table(result)]
-        parts += [Text(f"note: {note}") for note in result.notes]
-    for name, reason in report.unmet:
-        parts.append(Text(f"asked for and not done: {name}: {reason}", _BAD))
-    if report.output is not None:
-        parts.append(written_view(report.output))
-    return Group(*parts)
-
-
-def written_view(path: Path) -> RenderableType:
-    """The file that was written and its size."""
-    return Text(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def shape_text(shape: Sequence[int] | None, marked: Sequence[int] = ()) -> str:
-    """A shape like 2x17x[48], the axes ``marked`` in brackets."""
-    if shape is None:
-        return "?"
-    return "x".join(f"[{s}]" if axis in marked else str(s) for axis, s in enumerate(shape))
+# -- parts of all views --------------------------------------------------------------------------
 
 
 def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
@@ -71,17 +52,49 @@ def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
     return made
 
 
+def written_view(path: Path) -> RenderableType:
+    """The file that was written and its size."""
+    return Text(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _filled(made: Table, rows: Iterable[Sequence[str | Text]]) -> Table:
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _number(value: float | None, spec: str = ".2e") -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+# -- inspect -------------------------------------------------------------------------------------
+
+
+def inspection_view(found: Inspection) -> RenderableType:
+    """The table of sites, what they cost in all, and what was rejected."""
+    count = len(found.sites)
+    noun = "norm" if count == 1 else "norms"
+    parts: list[RenderableType] = [Text(f"{found.model}: {count} {noun} ({found.kind})", "bold")]
+    if found.sites:
+        parts += [_sites_table(found.sites), _costs(found)]
+    return Group(*parts, *_rejections(found.rejected))
+
+
 def _sites_table(sites: Sequence[InspectedSite]) -> RenderableType:
-    """One row for each; what all of them share is said above, for it leaves room for the names."""
+    """A row for each; what all of them share is said above, which leaves room for the names."""
     columns = {
         "site": [found.site.name for found in sites],
         "kind": [found.site.kind for found in sites],
         "role": [found.site.role for found in sites],
         "tower": [found.site.tower for found in sites],
-        "shape": [shape_text(found.input_shape, found.site.axes) for found in sites],
+        "shape": [_shape_text(found.input_shape, found.site.axes) for found in sites],
         "spelling": [found.site.spelling for found in sites],
         "eps": [f"{found.site.epsilon:.6g}" for found in sites],
-        "statistics": [_count_text(found.statistics) for found in sites],
+        "statistics": ["?" if s.statistics is None else f"{s.statistics:,}" for s in sites],
         "folded BN": [f"{found.statistics_folded_batch_norm:,}" for found in sites],
     }
     shared = []
@@ -89,16 +102,22 @@ def _sites_table(sites: Sequence[InspectedSite]) -> RenderableType:
         if len(sites) > 1 and len(set(columns[name])) == 1:
             value = columns.pop(name)[0]
             shared += [f"{name} {value}"] if value else []
-    made = table(*columns, numeric=("eps", "statistics", "folded BN"))
-    for row in zip(*columns.values(), strict=True):
-        made.add_row(*map(Text, row))
+    rows = [list(map(Text, row)) for row in zip(*columns.values(), strict=True)]
+    made = _filled(table(*columns, numeric=("eps", "statistics", "folded BN")), rows)
     return Group(Text(f"all of them: {', '.join(shared)}", _DIM), made) if shared else made
+
+
+def _shape_text(shape: Sequence[int] | None, marked: Sequence[int]) -> str:
+    """A shape like 2x17x[48], the axes ``marked`` in brackets."""
+    if shape is None:
+        return "?"
+    return "x".join(f"[{s}]" if axis in marked else str(s) for axis, s in enumerate(shape))
 
 
 def _costs(found: Inspection) -> Text:
     unknown = any(site.statistics is None for site in found.sites)
     total = f"{'at least ' if unknown else ''}{found.statistics:,} statistics"
-    sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in found.examples.items())
+    sizes = ", ".join(f"{name} {sizes_text(shape)}" for name, shape in found.examples.items())
     return Text(
         f"{total} are computed for {sizes}; folded BatchNorm computes "
         f"{found.statistics_folded_batch_norm}\n"
@@ -107,11 +126,7 @@ def _costs(found: Inspection) -> Text:
     )
 
 
-def _count_text(count: int | None) -> str:
-    return "?" if count is None else f"{count:,}"
-
-
-def _rejections(rejected: Sequence[Rejection]) -> list[RenderableType]:
+def _rejections(rejected: Sequence[Rejection]) -> list[Text]:
     """A line for each reason, and one of the first places."""
     places: dict[str, list[str]] = {}
     for rejection in rejected:
@@ -120,20 +135,34 @@ def _rejections(rejected: Sequence[Rejection]) -> list[RenderableType]:
     for reason, where in places.items():
         count = f"{len(where)} times " if len(where) > 1 else ""
         more = f", and {len(where) - _PLACES} more (--json lists all)"
-        told = ", ".join(where[:_PLACES]) + (more if len(where) > _PLACES else "")
-        lines.append(Text(f"no norm: {count}{reason}\n         in {told}", "yellow"))
-    return list(lines)
+        names = ", ".join(where[:_PLACES]) + (more if len(where) > _PLACES else "")
+        lines.append(Text(f"no norm: {count}{reason}\n         in {names}", _WARN))
+    return lines
 
 
-def _outcomes_table(result: PassResult) -> Table:
+# -- swap and fold -------------------------------------------------------------------------------
+
+
+def rewriting_view(report: Rewriting) -> RenderableType:
+    """What each pass did and skipped, its notes, and the file that was written."""
+    parts: list[RenderableType] = []
+    for name, result in report.steps:
+        parts += [Text(f"{name}: {_count(result)}", "bold"), _outcomes(result)]
+        parts += [Text(f"note: {note}") for note in result.notes]
+    for name, reason in report.unmet:
+        parts.append(Text(f"asked for and not done: {name}: {reason}", _BAD))
+    if report.output is not None:
+        parts.append(written_view(report.output))
+    return Group(*parts)
+
+
+def _outcomes(result: PassResult) -> Table:
     made = table("site", "role", "tower", "outcome")
     made.columns[-1].no_wrap = False
     outcomes: list[tuple[Site, Text]] = [(site, Text("done", _GOOD)) for site in result.done]
-    outcomes += [(site, Text(f"skipped: {why}", "yellow")) for site, why in result.skipped]
-    outcomes += [(site, Text(why, "yellow")) for site, why in result.kept]
-    for site, outcome in outcomes:
-        made.add_row(Text(site.name), site.role, site.tower, outcome)
-    return made
+    outcomes += [(site, Text(f"skipped: {why}", _WARN)) for site, why in result.skipped]
+    outcomes += [(site, Text(why, _WARN)) for site, why in result.kept]
+    return _filled(made, ((Text(s.name), s.role, s.tower, outcome) for s, outcome in outcomes))
 
 
 def _count(result: PassResult) -> str:
@@ -141,3 +170,238 @@ def _count(result: PassResult) -> str:
         return "nothing to do"
     kept = f", {len(result.kept)} kept" if result.kept else ""
     return f"{len(result.done)} done, {len(result.skipped)} skipped{kept}"
+
+
+# -- validate ------------------------------------------------------------------------------------
+
+
+def validation_view(report: ValidationReport) -> RenderableType:
+    """The verdict first, then the figures, then the findings."""
+    names = f"{report.candidate.name} against {report.reference.name}"
+    # Figures of another function are neither passed nor failed: the reader decides.
+    verdict = {"exact": "passed", "approximate": "measured"}[report.contract]
+    title = f"{report.contract} contract {verdict if report.passed else 'FAILED'}: {names}"
+    parts: list[RenderableType] = [Text(title, "bold green" if report.passed else _BAD)]
+    exact = [output for output in report.outputs if isinstance(output, ExactOutput)]
+    approximate = [output for output in report.outputs if isinstance(output, ApproximateOutput)]
+    if any(output.probes for output in exact):
+        parts.append(_exact_table(exact))
+    if approximate:
+        parts.append(_approximate_table(approximate))
+    parts += _norms(report)
+    if report.bisection is not None:
+        parts.append(_bisection(report.bisection))
+    findings = sorted(report.findings, key=lambda finding: not finding.fatal)
+    return Group(*parts, *map(_finding, findings))
+
+
+def _exact_table(outputs: Sequence[ExactOutput]) -> Table:
+    numeric = ("error", "original's", "allowed")
+    rows = [
+        (
+            Text(output.name),
+            errors.probe,
+            _number(errors.max_candidate),
+            _number(errors.max_original),
+            _number(errors.max_bound),
+            Text("ok", _GOOD) if errors.passed else Text("FAILED", _BAD),
+        )
+        for output in outputs
+        for errors in output.probes
+    ]
+    return _filled(table("output", "probe", *numeric, "", numeric=numeric), rows)
+
+
+def _approximate_table(outputs: Sequence[ApproximateOutput]) -> Table:
+    numeric = ["rows", "SQNR dB", "cosine", "worst", "max error", "top-1", "top-5", "KL"]
+    numeric += ["accuracy"]
+    rows = [
+        (
+            Text(output.name),
+            str(output.rows),
+            *_closeness(output),
+            _number(output.max_abs_error),
+            _percent(output.top1_agreement),
+            _percent(output.top5_agreement),
+            _number(output.kl_mean),
+            "-"
+            if output.accuracy_reference is None
+            else f"{_percent(output.accuracy_reference)} -> {_percent(output.accuracy_candidate)}",
+        )
+        for output in outputs
+    ]
+    return _filled(table("output", *numeric, numeric=numeric), rows)
+
+
+def _norms(report: ValidationReport) -> list[RenderableType]:
+    """How close the models are at norms: in a line where the contract holds, else one by one."""
+    parts: list[RenderableType] = []
+    if report.contract == "approximate" and report.sites:
+        numeric = ("SQNR dB", "cosine", "worst")
+        rows = [
+            (Text(s.name), Text("its output" if s.at == "output" else s.at), *_closeness(s))
+            for s in report.sites
+        ]
+        parts.append(_filled(table("norm", "compared at", *numeric, numeric=numeric), rows))
+    elif report.sites:
+        judged = [site for site in report.sites if site.excess is not None]
+        worst = max(judged, key=lambda site: site.excess or 0.0, default=None)
+        held = sum(site.passed is not False for site in report.sites)
+        line = f"norms: {held} of {len(report.sites)} hold the contract"
+        if worst is not None:
+            line += f"; at most {worst.excess:.3g} of what is allowed, at {worst.name}"
+        parts.append(Text(line, "" if held == len(report.sites) else "red"))
+    if report.unmatched:
+        names = ", ".join(name for name, _ in report.unmatched[:_PLACES])
+        more = len(report.unmatched) - _PLACES
+        count = f" and {more} more (--json lists all, with the reasons)" if more > 0 else ""
+        parts.append(Text(f"not compared by themselves: {names}{count}", _DIM))
+    return parts
+
+
+def _closeness(compared: ApproximateOutput | SiteComparison) -> tuple[str, str, str]:
+    return (
+        _number(compared.sqnr_db, ".1f") if compared.max_abs_error != 0 else "equal",
+        _number(compared.cosine_mean, ".4f"),
+        _number(compared.cosine_worst, ".4f"),
+    )
+
+
+def _bisection(found: Bisection) -> Text:
+    if found.site is None:
+        return Text(f"bisection: {found.note}")
+    line = f"bisection: they part at {found.site}"
+    if found.operator is not None:
+        line += f" ({found.operator} {found.value})"
+    norms = (("behind", found.after_norm), ("before", found.before_norm))
+    places = [f"{word} {name}" for word, name in norms if name is not None]
+    line += f", {' and '.join(places)}" if places else ""
+    if found.error is not None:
+        line += f"; error {found.error:.2e}, {found.allowed:.2e} is rounding"
+    if found.probe is not None:
+        line += f"; shown by {found.probe}"
+    if found.note:
+        line += f"; {found.note}"
+    if found.reproducer is not None:
+        line += f"\n           the inputs that show it: --data {found.reproducer}"
+    return Text(line, "bold")
+
+
+def _finding(finding: Finding) -> Text:
+    where = " at ".join(part for part in (finding.probe, finding.output) if part)
+    where = f" ({where})" if where else ""
+    return Text(f"{finding.kind}: {finding.message}{where}", "red" if finding.fatal else _WARN)
+
+
+# -- bench ---------------------------------------------------------------------------------------
+
+
+def bench_view(report: BenchReport) -> RenderableType:
+    """The times in turn, a sentence for each model, and how they were measured."""
+    within = any(result.ratio_in_runtime is not None for result in report.results)
+    numeric = ("ms", "quartiles", "time beside the first", "in its runtime", "peak MiB")
+    shown = [name for name in numeric if within or name != "in its runtime"]
+    made = table("model", "runtime", *shown, "", numeric=numeric)
+    models = {(result.model, result.path) for result in report.results}
+    names = Counter(name for name, _ in models)
+    # Paths where two models have the same name.
+    labels = [r.path if r.path and names[r.model] > 1 else r.model for r in report.results]
+    for label, result in zip(labels, report.results, strict=True):
+        verdict = Text("failed", _BAD) if result.error else _verdict(result)
+        made.add_row(Text(label), result.runtime, *_times(result, within), verdict)
+    sentences = [_sentence(report, labels, index) for index in range(len(labels))]
+    return Group(made, *sentences, Text(_circumstances(report), _DIM))
+
+
+def _times(result: Measurement, within: bool) -> list[str]:
+    if result.milliseconds is None or result.quartiles is None:
+        return ["-"] * (5 if within else 4)
+    cells = [_milliseconds(result.milliseconds), "-".join(map(_milliseconds, result.quartiles))]
+    cells.append(_ratio(result.ratio) if result.ratio else "1")
+    if within:
+        cells.append(_ratio(result.ratio_in_runtime) if result.ratio_in_runtime else "")
+    return [*cells, _number(result.peak_mib, ".1f")]
+
+
+def _verdict(result: Measurement) -> Text:
+    ratio = result.ratio_in_runtime or result.ratio
+    if ratio is None:
+        return Text("")
+    return Text(ratio.verdict, {"faster": _GOOD, "slower": "red"}.get(ratio.verdict, ""))
+
+
+def _sentence(report: BenchReport, labels: list[str], index: int) -> Text:
+    result = report.results[index]
+    name = f"{labels[index]} in {result.runtime}"
+    if result.error is not None:
+        return Text(result.error, _BAD)
+    ratio = result.ratio_in_runtime or result.ratio
+    if ratio is None:
+        return Text(f"{name}: what the others are held against")
+    base, other = next(
+        (label, r)
+        for label, r in zip(labels, report.results, strict=True)
+        if r.error is None and (r.runtime == result.runtime or not result.ratio_in_runtime)
+    )
+    beside = f"{base} in {other.runtime}"
+    interval = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
+    figures = f"{ratio.median:.3f} times the time, {interval}"
+    if ratio.verdict == "no difference shown":
+        return Text(f"{name}: no difference from {beside} shown ({figures})")
+    return Text(f"{name}: {ratio.verdict} than {beside} ({figures})")
+
+
+def _circumstances(report: BenchReport) -> str:
+    inputs = ", ".join(f"{name} {sizes}" for name, sizes in report.inputs.items())
+    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+    runtimes = dict.fromkeys(result.runtime for result in report.results)
+    versions = ", ".join(f"{name} {report.versions[name]}" for name in runtimes)
+    return (
+        f"{report.rounds} rounds in turn of {inputs}; {threads}; {versions}; {report.machine}\n"
+        "times are medians; ratios are of the same round, their median with its 95 % interval from "
+        "order statistics; peak: resident memory of a process of its own, above the bare runtime's"
+    )
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+# -- distill -------------------------------------------------------------------------------------
+
+_FIGURES = {
+    "SQNR dB": ("sqnr_db", "{:.1f}"),
+    "cosine": ("cosine_mean", "{:.4f}"),
+    "top-1": ("top1_agreement", "{:.1%}"),
+    "accuracy": ("accuracy_candidate", "{:.1%}"),
+}
+
+
+def distillation_view(result: DistillResult, output: Path) -> RenderableType:
+    """The loss, a row for each output before and after, notes, and the file that was written."""
+    resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
+    title = Text(
+        f"{result.trained} BatchNorms trained for {len(result.losses)} steps{resumed}: loss "
+        f"{result.losses[0]:.4g} to {result.losses[-1]:.4g}",
+        "bold",
+    )
+    made = table("output", "", *_FIGURES, numeric=tuple(_FIGURES))
+    reports = {"before": result.before, "after": result.after}
+    for name in dict.fromkeys(o.name for report in reports.values() for o in report.outputs):
+        for when, report in reports.items():
+            same = (o for o in report.outputs if isinstance(o, ApproximateOutput))
+            compared = next((o for o in same if o.name == name), None)
+            values = [(getattr(compared, field, None), form) for field, form in _FIGURES.values()]
+            cells = [form.format(v) if v is not None else "" for v, form in values]
+            made.add_row(Text(name if when == "before" else ""), when, *cells)
+    basis = Text(
+        f"against the original on {result.samples} samples of the data; {result.statistics} "
+        f"statistics",
+        _DIM,
+    )
+    notes = [Text(f"note: {note}") for note in result.notes]
+    return Group(title, made, basis, *notes, written_view(output))

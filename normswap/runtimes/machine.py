@@ -1,4 +1,4 @@
-"""What measurements were made on."""
+"""The machine that measurements are made on."""
 
 from __future__ import annotations
 

@@ -6,16 +6,19 @@ import re
 
 import onnxruntime
 
-from normswap.runtimes.compiled import Compiled, Feeds, Outputs
+from normswap.runtimes import Compiled, Feeds, Outputs
 
 CPU = "CPUExecutionProvider"
 _NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
 
 
-def compiled(model: bytes | str, threads: int | None = None, provider: str = CPU) -> Compiled:
+def compiled(
+    model: bytes | str, threads: int | None = None, precise: bool = False, provider: str = CPU
+) -> Compiled:
     """An ``.onnx`` file, or its contents, with the default options, all optimizations included.
 
-    Raises an exception of ONNX Runtime's where it refuses the model.
+    ``precise`` changes nothing: float32 is float32. Raises an exception of ONNX Runtime's where it
+    refuses the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, not printed
@@ -30,13 +33,10 @@ def compiled(model: bytes | str, threads: int | None = None, provider: str = CPU
     return Compiled(f"{runtime_name()} {provider}", run)
 
 
-compiled_precisely = compiled  # its float32 is float32
-
-
 def runtime_name() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of ONNX Runtime's says, on one line."""
+    """The message of an exception of ONNX Runtime, on one line."""
     return _NOISE.sub("", " ".join(str(error).split())) or type(error).__name__

@@ -1,4 +1,4 @@
-"""A runtime in a process of its own, so that it may crash and be measured by itself."""
+"""A runtime in a process of its own, so that it may crash and its memory can be measured."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self, cast
 
-from normswap.errors import plain
+from normswap.errors import NormswapError, plain
 from normswap.graph.graph import Array
-from normswap.runtimes import wire, worker
-from normswap.runtimes.errors import RuntimeFailed
+from normswap.runtimes import worker
+
+
+class RuntimeFailed(NormswapError):
+    """A runtime refused a model, failed at running it, or crashed; one line that names both."""
 
 
 def worker_command(runtime: str) -> list[str]:
-    # -P: else the folder of the file comes first in the path, and in it torch is torch.py.
+    # -P: without it the file's folder comes first in the path, and `import torch` finds torch.py.
     return [sys.executable, "-P", worker.__file__, runtime]
 
 
 class Process:
-    """One model in a runtime of its own process, which ends with ``close`` or with this object.
+    """One model in a process of its own, which ends with ``close`` or with this object.
 
-    ``runtime``: its module in ``normswap.runtimes``; ``model``: what errors call the model. All
+    ``runtime``: its module in ``normswap.runtimes``; ``model``: the model's name in errors. All
     methods raise RuntimeFailed where the runtime fails, and after it has crashed.
     """
 
@@ -44,13 +47,19 @@ class Process:
         self._crash = ""
         self._end = weakref.finalize(self, _end, self._process, self._errors)
 
-    def load(self, path: Path, threads: int) -> None:
-        """The file with the runtime's default options; ``name`` says more from then on."""
-        self._load("load", path, threads)
+    def load(self, path: Path, threads: int, precise: bool = False) -> None:
+        """Loads a file with the runtime's default options; ``name`` is its full name from then on.
 
-    def load_precisely(self, path: Path, threads: int) -> None:
-        """The same with float32 computed in float32."""
-        self._load("load_precisely", path, threads)
+        ``precise``: float32 is computed in float32 whatever the CPU has.
+        """
+        path = Path(os.path.abspath(path))
+        request = {"do": "load", "path": str(path), "threads": threads, "precise": precise}
+        try:
+            self.name = plain(self._ask("load it", request)[0]["name"])
+        except RuntimeFailed as failure:
+            if self._crash:
+                raise
+            raise RuntimeFailed(f"{failure}; take another runtime") from failure
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs in order for inputs by name."""
@@ -61,7 +70,7 @@ class Process:
         self._ask("take its inputs", {"do": "keep", "names": list(feeds)}, list(feeds.values()))
 
     def seconds(self) -> float:
-        """How long one run takes, measured over there."""
+        """How long one run takes, measured in the process."""
         return float(self._ask("run it", {"do": "time"})[0]["seconds"])
 
     def peak_mib(self) -> float | None:
@@ -70,7 +79,7 @@ class Process:
         return None if mib is None else float(mib)
 
     def close(self) -> None:
-        """Ends the process; nothing of it stays."""
+        """Ends the process and closes its streams."""
         self._end()
 
     def __enter__(self) -> Self:
@@ -79,15 +88,6 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _load(self, how: str, path: Path, threads: int) -> None:
-        request = {"do": how, "path": os.path.abspath(path), "threads": threads}
-        try:
-            self.name = plain(self._ask("load it", request)[0]["name"])
-        except RuntimeFailed as failure:
-            if self._crash:
-                raise
-            raise RuntimeFailed(f"{failure}; take another runtime") from failure
-
     def _ask(
         self, what: str, request: Mapping[str, Any], arrays: Sequence[Array] = ()
     ) -> tuple[dict[str, Any], list[Array]]:
@@ -95,11 +95,11 @@ class Process:
             raise RuntimeFailed(self._crash)
         process = self._process
         try:
-            wire.send(cast(BinaryIO, process.stdin), request, arrays)
-            answer, results = wire.receive(cast(BinaryIO, process.stdout))
+            worker.send(cast(BinaryIO, process.stdin), request, arrays)
+            answer, results = worker.receive(cast(BinaryIO, process.stdout))
         except (EOFError, OSError):
-            told = f"{self.model}: {self.runtime} {self._death()} and did not {what}"
-            self._crash = f"{told}; take another runtime"
+            crash = f"{self.model}: {self.runtime} {self._death()} and did not {what}"
+            self._crash = f"{crash}; take another runtime"
             self.close()
             raise RuntimeFailed(self._crash) from None
         except KeyboardInterrupt:  # half of an answer may be on its way
@@ -107,12 +107,12 @@ class Process:
             self.close()
             raise
         if "error" in answer:
-            told = f"{self.model}: {self.runtime} cannot {what}: {plain(answer['error'])}"
-            raise RuntimeFailed(told)
+            reason = plain(answer["error"])
+            raise RuntimeFailed(f"{self.model}: {self.runtime} cannot {what}: {reason}")
         return answer, results
 
     def _death(self) -> str:
-        """How the process came to its end, which is here or near."""
+        """How the process ended, or is about to end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         status = self._process.returncode
@@ -135,5 +135,5 @@ def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
-            with contextlib.suppress(OSError):  # what was not written yet has no reader
+            with contextlib.suppress(OSError):  # unwritten data has no reader any more
                 stream.close()

@@ -1,9 +1,10 @@
-"""Times that can be compared: all candidates in turn, round by round."""
+"""Times that can be compared: all candidates run in turn, round by round."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Timing:
 def compare(
     runs: Mapping[str, Run], reference: str, rounds: int | None = None
 ) -> dict[str, Timing]:
-    """Times each of ``runs`` in ``rounds`` (``ROUNDS``), after some to warm up."""
+    """Times each of ``runs`` in ``rounds`` (``ROUNDS`` by default), after a warm-up."""
     for _ in range(_WARM_UP):
         for run in runs.values():
             run()
@@ -41,8 +42,8 @@ def compare(
 def in_turn(
     seconds: Mapping[str, Callable[[], float]], rounds: int, progress: Progress | None = None
 ) -> dict[str, list[float]]:
-    """What each of ``seconds`` says in every round. The rounds start at another one each, so that
-    what disturbs the machine disturbs all alike."""
+    """Calls each of ``seconds`` once in every round and returns their values. Each round starts at
+    the next one, so that disturbances of the machine affect all alike."""
     names = list(seconds)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
@@ -54,6 +55,19 @@ def in_turn(
     if progress:
         progress(rounds, rounds, "measuring")
     return taken
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread until the block ends."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _timed(run: Run) -> Callable[[], float]:

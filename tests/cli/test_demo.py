@@ -39,7 +39,7 @@ def _shallow(source: Path, target: Path) -> Path:
 def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     chosen = _tasks(tmp_path / "models")
-    monkeypatch.setattr("normswap.demo.run.tasks", lambda: chosen)
+    monkeypatch.setattr("normswap.demo.run_demo.tasks", lambda: chosen)
     monkeypatch.setattr("normswap.timing.paired.ROUNDS", 4)
     folder = tmp_path / "made" / "demo"
     outcome = run("demo", "-o", folder)

@@ -34,7 +34,7 @@ def test_kernels_stay_when_gamma_and_beta_fold(run: Run, files: Path, tmp_path: 
     outcome = run("swap", files / "vit.pt2", "-o", out, "--to", "fused", "--fold-affine")
     assert "note: 4 norms run as add_layer_norm_ in inference" in outcome.out
     import normswap as ns
-    from normswap.lowering.step import kernels_of
+    from normswap.lowering import kernels_of
 
     assert len(kernels_of(ns.load(out).graph)) == 4
 

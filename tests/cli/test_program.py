@@ -76,7 +76,7 @@ def test_a_bug_shows_its_traceback(run: Run, files: Path, monkeypatch: pytest.Mo
     def broken(_model: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("normswap.report.inspection.locate", broken)
+    monkeypatch.setattr("normswap.model.locate", broken)
     with pytest.raises(ZeroDivisionError):
         run("inspect", files / "spelled-out.onnx")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import normswap as ns
-from normswap.lowering.step import kernels_of, lower
+from normswap.lowering import kernels_of, lower
 from normswap.passes import Fold, Fused, RmsNorm
 from normswap.pipelines import apply_for_inference
 from tests.zoo.exports import FX, model_as

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.lowering.step import lower
+from normswap.lowering import lower
 from normswap.passes.rms_norm import RmsNorm
 from tests.passes.fold_checks import KINDS, captured
 from tests.passes.norm_checks import check_exact, operators, vectors

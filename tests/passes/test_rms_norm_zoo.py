@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import normswap as ns
-from normswap.lowering.step import lower
+from normswap.lowering import lower
 from normswap.passes.fold_affine import FoldAffine
 from normswap.passes.fused import Fused
 from normswap.passes.rms_norm import RmsNorm

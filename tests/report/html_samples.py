@@ -21,7 +21,7 @@ from normswap.parity.report import (
     SiteComparison,
     ValidationReport,
 )
-from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 HOSTILE = "<script>alert(1)</script>\"'&]]>\x00\u202egnp"
 

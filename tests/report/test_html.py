@@ -26,14 +26,12 @@ from normswap.parity.report import (
     ValidationReport,
 )
 from normswap.report import html
-from normswap.report.html.formats import times
-from normswap.report.html.names import gathered
-from normswap.report.html.norm_rows import blocks, norm_rows
+from normswap.report.html.norms import blocks, norm_rows
 from normswap.report.html.page import html_report
-from normswap.report.html.scales import Scale, linear, logarithmic
-from normswap.report.html.svg import tag
+from normswap.report.html.parts import gathered, times
+from normswap.report.html.svg import Scale, linear, logarithmic, tag
 from normswap.report.html.verdict import verdict
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from tests.report import html_samples as samples
 
 CLIP, BENCH = samples.clip_approximate()
@@ -221,12 +219,9 @@ def test_time_is_compared_within_a_runtime() -> None:
 def test_blocks_are_told_once() -> None:
     rows = norm_rows(CLIP)
     assert {tower: len(found) for tower, found in rows.items()} == {"image": 50, "text": 25}
-    image = blocks(rows["image"]).blocks
-    assert [(len(block.copies), len(block.copies[0])) for block in image] == [
-        (1, 1),
-        (24, 2),
-        (1, 1),
-    ]
+    image, ordered = blocks(rows["image"])
+    assert [(len(copies), len(copies[0])) for copies in image] == [(1, 1), (24, 2), (1, 1)]
+    assert ordered
     assert {row.state for row in rows["image"]} == {"gone"}
     assert {row.state for row in rows["text"]} == {"kept"}
 
@@ -275,9 +270,9 @@ def test_many_irregular_norms_are_drawn_as_few() -> None:
     norms = [Norm(f"s.{i}.norm", kind, "other", "image", 8) for i, kind in enumerate(pattern)]
     model = samples.model("a", norms, 1)
     report = replace(samples.bare("exact"), reference=model, candidate=model)
-    found = blocks(norm_rows(report)["image"])
-    drawn = {block.copies[0][0].after_kind: len(block.copies) for block in found.blocks}
-    assert not found.ordered
+    found, ordered = blocks(norm_rows(report)["image"])
+    drawn = {copies[0][0].after_kind: len(copies) for copies in found}
+    assert not ordered
     assert drawn == Counter(pattern)
 
 

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from normswap import BatchNorm, fold, swap
 from normswap.norms import locate
-from normswap.report.mermaid import diagram, model_diagram
-from normswap.report.mermaid_text import label
-from normswap.report.outline import Side, Step
-from normswap.report.outline.items import Fork, Outline, Repeat, Tower
+from normswap.report.mermaid import diagram, label, model_diagram
+from normswap.report.outline.items import Fork, Outline, Repeat, Side, Step, Tower
 from tests.zoo.exports import model_as
 from tests.zoo.models import BUILDERS
 

@@ -11,19 +11,21 @@ import torch
 from torch import nn
 
 from normswap import BatchNorm, Model, fold, load, swap
-from normswap.norms import locate
-from normswap.report.outline import Step
-from normswap.report.outline.build import outline
-from normswap.report.outline.items import Fork, Item, Outline, Repeat, Tower, steps
-from normswap.report.outline.names import common_path, pattern
+from normswap.report.outline import outline
+from normswap.report.outline.items import (
+    Fork,
+    Item,
+    Repeat,
+    Step,
+    Tower,
+    common_path,
+    pattern,
+    steps,
+)
 from tests.zoo.exports import model_as
 from tests.zoo.models import BUILDERS, FAMILIES, PRE_NORM_BLOCKS
 
 FORMS = ("fx", "torchscript-14", "dynamo-18")
-
-
-def outlined(model: Model) -> Outline:
-    return outline(model.graph, locate(model.graph).sites, model.output_names)
 
 
 def kinds(items: Sequence[Item]) -> list[Any]:
@@ -64,7 +66,7 @@ PRE_NORM = [
 @pytest.mark.parametrize("name", ["timm_vit", "spelled_vit", "hf_vit"])
 def test_a_vit_in_every_spelling(name: str, form: str) -> None:
     model = model_as(name, form)
-    (tower,) = outlined(model).towers
+    (tower,) = outline(model).towers
     assert tower.name == "image"
     stem = ["input", "patch_embedding", "tokens", "positions"]
     assert kinds(tower.items) == [*stem, PRE_NORM, "final", "pool", "head"]
@@ -75,7 +77,7 @@ def test_a_vit_in_every_spelling(name: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["open_clip_clip", "hf_clip"])
 def test_the_towers_of_a_clip(name: str, form: str) -> None:
-    image, text, *both = outlined(model_as(name, form)).towers
+    image, text, *both = outline(model_as(name, form)).towers
     assert (image.name, text.name) == ("image", "text")
     stem = ["input", "patch_embedding", "tokens", "positions", "embedding"]
     end = ["projection", "normalise"]
@@ -94,7 +96,7 @@ def test_the_towers_of_a_clip(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_sizes_and_names_of_a_block(name: str) -> None:
-    for tower in outlined(model_as(name, "fx")).towers:
+    for tower in outline(model_as(name, "fx")).towers:
         for repeat in (item for item in tower.items if isinstance(item, Repeat)):
             for block in repeat.blocks:
                 found = {step.kind: step for step in steps(block)}
@@ -106,14 +108,14 @@ def test_sizes_and_names_of_a_block(name: str) -> None:
 @pytest.mark.parametrize("form", ["fx", "torchscript-14"])
 def test_swapped_and_folded(form: str) -> None:
     model = swapped(model_as("timm_vit", form), "x")
-    (tower,) = outlined(model).towers
+    (tower,) = outline(model).towers
     (repeat,) = [item for item in tower.items if isinstance(item, Repeat)]
     norms = [step for step in steps(repeat.blocks[0]) if step.site]
     assert [step.site.kind for step in norms if step.site] == ["batch_norm"] * 3
     (mlp,) = [step for step in steps(repeat.blocks[0]) if step.kind == "mlp"]
     assert [part.kind for part in steps(mlp.parts)] == ["linear", "norm", "activation", "linear"]
 
-    folded = outlined(fold(model).model)
+    folded = outline(fold(model).model)
     assert not folded.sites()
     (tower,) = folded.towers
     block = [PRE_NORM_BLOCKS, residual("attention"), residual("mlp")]
@@ -122,7 +124,7 @@ def test_swapped_and_folded(form: str) -> None:
 
 
 def test_the_folded_image_tower_of_a_clip() -> None:
-    folded = outlined(fold(swapped(model_as("open_clip_clip", "fx"), "image")).model)
+    folded = outline(fold(swapped(model_as("open_clip_clip", "fx"), "image")).model)
     image, text = folded.towers
     assert [PRE_NORM_BLOCKS, residual("attention"), residual("mlp")] in kinds(image.items)
     assert PRE_NORM in kinds(text.items)
@@ -132,8 +134,8 @@ def test_the_folded_image_tower_of_a_clip() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_norm_is_in_one_place(name: str) -> None:
     model = model_as(name, "fx")
-    sites = locate(model.graph).sites
-    found = outline(model.graph, sites)
+    sites = model.sites
+    found = outline(model)
     assert [site.name for site in found.sites()] == [site.name for site in sites]
     assert {tower.name for tower in found.towers} <= {"image", "text", "both"}
     assert any(isinstance(item, Repeat | Fork) for tower in found.towers for item in tower.items)
@@ -142,7 +144,7 @@ def test_every_norm_is_in_one_place(name: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_post_norm_blocks(form: str) -> None:
     model = model_as("hf_bert", form)
-    (tower,) = outlined(model).towers
+    (tower,) = outline(model).towers
     stem = ["input", "token_embedding", "operator", "positions", "embedding"]
     block = [2, residual("attention"), "post_attention", residual("mlp"), "post_mlp"]
     assert kinds(tower.items) == [*stem, block, "pool", "head", "activation"]
@@ -151,7 +153,7 @@ def test_post_norm_blocks(form: str) -> None:
 
 
 def test_norms_of_queries_and_keys_are_parts_of_the_attention() -> None:
-    (tower,) = outlined(model_as("timm_qk_norm", "fx")).towers
+    (tower,) = outline(model_as("timm_qk_norm", "fx")).towers
     found = [step for step in steps(tower.items) if step.kind == "attention" and step.parts]
     roles = [[s.site.role for s in steps(step.parts) if s.site] for step in found]
     assert roles == [["query_key", "query_key"]] * 2
@@ -171,7 +173,7 @@ class Block(nn.Module):
 
 
 def tower_of(module: nn.Module, *shape: int) -> Tower:
-    found = outlined(load(module.eval(), example_inputs=(torch.randn(*shape),)))
+    found = outline(load(module.eval(), example_inputs=(torch.randn(*shape),)))
     (tower,) = found.towers
     return tower
 

@@ -13,11 +13,11 @@ from typing import Any
 
 
 def runtime(end: signal.Signals, when: str) -> types.ModuleType:
-    from normswap.runtimes.compiled import Compiled
+    from normswap.runtimes import Compiled
 
     runs = 0
 
-    def compiled(_path: str, _threads: int) -> Compiled:
+    def compiled(_path: str, _threads: int, _precise: bool) -> Compiled:
         if when == "load":
             os.kill(os.getpid(), end)
         return Compiled("crashing 1", run)
@@ -30,7 +30,7 @@ def runtime(end: signal.Signals, when: str) -> types.ModuleType:
         return list(feeds.values())
 
     module = types.ModuleType("crashing")
-    vars(module).update(compiled=compiled, compiled_precisely=compiled, reason=str)
+    vars(module).update(compiled=compiled, reason=str)
     return module
 
 

@@ -15,11 +15,10 @@ from torch import nn
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.runtimes.errors import RuntimeFailed
-from normswap.timing import entry
-from normswap.timing.inputs import named_for
+from normswap.runtimes.process import RuntimeFailed
+from normswap.timing.bench import named_for
+from normswap.timing.bench_report import BenchReport
 from normswap.timing.paired import in_turn
-from normswap.timing.report import BenchReport
 from tests.runtimes.models import one_node
 
 Times = Mapping[tuple[str, str], float]
@@ -58,7 +57,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, times: Times, dies: str = "") -> l
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(entry, "Process", Scripted)
+    monkeypatch.setattr("normswap.timing.bench.Process", Scripted)
     return kept
 
 

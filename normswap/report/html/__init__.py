@@ -1,6 +1,4 @@
-"""A validation as one HTML file that needs nothing else: no script, no font, no network."""
+"""A validation as one HTML file that needs nothing else: no script, no font, no network.
 
-from normswap.report.html.page import html_report, write_html
-from normswap.report.html.training import Training
-
-__all__ = ["Training", "html_report", "write_html"]
+``page`` makes the file; each other module makes some of its sections.
+"""

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normswap.parity.report import ApproximateOutput, Retrieval, ValidationReport
-from normswap.report.html.closeness import approximate_outputs, class_output
-from normswap.report.html.formats import TO, change, decibels, number, percent
-from normswap.report.html.parts import Picture, Section, Table
-from normswap.report.html.svg_bars import Bar, bars_drawing
+from normswap.report.html.parts import (
+    TO,
+    Picture,
+    Section,
+    Table,
+    change,
+    closeness,
+    number,
+    percent,
+    table_of,
+)
+from normswap.report.html.svg import Bar, bars_drawing
 
 _TITLE = "Accuracy and agreement"
+_Groups = list[tuple[str, list[Bar]]]
 
 
 def agreement_section(report: ValidationReport) -> Section:
@@ -27,118 +36,104 @@ def agreement_section(report: ValidationReport) -> Section:
             "First classes are compared at outputs with a row of classes per sample; retrieval at "
             "the two embeddings of a CLIP."
         )
-    # The largest element of an embedding says nothing; it stays in the table.
+    # The largest element of an embedding means nothing, so it is only in the table.
     drawn = [output for output in outputs if output.kl_mean is not None or output is classes]
-    pictures = [_output_picture(output) for output in drawn if _groups(output)]
+    shares = [(f"Accuracy and agreement at {output.name}", _shares(output)) for output in drawn]
     tables = [_table(outputs)]
-    if report.retrieval is not None:
-        pictures.append(_retrieval_picture(report.retrieval))
-        tables.append(_retrieval_table(report.retrieval))
+    if (pairs := report.retrieval) is not None:
+        shares.append((f"Retrieval among {pairs.pairs} images and texts", _kept(pairs)))
+        tables.append(_retrieval_table(pairs))
+    pictures = [_picture(title, groups) for title, groups in shares if groups]
     return Section("agreement", _TITLE, text, pictures=pictures, tables=tables)
 
 
-def _groups(output: ApproximateOutput) -> list[tuple[str, list[Bar]]]:
+def approximate_outputs(report: ValidationReport) -> list[ApproximateOutput]:
+    return [output for output in report.outputs if isinstance(output, ApproximateOutput)]
+
+
+def class_output(outputs: Sequence[ApproximateOutput]) -> ApproximateOutput | None:
+    """The output that was scored, else the first whose rows are classes: an embedding has a largest
+    element too, but it means nothing."""
+    scored = [output for output in outputs if output.accuracy_reference is not None]
+    classes = [output for output in outputs if output.kl_mean is not None]
+    return next(iter(scored + classes), None)
+
+
+def _shares(output: ApproximateOutput) -> _Groups:
     groups = []
     if output.accuracy_reference is not None and output.accuracy_candidate is not None:
-        bars = _both(output.accuracy_reference, output.accuracy_candidate)
-        groups.append(("accuracy", bars))
-    shares = [
-        ("same first class (top-1)", output.top1_agreement),
-        ("same five classes (top-5)", output.top5_agreement),
+        accuracies = {
+            "reference": output.accuracy_reference,
+            "candidate": output.accuracy_candidate,
+        }
+        groups.append(("accuracy", _bars(accuracies)))
+    shares = {
+        "same first class (top-1)": output.top1_agreement,
+        "same five classes (top-5)": output.top5_agreement,
+    }
+    known = {head: share for head, share in shares.items() if share is not None}
+    return groups + [(head, _bars({"candidate": share})) for head, share in known.items()]
+
+
+def _kept(pairs: Retrieval) -> _Groups:
+    nearest = f"kept of the {pairs.k} nearest"
+    groups = [
+        (f"{nearest}, image to text", _bars({"candidate": pairs.overlap_at_k_image_to_text})),
+        (f"{nearest}, text to image", _bars({"candidate": pairs.overlap_at_k_text_to_image})),
     ]
-    groups += [(head, [_bar(share, "candidate")]) for head, share in shares if share is not None]
+    if pairs.recall_at_1_reference and pairs.recall_at_1_candidate:
+        heads = ("R@1, image to text", "R@1, text to image")
+        recalls = zip(heads, pairs.recall_at_1_reference, pairs.recall_at_1_candidate, strict=True)
+        groups += [(head, _bars({"reference": a, "candidate": b})) for head, a, b in recalls]
     return groups
 
 
-def _output_picture(output: ApproximateOutput) -> Picture:
-    return _picture(f"Accuracy and agreement at {output.name}", _groups(output))
+def _bars(shares: dict[str, float]) -> list[Bar]:
+    return [Bar(share, percent(share), style) for style, share in shares.items()]
 
 
-def _retrieval_picture(found: Retrieval) -> Picture:
-    k = found.k
-    groups = [
-        (f"kept of the {k} nearest, image to text", found.overlap_at_k_image_to_text),
-        (f"kept of the {k} nearest, text to image", found.overlap_at_k_text_to_image),
-    ]
-    drawn = [(head, [_bar(share, "candidate")]) for head, share in groups]
-    if found.recall_at_1_reference and found.recall_at_1_candidate:
-        pairs = zip(found.recall_at_1_reference, found.recall_at_1_candidate, strict=True)
-        heads = ("R@1, image to text", "R@1, text to image")
-        drawn += [(head, _both(*pair)) for head, pair in zip(heads, pairs, strict=True)]
-    return _picture(f"Retrieval among {found.pairs} images and texts", drawn)
-
-
-def _picture(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> Picture:
-    told = ". ".join(f"{head}: {', '.join(bar.words for bar in bars)}" for head, bars in groups)
+def _picture(title: str, groups: _Groups) -> Picture:
+    words = [f"{head}: {', '.join(bar.words for bar in bars)}" for head, bars in groups]
     styles = {bar.style for _, bars in groups for bar in bars}
     legend = [(style, style) for style in ("reference", "candidate")] if len(styles) > 1 else []
-    return Picture(title, bars_drawing(title, told, groups, 1.0), _data(groups), legend)
-
-
-def _both(reference: float, candidate: float) -> list[Bar]:
-    return [_bar(reference, "reference"), _bar(candidate, "candidate")]
-
-
-def _bar(share: float, style: str) -> Bar:
-    return Bar(share, percent(share), style)
-
-
-def _data(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Table:
     rows = [[head, bar.style, bar.words] for head, bars in groups for bar in bars]
-    return Table("The bars", ["figure", "model", "value"], rows, numeric=["value"])
+    data = Table("The bars", ["figure", "model", "value"], rows, numeric=["value"])
+    return Picture(title, bars_drawing(title, ". ".join(words), groups, 1.0), data, legend)
 
 
 def _table(outputs: Sequence[ApproximateOutput]) -> Table:
-    numeric = [
-        "rows",
-        "SQNR dB",
-        "cosine",
-        "worst",
-        "max error",
-        "top-1",
-        "top-5",
-        "KL",
-        "accuracy",
-    ]
     rows = [
-        [
-            output.name,
-            str(output.rows),
-            decibels(output.sqnr_db, output.max_abs_error),
-            number(output.cosine_mean, ".4f"),
-            number(output.cosine_worst, ".4f"),
-            number(output.max_abs_error),
-            percent(output.top1_agreement),
-            percent(output.top5_agreement),
-            number(output.kl_mean),
-            change(output.accuracy_reference, output.accuracy_candidate),
-        ]
+        {
+            "output": output.name,
+            "rows": str(output.rows),
+            **closeness(output),
+            "top-1": percent(output.top1_agreement),
+            "top-5": percent(output.top5_agreement),
+            "KL": number(output.kl_mean),
+            "accuracy": change(output.accuracy_reference, output.accuracy_candidate),
+        }
         for output in outputs
     ]
-    return Table("Every output", ["output", *numeric], rows, numeric, ["output"])
+    return table_of("Every output", rows, list(rows[0])[1:], ["output"])
 
 
-def _retrieval_table(found: Retrieval) -> Table:
+def _retrieval_table(pairs: Retrieval) -> Table:
+    sides = [
+        (f"{pairs.images} to {pairs.texts}", pairs.overlap_at_k_image_to_text),
+        (f"{pairs.texts} to {pairs.images}", pairs.overlap_at_k_text_to_image),
+    ]
     rows = []
-    for side, (way, overlap) in enumerate(
-        [
-            (f"{found.images} to {found.texts}", found.overlap_at_k_image_to_text),
-            (f"{found.texts} to {found.images}", found.overlap_at_k_text_to_image),
-        ]
-    ):
-        recalls = [
-            _side(found.recall_at_1_reference, side),
-            _side(found.recall_at_1_candidate, side),
-        ]
-        ranks = [_side(found.mean_rank_reference, side), _side(found.mean_rank_candidate, side)]
-        rank = (
-            "-" if ranks[0] is None else f"{number(ranks[0], '.2f')} {TO} {number(ranks[1], '.2f')}"
+    for side, (way, overlap) in enumerate(sides):
+        recalls = pairs.recall_at_1_reference, pairs.recall_at_1_candidate
+        ranks = pairs.mean_rank_reference, pairs.mean_rank_candidate
+        before, after = (number(both and both[side], ".2f") for both in ranks)
+        rows.append(
+            {
+                "direction": way,
+                f"overlap@{pairs.k}": percent(overlap),
+                "R@1": change(*(both and both[side] for both in recalls)),
+                "mean rank": "-" if ranks[0] is None else f"{before} {TO} {after}",
+            }
         )
-        rows.append([way, percent(overlap), change(*recalls), rank])
-    numeric = [f"overlap@{found.k}", "R@1", "mean rank"]
-    caption = f"Retrieval, {found.pairs} pairs"
-    return Table(caption, ["direction", *numeric], rows, numeric, ["direction"])
-
-
-def _side(pair: tuple[float, float] | None, side: int) -> float | None:
-    return None if pair is None else pair[side]
+    caption = f"Retrieval, {pairs.pairs} pairs"
+    return table_of(caption, rows, list(rows[0])[1:], ["direction"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from normswap.report.html.formats import listed, milliseconds, number
-from normswap.report.html.parts import Picture, Section, Table
-from normswap.report.html.svg_bars import Bar, Interval, bars_drawing, intervals_drawing
-from normswap.timing.report import BenchReport, Measurement, Ratio
+from normswap.parity.report import ModelSummary, ValidationReport
+from normswap.report.html.parts import Picture, Section, Table, counted, listed, number, table_of
+from normswap.report.html.svg import Bar, bars_drawing, intervals_drawing
+from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
 _TITLE = "Time and memory"
 
@@ -19,72 +19,80 @@ def cost_section(bench: BenchReport | None) -> Section:
     inputs = (
         listed(f"{name} {size}" for name, size in bench.inputs.items()) if bench.inputs else "-"
     )
-    threads = f"{bench.threads} thread{'s' * (bench.threads != 1)}"
+    threads = counted(bench.threads, "thread")
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     text = [
         f"The models ran in turn, {bench.rounds} rounds, with {threads}, on {inputs}. Ratios are "
         "of the times in the same round, with 95 % confidence intervals.",
         f"Machine: {bench.machine}. Versions: {versions or '-'}.",
     ]
-    text += [f"{_name(result)}: {result.error}" for result in bench.results if result.error]
-    pictures = [*_times(bench.results), *_ratios(bench.results), *_memory(bench.results)]
-    return Section("cost", _TITLE, text, pictures=pictures, tables=[_table(bench.results)])
-
-
-def _times(results: Sequence[Measurement]) -> list[Picture]:
-    groups = [
-        (
-            _name(result),
-            [Bar(result.milliseconds, words, _style(result, results), result.quartiles)],
-        )
-        for result in results
-        if result.milliseconds is not None
-        for words in [f"{milliseconds(result.milliseconds)} ms"]
+    results = bench.results
+    text += [f"{_name(result)}: {result.error}" for result in results if result.error]
+    times, memory = "Time per run, median and quartiles", "Peak memory"
+    pictures = [
+        *_bars(times, results, "milliseconds", lambda value: f"{_ms(value)} ms"),
+        *_ratios(results),
+        *_bars(memory, results, "peak_mib", lambda value: f"{value:,.0f} MiB"),
     ]
-    return _bars("Time per run, median and quartiles", groups)
+    return Section("cost", _TITLE, text, pictures=pictures, tables=[_table(results)])
 
 
-def _memory(results: Sequence[Measurement]) -> list[Picture]:
-    groups = [
-        (
-            _name(result),
-            [Bar(result.peak_mib, f"{result.peak_mib:,.0f} MiB", _style(result, results))],
-        )
-        for result in results
-        if result.peak_mib is not None
-    ]
-    return _bars("Peak memory", groups)
+def time_ratios(report: ValidationReport, bench: BenchReport | None) -> list[tuple[str, Ratio]]:
+    """The candidate's time to the reference's in each runtime that ran both, the reference first:
+    (runtime, ratio)."""
+    measured = [result for result in bench.results if result.milliseconds] if bench else []
+    ratios = []
+    for runtime in dict.fromkeys(result.runtime for result in measured):
+        first, *others = (result for result in measured if result.runtime == runtime)
+        if _is(first, report.reference):
+            for other in others:
+                ratio = other.ratio_in_runtime or other.ratio
+                if ratio is not None and _is(other, report.candidate):
+                    ratios.append((runtime, ratio))
+    return ratios
 
 
-def _bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> list[Picture]:
-    if not groups:
+def _is(measured: Measurement, model: ModelSummary) -> bool:
+    if measured.path is not None and model.path is not None:
+        return measured.path == model.path
+    return measured.model == model.name
+
+
+def _bars(
+    title: str, results: Sequence[Measurement], field: str, words: Callable[[float], str]
+) -> list[Picture]:
+    bars = []
+    for result in results:
+        if (value := getattr(result, field)) is not None:
+            spread = result.quartiles if field == "milliseconds" else None
+            style = "reference" if result is results[0] else "candidate"
+            bars.append((_name(result), [Bar(value, words(value), style, spread)]))
+    if not bars:
         return []
-    told = ". ".join(f"{head}: {bars[0].words}" for head, bars in groups)
-    data = Table(title, ["model", title], [[head, bars[0].words] for head, bars in groups], [title])
-    return [Picture(title, bars_drawing(title, told, groups, None), data)]
+    rows = [[head, bar.words] for head, (bar,) in bars]
+    description = ". ".join(f"{head}: {value}" for head, value in rows)
+    data = Table(title, ["model", title], rows, [title])
+    return [Picture(title, bars_drawing(title, description, bars, None), data)]
 
 
 def _ratios(results: Sequence[Measurement]) -> list[Picture]:
     first = next((_name(result) for result in results if result.milliseconds is not None), "")
-    against = [(_name(result), result.ratio) for result in results if result.ratio]
-    within = [
-        (_name(result), result.ratio_in_runtime) for result in results if result.ratio_in_runtime
-    ]
+    within = "Time, as a multiple of the first model's in the same runtime"
     return [
-        *_intervals(f"Time, as a multiple of that of {first}", against),
-        *_intervals("Time, as a multiple of the first model's in the same runtime", within),
+        *_intervals(f"Time, as a multiple of that of {first}", results, "ratio"),
+        *_intervals(within, results, "ratio_in_runtime"),
     ]
 
 
-def _intervals(title: str, ratios: Sequence[tuple[str, Ratio]]) -> list[Picture]:
+def _intervals(title: str, results: Sequence[Measurement], field: str) -> list[Picture]:
+    known = [(_name(result), getattr(result, field)) for result in results]
+    ratios = [(name, ratio, _words(ratio)) for name, ratio in known if ratio]
     if not ratios:
         return []
-    items = [
-        Interval(name, ratio.median, ratio.low, ratio.high, _words(ratio)) for name, ratio in ratios
-    ]
-    told = ". ".join(f"{item.head}: {item.words}" for item in items)
-    data = Table(title, ["model", "ratio"], [[item.head, item.words] for item in items])
-    return [Picture(title, intervals_drawing(title, told, items), data)]
+    rows = [[name, words] for name, _, words in ratios]
+    description = ". ".join(f"{name}: {words}" for name, words in rows)
+    data = Table(title, ["model", "ratio"], rows)
+    return [Picture(title, intervals_drawing(title, description, ratios), data)]
 
 
 def _words(ratio: Ratio | None) -> str:
@@ -94,30 +102,27 @@ def _words(ratio: Ratio | None) -> str:
 
 
 def _table(results: Sequence[Measurement]) -> Table:
-    numeric = ["median ms", "quartiles", "peak MiB"]
-    head = ["model", "runtime", *numeric, "to the first"]
+    several = any(result.ratio_in_runtime for result in results)
     rows = [
-        [
-            result.model,
-            result.runtime,
-            milliseconds(result.milliseconds),
-            " to ".join(map(milliseconds, result.quartiles)) if result.quartiles else "-",
-            number(result.peak_mib, ",.0f"),
-            _words(result.ratio),
-        ]
+        {
+            "model": result.model,
+            "runtime": result.runtime,
+            "median ms": _ms(result.milliseconds),
+            "quartiles": " to ".join(map(_ms, result.quartiles)) if result.quartiles else "-",
+            "peak MiB": number(result.peak_mib, ",.0f"),
+            "to the first": _words(result.ratio),
+            **({"to the first in its runtime": _words(result.ratio_in_runtime)} if several else {}),
+        }
         for result in results
     ]
-    if any(result.ratio_in_runtime for result in results):
-        head.append("to the first in its runtime")
-        for row, result in zip(rows, results, strict=True):
-            row.append(_words(result.ratio_in_runtime))
-    failed = [index for index, result in enumerate(results) if result.error]
-    return Table("Every measurement", head, rows, numeric, ["model"], failed)
+    numeric = ["median ms", "quartiles", "peak MiB"]
+    failed = [bool(result.error) for result in results]
+    return table_of("Every measurement", rows, numeric, ["model"], failed)
+
+
+def _ms(value: float | None) -> str:
+    return number(value, ".2f" if value is None or value < 100 else ".1f")
 
 
 def _name(result: Measurement) -> str:
     return f"{result.model}, {result.runtime}"
-
-
-def _style(result: Measurement, results: Sequence[Measurement]) -> str:
-    return "reference" if result is results[0] else "candidate"

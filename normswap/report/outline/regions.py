@@ -1,4 +1,4 @@
-"""From the flow of a tower to its items: cut where all data passes, and look between the cuts."""
+"""From the flow of a tower to its items: it is cut where all data passes, and each part is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import combinations, pairwise
 
 from normswap.graph.graph import Node
 from normswap.report.outline.flow import Flow, Joint, Vertex
-from normswap.report.outline.groups import grouped
-from normswap.report.outline.items import Fork, Item, Side, Step
+from normswap.report.outline.grouping import grouped
+from normswap.report.outline.items import Fork, Item, Side, Step, value_of
 from normswap.report.outline.operators import (
     activation_name,
     heads,
@@ -26,8 +26,8 @@ _LENGTHS = ("L2 norm", "sum of squares", "sum")  # the statistics that measure a
 class Regions:
     """The items of one flow.
 
-    ``anchors``: for every vertex that was looked at, the value of the item that shows it. Shared by
-    the towers of a model, so that one can link to another.
+    ``anchors``: for every vertex that was read, the value of the item that shows it. Shared by the
+    towers of a model, so that one can link to another.
     """
 
     def __init__(self, flow: Flow, anchors: dict[Vertex, str]) -> None:
@@ -35,22 +35,22 @@ class Regions:
         self._anchors = anchors
 
     def chain(self, entry: Vertex, exit: Vertex, residual: bool = False) -> list[Item]:
-        """What happens behind ``entry`` up to and with ``exit``, which depends on it alone.
+        """The items behind ``entry`` up to ``exit``, which depends on it alone.
 
-        ``residual``: in a branch that is added to what it reads.
+        ``residual``: in a branch that is added to its input.
         """
         items: list[Item] = []
         anchor = self._anchors.get(entry, "")
         for before, after in pairwise(self._flow.cuts(entry, exit)):
             found = self._region(before, after, residual)
-            anchor = _value(found[-1]) if found else anchor
+            anchor = value_of(found[-1]) if found else anchor
             for vertex in self._flow.between(before, after):
                 self._anchors.setdefault(vertex, anchor)
             items += found
         return grouped(items, residual)
 
     def side(self, end: Vertex) -> Side:
-        """What leads to a further end of the flow, from where it leaves what is known."""
+        """The items that lead to a further end of the flow, from where it branches off."""
         outputs = tuple(self._flow.outputs(end))
         if end in self._anchors:
             return Side(self._anchors[end], (), outputs)
@@ -65,7 +65,7 @@ class Regions:
     # -- between two cuts ------------------------------------------------------------------------
 
     def _region(self, entry: Vertex, exit: Vertex, residual: bool) -> list[Item]:
-        """What happens between two neighbouring cuts."""
+        """The items between two neighbouring cuts."""
         if self._flow.reads(exit) == [entry]:
             return self._flat([exit])
         inner = [v for v in self._flow.between(entry, exit) if v is not entry]
@@ -103,7 +103,7 @@ class Regions:
         return Step("attention", core.scope, own.detail, None, (*found, own), key(inner[-1]))
 
     def _elementwise(self, inner: list[Vertex]) -> list[Item]:
-        """An activation, a division by the own length or the like, spelled out."""
+        """An activation, a division by the length and the like, spelled out in operators."""
         nodes = [v for v in inner if isinstance(v, Node)]
         last = nodes[-1]
         reductions = [n.operator.statistic for n in nodes if n.op.startswith("Reduce")]
@@ -132,7 +132,7 @@ class Regions:
         return [Fork(join, tuple(parts), key(exit))]
 
     def _along_the_longest(self, entry: Vertex, exit: Vertex, inner: list[Vertex]) -> list[Item]:
-        """Tangled branches: the longest one, then what it leaves out, in order."""
+        """Tangled branches: the longest one, then the rest in order."""
         ends = self._flow.reads(exit)
         longest = max(ends, key=lambda end: len(self._flow.between(entry, end)))
         items = self.chain(entry, longest)
@@ -154,7 +154,7 @@ class Regions:
         return found
 
     def _summands(self, vertex: Vertex) -> list[Vertex]:
-        """What a sum adds up, the summands of its inner sums in their place."""
+        """The summands of a sum, those of inner sums in their place."""
         if not self._is_sum(vertex):
             return self._flow.reads(vertex)
         found: list[Vertex] = []
@@ -219,7 +219,3 @@ def _spelled_activation(nodes: list[Node]) -> str:
         return "quick GELU" if ops.count("Mul") > 1 else "SiLU"
     named = [name for op in ops if (name := activation_name(op))]
     return named[0] if named else ""
-
-
-def _value(item: Item) -> str:
-    return item.value if isinstance(item, Step | Fork) else _value(item.blocks[-1][-1])

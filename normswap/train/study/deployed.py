@@ -10,15 +10,15 @@ from normswap.io.load import load
 from normswap.io.save import save
 from normswap.model import Model, Progress
 from normswap.report.inspection import inspection
-from normswap.runtimes.run import SUFFIXES
+from normswap.runtimes.run_in import SUFFIXES
 from normswap.timing.bench import bench
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
+from normswap.timing.paired import one_thread
 from normswap.train.study.contest import Contest
 from normswap.train.study.folder import TARGETS, CompareFolder, Workload, arrays, without_targets
 from normswap.train.study.results import Deployed, Options
 from normswap.train.study.run import model_accuracy
 from normswap.train.study.variants import LN, VARIANTS
-from normswap.train.study.workers import one_thread
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import groups
 from normswap.train.study.runs import CRASHED, RunResult
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, VARIANTS

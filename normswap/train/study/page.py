@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from normswap.report.terminal import table
-from normswap.timing.report import BenchReport
+from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import at_best_rate, crashes, difference, groups, highest_stable
 from normswap.train.study.results import AGREES, DISAGREES, Comparison
 from normswap.train.study.runs import DIVERGED, STUCK

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normswap.timing.report import BenchReport, Ratio
+from normswap.timing.bench_report import BenchReport, Ratio
 from normswap.train.study.groups import (
     at_best_rate,
     crashes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from normswap.errors import NormswapError
+from normswap.timing.paired import one_thread
 from normswap.train.study.folder import Workload
 from normswap.train.study.run import compared_run
 from normswap.train.study.runs import Run, RunResult
@@ -25,17 +25,6 @@ def run_here(work: Workload, runs: Sequence[Run]) -> Iterator[RunResult]:
     with one_thread():
         for run in runs:
             yield compared_run(work, run)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_in_processes(work: Workload, runs: Sequence[Run], processes: int) -> Iterator[RunResult]:

@@ -1,4 +1,4 @@
-"""Messages between processes: every array comes as it went."""
+"""Messages between processes arrive as they were sent, and the peak of memory is measured."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from normswap.runtimes.memory import PeakMemory
-from normswap.runtimes.wire import receive, send
+from normswap.runtimes.worker import PeakMemory, receive, send
 
 ARRAYS = [
     np.arange(6, dtype=np.float32).reshape(2, 3),

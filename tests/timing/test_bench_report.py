@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normswap.timing.report import Ratio
-from normswap.timing.statistics import FEWEST_ROUNDS, median_interval, ratio_of
+from normswap.timing.bench_report import FEWEST_ROUNDS, Ratio, median_interval, ratio_of
 
 
 @pytest.mark.parametrize("count", [FEWEST_ROUNDS, 9, 10, 31, 50, 1000])

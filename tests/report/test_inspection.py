@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from normswap import load
-from normswap.report.cost import statistics_computed
-from normswap.report.inspection import inspection
+from normswap.report.inspection import inspection, statistics_computed
 
 
 @pytest.mark.parametrize(

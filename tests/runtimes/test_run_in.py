@@ -15,11 +15,10 @@ from torch import nn
 
 import normswap as ns
 from normswap.errors import NormswapError
-from normswap.lowering.step import kernels_of
-from normswap.runtimes import process, run, worker
-from normswap.runtimes.errors import RuntimeFailed
-from normswap.runtimes.process import Process, worker_command
-from normswap.runtimes.run import run_in
+from normswap.lowering import kernels_of
+from normswap.runtimes import process, worker
+from normswap.runtimes.process import Process, RuntimeFailed, worker_command
+from normswap.runtimes.run_in import run_in
 from tests.runtimes import crashing
 from tests.runtimes.models import one_node
 from tests.zoo.exports import FX, model_as
@@ -183,10 +182,10 @@ def test_an_interrupt_leaves_nothing(scratch: Path, monkeypatch: pytest.MonkeyPa
             super().__init__(runtime, model)
             started.append(self)
 
-        def load_precisely(self, path: Path, threads: int) -> None:
+        def load(self, path: Path, threads: int, precise: bool = False) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "Process", Watched)
+    monkeypatch.setattr("normswap.runtimes.run_in.Process", Watched)
     with pytest.raises(KeyboardInterrupt), run_in(one_node(), "onnxruntime"):
         pass
     assert started[0]._process.returncode is not None  # waited for, so no zombie
@@ -213,7 +212,7 @@ def test_a_process_does_not_import_torch() -> None:
     code = (
         "import runpy, sys\n"
         f"runpy.run_path({worker.__file__!r})['without_the_package']()\n"
-        "from normswap.runtimes import memory, onnxruntime, wire\n"
+        "from normswap.runtimes import onnxruntime, worker\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
