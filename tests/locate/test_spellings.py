@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -20,7 +21,7 @@ from tests.locate.spelling_checks import (
     graph_of,
     norms_of,
 )
-from tests.locate.spelling_plan import Plan
+from tests.locate.spelling_plan import NUMBERS, ORDERS, Plan, fitted
 from tests.locate.spelling_truth import Case
 from tests.locate.spellings import (
     delicate_spellings,
@@ -72,6 +73,25 @@ def test_locates_rms_norms(case: Case) -> None:
 @given(spellings(kind=("batch_norm",)))
 def test_locates_batch_norms(case: Case) -> None:
     check_location(case)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("after", ["none", "scaled"])
+def test_locates_batch_norms_of_numbers(order: str, after: str) -> None:
+    """Whichever of gamma, beta, mean and variance are one number for all channels."""
+    drawn = itertools.product(("both", "gamma", "beta", "none"), NUMBERS)
+    plans = {
+        fitted(
+            Plan(
+                kind="batch_norm", order=order, after=after, affine=affine, numbers=numbers,
+                number_rank=(0, 1, 3)[i % 3], layout=("last", "channels")[i % 2],
+                statistics=("random", "initial")[i // 2 % 2], gamma=("random", "ones")[i // 3 % 2],
+            )
+        ): None
+        for i, (affine, numbers) in enumerate(drawn)
+    }  # fmt: skip
+    for plan in plans:
+        check_location(written(plan))
 
 
 @examples(80, thorough=200)
