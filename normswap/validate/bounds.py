@@ -21,13 +21,26 @@ _DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can meas
 _SOME, _ALL, _HOPELESS = 2, 16, 8.0
 
 
+def ulp(dtype: np.dtype[Any], magnitude: Array | float) -> Array:
+    """The unit in the last place of numbers of ``magnitude`` >= 0 in ``dtype``, in float64.
+
+    eps * magnitude, but never less than eps * smallest_normal: subnormal numbers all have that
+    spacing (2^-149 in float32, 2^-24 in float16, 2^-133 in bfloat16), so rounding to one is off by
+    up to half of it, however small the number: fl(a op b) = (a op b)(1 + d) + h with |d| <= eps/2
+    and |h| <= eps * smallest_normal / 2 (Higham, Accuracy and Stability of Numerical Algorithms,
+    2002, section 2.1).
+    """
+    info = ml_dtypes.finfo(dtype)
+    return np.asarray(float(info.eps) * np.maximum(magnitude, float(info.smallest_normal)))
+
+
 @dataclass
 class BoundedErrors:
     """The errors at one value over the probes of one kind, against float64.
 
     Allowed is e(candidate) <= 2 e(original) + one ulp, for the largest error and for the root mean
-    square; ulp = eps(dtype) * max |truth| (64 of them for float64). e(original) is its largest over
-    the original and those ``neighbours`` of it (by draw) that were run.
+    square; ulp is that of max |truth| (64 of them for float64). e(original) is its largest over the
+    original and those ``neighbours`` of it (by draw) that were run.
     """
 
     kind: str
@@ -39,7 +52,7 @@ class BoundedErrors:
 
     def result(self) -> ProbeErrors:
         ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
-        slack = ulps * float(ml_dtypes.finfo(self.dtype).eps) * self.scale
+        slack = ulps * float(ulp(self.dtype, self.scale))
         draws = [self.original, *self.neighbours.values()]
         largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
         return ProbeErrors(

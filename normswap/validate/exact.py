@@ -36,11 +36,23 @@ def exact_contract(
 
     Truth is ``reference`` evaluated in float64. For every output and kind of probe
     e(candidate) <= 2 e(original) + one ulp, for e the largest error and for e the root mean square,
-    over all probes of the kind; ulp = eps(output dtype) * max |truth| (64 of them for float64).
+    over all probes of the kind; ulp = eps(output dtype) * max |truth| (64 of them for float64), or
+    the spacing of subnormal numbers where that is larger (``bounds.ulp``).
 
     Why so: the rms sees small dense faults, the largest error sparse ones, but one draw of it is
     noisy (one sensitive row can decide), so in doubt e(original) is its largest value over up to
     16 more runs of the original with inputs and biases off by an ulp: its error, not its luck.
+
+    Where numbers are subnormal, an ulp is the same for all of them, and a norm magnifies it: of a
+    row of x below the smallest normal number, var(x) is zero in the dtype, and y = gamma d /
+    sqrt(epsilon) for d = x - mean(x). The mean is rounded to a multiple of the spacing s and lies
+    between two of them by luck, so right spellings are off by up to s gamma / sqrt(epsilon) from
+    each other, whatever the size of y. e(original) has that error too, but for its luck: moved by
+    eps |x| < s / 2 its inputs would round back to themselves, moved by s they show it.
+
+    Hardware that flushes subnormal numbers to zero makes an error of up to the smallest normal
+    number in place of s / 2, which is all of such an input. Nothing is added for that: both models
+    run in one runtime, so the original shows it, and a candidate that alone flushes is at fault.
 
     ``probes``: feeds by the reference's input names. Inputs and outputs of the two models are
     matched by name where the names agree and by position otherwise. Integer outputs must be equal.

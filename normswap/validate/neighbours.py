@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from normswap.graph.arrays import is_floating
 from normswap.graph.graph import Array, Value
 from normswap.model import Model
+from normswap.validate.bounds import ulp
 
 _SMALL = 2**16  # elements of a constant that is varied
 
@@ -20,8 +20,9 @@ class Neighbours:
     """``model`` with inputs and small constants off by an ulp, each time in another way.
 
     Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
-    gammas, position embeddings: there are some in every block) is off by eps * |x|, up or down at
-    random. What comes out differs from the model's ``values`` by as much as rounding may.
+    gammas, position embeddings: there are some in every block) is off by an ulp, up or down at
+    random; zeros are exact. What comes out differs from the model's ``values`` by as much as
+    rounding may.
     Raises NormswapError where the runtime refuses to take constants as inputs.
     """
 
@@ -71,10 +72,14 @@ def _is_small_constant(value: Value) -> bool:
 
 
 def one_ulp_off(rng: np.random.Generator, array: Array) -> Array:
-    """Every number of a floating array off by eps * |x|, up or down; others as they are."""
+    """Every number of a floating array but zeros off by an ulp (``bounds.ulp``), up or down; others
+    as they are."""
     if not is_floating(array.dtype):
         return array
-    ulps = float(ml_dtypes.finfo(array.dtype).eps) * rng.choice([-1.0, 1.0], array.shape)
-    with np.errstate(over="ignore"):
-        moved = (array.astype(np.float64) * (1 + ulps)).astype(array.dtype)
+    wide = array.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        away = np.copysign(ulp(array.dtype, np.abs(wide)), wide) * rng.choice(
+            [-1.0, 1.0], wide.shape
+        )
+        moved = np.where(wide == 0, wide, wide + away).astype(array.dtype)
     return np.where(np.isfinite(moved), moved, array)

@@ -12,7 +12,14 @@ from hypothesis import given
 
 import normswap
 from normswap.locate import locate
-from tests.locate.lowered_spellings import l2_spellings, lowered_spellings, two_norm_spellings
+from normswap.validate.exact import exact_contract
+from normswap.validate.probes import Probe, draw_feeds
+from tests.locate.lowered_spellings import (
+    l2_spellings,
+    lowered_spellings,
+    two_norm_spellings,
+    two_norms,
+)
 from tests.locate.spelling_checks import (
     check_fusion,
     check_location,
@@ -132,6 +139,29 @@ def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
 @given(spellings() | lowered_spellings() | two_norm_spellings())
 def test_a_fused_spelling_computes_the_same(case: Case) -> None:
     check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(order="scale_first", deviation="second_mean", seed=33993),
+        Plan(variance="unbiased", seed=35267),
+    ],
+    ids=str,
+)
+def test_fused_norms_of_subnormal_rows_compute_the_same(plan: Plan) -> None:
+    """A mean of five subnormal numbers is rounded to their spacing, which 1 / sqrt(epsilon)
+    magnifies; these rows' means are exact in the spelling by luck, and not in the operator."""
+    plan = replace(
+        plan, rank=2, batch=1, width=5, opset=18, mean="sum_div", epsilon=9e-11, affine="gamma",
+        source="relu",
+    )  # fmt: skip
+    proto = two_norms(fitted(plan), "root").proto
+    model = normswap.load(ir.serde.deserialize_model(copy.deepcopy(proto)))
+    fused = normswap.swap(model, to="fused").model
+    probes = [Probe("subnormal", draw_feeds(model, "subnormal", 8, [5, draw])) for draw in range(3)]
+    report = exact_contract(model, fused, probes)
+    assert not any(finding.kind == "error_bound" for finding in report.findings)
 
 
 @examples(50)
