@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from normswap.graph.graph import Array, Value
+from normswap.parity.exact import ulp
 
 _FACTOR = 3.0  # times the reference's own error, which a few draws show
 _ULPS = 2.0
@@ -67,7 +67,7 @@ class Known:
     def _allowed(self, ours: Array) -> tuple[float, float]:
         """For the largest error and for the root mean square."""
         scale = float(np.abs(ours).max(initial=0))
-        slack = _ULPS * float(ml_dtypes.finfo(self.dtype).eps) * scale
+        slack = _ULPS * float(ulp(self.dtype, scale))
         return _FACTOR * self.largest + slack, _FACTOR * self.rms + slack
 
     def _excess(self, ours: Array, theirs: Array) -> float:

@@ -35,11 +35,23 @@ def exact_contract(
 
     Truth is ``reference`` evaluated in float64. For every output and kind of probe
     e(candidate) <= 2 e(original) + one ulp, for e the largest error and for e the root mean square,
-    over all probes of the kind; ulp = eps(output dtype) * max |truth| (64 of them for float64).
+    over all probes of the kind; ulp = eps(output dtype) * max |truth| (64 of them for float64), or
+    the spacing of subnormal numbers where that is larger (``ulp``).
 
     Why so: the rms sees small dense faults, the largest error sparse ones, but one draw of it is
     noisy (one sensitive row can decide), so in doubt e(original) is its largest value over up to
     16 more runs of the original with inputs and biases off by an ulp: its error, not its luck.
+
+    Where numbers are subnormal, an ulp is the same for all of them, and a norm magnifies it: of a
+    row of x below the smallest normal number, var(x) is zero in the dtype, and y = gamma d /
+    sqrt(epsilon) for d = x - mean(x). The mean is rounded to a multiple of the spacing s and lies
+    between two of them by luck, so right spellings are off by up to s gamma / sqrt(epsilon) from
+    each other, whatever the size of y. e(original) has that error too, but for its luck: moved by
+    eps |x| < s / 2 its inputs would round back to themselves, moved by s they show it.
+
+    Hardware that flushes subnormal numbers to zero makes an error of up to the smallest normal
+    number in place of s / 2, which is all of such an input. Nothing is added for that: both models
+    run in one runtime, so the original shows it, and a candidate that alone flushes is at fault.
 
     ``probes``: feeds by the reference's input names. Inputs and outputs of the two models are
     matched by name where the names agree and by position otherwise. Integer outputs must be equal.
@@ -165,13 +177,26 @@ _DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can meas
 _SOME, _ALL, _HOPELESS = 2, 16, 8.0
 
 
+def ulp(dtype: np.dtype[Any], magnitude: Array | float) -> Array:
+    """The unit in the last place of numbers of ``magnitude`` >= 0 in ``dtype``, in float64.
+
+    eps * magnitude, but never less than eps * smallest_normal: subnormal numbers all have that
+    spacing (2^-149 in float32, 2^-24 in float16, 2^-133 in bfloat16), so rounding to one is off by
+    up to half of it, however small the number: fl(a op b) = (a op b)(1 + d) + h with |d| <= eps/2
+    and |h| <= eps * smallest_normal / 2 (Higham, Accuracy and Stability of Numerical Algorithms,
+    2002, section 2.1).
+    """
+    info = ml_dtypes.finfo(dtype)
+    return np.asarray(float(info.eps) * np.maximum(magnitude, float(info.smallest_normal)))
+
+
 @dataclass
 class BoundedErrors:
     """The errors at one value over the probes of one kind, against float64.
 
     Allowed is e(candidate) <= 2 e(original) + one ulp, for the largest error and for the root mean
-    square; ulp = eps(dtype) * max |truth| (64 of them for float64). e(original) is its largest over
-    the original and those ``neighbours`` of it (by draw) that were run.
+    square; ulp is that of max |truth| (64 of them for float64). e(original) is its largest over the
+    original and those ``neighbours`` of it (by draw) that were run.
     """
 
     kind: str
@@ -183,7 +208,7 @@ class BoundedErrors:
 
     def result(self) -> ProbeErrors:
         ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
-        slack = ulps * float(ml_dtypes.finfo(self.dtype).eps) * self.scale
+        slack = ulps * float(ulp(self.dtype, self.scale))
         draws = [self.original, *self.neighbours.values()]
         largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
         return ProbeErrors(
@@ -231,8 +256,9 @@ class Neighbours:
     """``model`` with inputs and small constants off by an ulp, each time in another way.
 
     Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
-    gammas, position embeddings: there are some in every block) is off by eps * |x|, up or down at
-    random. What comes out differs from the model's ``values`` by as much as rounding may.
+    gammas, position embeddings: there are some in every block) is off by an ulp, up or down at
+    random; zeros are exact. What comes out differs from the model's ``values`` by as much as
+    rounding may.
     Raises NormswapError where the runtime refuses to take constants as inputs.
     """
 
@@ -282,10 +308,14 @@ def _is_small_constant(value: Value) -> bool:
 
 
 def one_ulp_off(rng: np.random.Generator, array: Array) -> Array:
-    """Every number of a floating array off by eps * |x|, up or down; others as they are."""
+    """Every number of a floating array but zeros off by an ulp (``ulp``), up or down; others
+    as they are."""
     if not is_floating(array.dtype):
         return array
-    ulps = float(ml_dtypes.finfo(array.dtype).eps) * rng.choice([-1.0, 1.0], array.shape)
-    with np.errstate(over="ignore"):
-        moved = (array.astype(np.float64) * (1 + ulps)).astype(array.dtype)
+    wide = array.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        away = np.copysign(ulp(array.dtype, np.abs(wide)), wide) * rng.choice(
+            [-1.0, 1.0], wide.shape
+        )
+        moved = np.where(wide == 0, wide, wide + away).astype(array.dtype)
     return np.where(np.isfinite(moved), moved, array)

@@ -40,8 +40,8 @@ def lowered(plan: Plan, operator: str, factor: float) -> Case:
     x = writer.begin()
     n, epsilon = _operator(writer, x, operator, factor)
     affine = writer.affine()
-    y = n if affine.gamma is None else writer.mul(n, writer.parameter(affine.gamma))
-    y = y if affine.beta is None else writer.add(y, writer.parameter(affine.beta))
+    y = n if affine.gamma is None else writer.mul(n, writer.parameter("gamma", affine.gamma))
+    y = y if affine.beta is None else writer.add(y, writer.parameter("beta", affine.beta))
     gamma = affine.gamma
     if factor != 1:
         gamma = factor * (np.ones(writer.plan.normalized_shape) if gamma is None else gamma)
@@ -98,12 +98,12 @@ def l2_norm(plan: Plan, how: str) -> Case:
     gamma: Array = np.ones(plan.normalized_shape) if affine.gamma is None else affine.gamma
     if plan.seed % 2:  # in one product
         gamma = np.asarray(rounded(gamma * np.sqrt(plan.count), writer.affine_dtype))
-        y = writer.mul(n, writer.parameter(gamma))
+        y = writer.mul(n, writer.parameter("gamma", gamma))
         gamma = gamma / np.sqrt(plan.count)
     else:
         root = rounded(np.sqrt(plan.count), writer.affine_dtype)
         y = writer.mul(n, sheet.constant(root, writer.affine_dtype))
-        y = y if affine.gamma is None else writer.mul(y, writer.parameter(gamma))
+        y = y if affine.gamma is None else writer.mul(y, writer.parameter("gamma", gamma))
         gamma = gamma * root / np.sqrt(plan.count)
     truth = writer.truth(x, y, 0.0, Affine(gamma, None))
     writer.end(y)
@@ -128,8 +128,12 @@ def two_norms(plan: Plan, share: str) -> Case:
             if shared:
                 g = affine.gamma
                 assert g is not None
-                y = writer.mul(shared, writer.parameter(g))
-                y = y if affine.beta is None else writer.add(y, writer.parameter(affine.beta))
+                y = writer.mul(shared, writer.parameter("gamma", g))
+                y = (
+                    y
+                    if affine.beta is None
+                    else writer.add(y, writer.parameter("beta", affine.beta))
+                )
                 counts = Affine(writer.sign * g, affine.beta)
             else:
                 y, counts = writer.assembled(x, m_or_none, d, root, affine)
@@ -168,7 +172,7 @@ def l2_spellings() -> st.SearchStrategy[Case]:
     """RMSNorms without epsilon."""
     drawn = plans(
         kind=("rms_norm",), layout=("last",), order=("plain",), affine=("gamma", "none"),
-        affine_shape=("vector", "row", "full"), variance=("biased",),
+        affine_shape=("vector", "row", "full"), numbers=((),), variance=("biased",),
         dtype=("float32", "float16_around"), reader=("none",),
         source=("graph", "add"),  # a row of zeros has no direction
     )  # fmt: skip

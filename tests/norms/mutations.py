@@ -82,7 +82,7 @@ def epsilon_twice(w: Writer, x: str) -> Parts:
 def epsilon_vector(w: Writer, x: str) -> Parts:
     _, d, v, _ = w.statistics(x)
     values = w.plan.epsilon * w.random.uniform(1, 3, w.plan.normalized_shape)
-    return d, w.root(w.plus_epsilon(v, w.parameter(values, w.stats, "vector")))
+    return d, w.root(w.plus_epsilon(v, w.parameter("", values, w.stats, "vector")))
 
 
 def epsilon_input(w: Writer, x: str) -> Parts:
@@ -242,7 +242,7 @@ def variance_weighted(w: Writer, x: str) -> Parts:
     """gamma before the statistics, but not in the numerator."""
     m = None if w.plan.kind == "rms_norm" else w.mean(x)
     d, spread = (x, x) if m is None else w.deviations(x, m)
-    weights = w.parameter(w.random.uniform(0.5, 2, w.plan.normalized_shape), w.work, "vector")
+    weights = w.parameter("", w.random.uniform(0.5, 2, w.plan.normalized_shape), w.work, "vector")
     return d, _rooted(w, w.variance(w.mul(spread, weights))[0])
 
 
@@ -254,7 +254,7 @@ def row_gamma(w: Writer, x: str) -> str:
     shape = [size if i == axis else 1 for i in range(axis, w.rank)]
     gamma = w.sheet.constant(np.linspace(0.5, 2, size).reshape(shape), w.work, w.plan.affine_how)
     y = w.mul(d, w.scale(gamma, _rooted(w, v)))
-    return y if affine.beta is None else w.add(y, w.parameter(affine.beta, w.work))
+    return y if affine.beta is None else w.add(y, w.parameter("beta", affine.beta, w.work))
 
 
 # -- other norms ---------------------------------------------------------------------------------
@@ -322,5 +322,19 @@ def batch_norm_per_element(w: Writer, x: str) -> str:
     shape = [int(n) for n in w.sizes[1:]]
     m, g, b = (w.sheet.constant(w.random.standard_normal(shape), w.work) for _ in range(3))
     v = w.sheet.constant(w.random.uniform(0.5, 2, shape), w.work)
+    root = w.root(w.plus_epsilon(v, w.epsilon()[0]))
+    return w.add(w.mul(w.divided(w.sheet.op("Sub", x, m), root), g), b)
+
+
+def number_root(w: Writer, x: str) -> str:
+    """(x - m) / sqrt(n) * g + b: without an epsilon beside it a number n is no variance."""
+    m, g, b = (w.parameter("", w.random.uniform(0.5, 2, w.plan.normalized_shape)) for _ in range(3))
+    root = w.root(w.sheet.constant(64.0, w.work))
+    return w.add(w.mul(w.divided(w.sheet.op("Sub", x, m), root), g), b)
+
+
+def batch_norm_of_numbers(w: Writer, x: str) -> str:
+    """A BatchNorm of one number each, which is of no axis."""
+    m, v, g, b = (w.sheet.constant(w.random.uniform(0.5, 2), w.work) for _ in range(4))
     root = w.root(w.plus_epsilon(v, w.epsilon()[0]))
     return w.add(w.mul(w.divided(w.sheet.op("Sub", x, m), root), g), b)

@@ -70,6 +70,8 @@ MUTATIONS: dict[str, Mutation] = {
         m.group_elementwise, _OPERATOR | {"layout": "channels", "width": 8}, 3
     ),
     "batch_norm_per_element": Mutation(m.batch_norm_per_element, _OPERATOR, 3, False),
+    "batch_norm_of_numbers": Mutation(m.batch_norm_of_numbers, _OPERATOR, has_root=False),
+    "number_root": Mutation(m.number_root, _OPERATOR, has_root=False),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ class Plan:
     ``layout``: which axes are normalised (for batch_norm: which one holds the channels).
     ``mean``, ``average``: how the mean of the values and of their squares is taken.
     ``variance``: 'sum' is sqrt(sum(d^2) + C eps), with sqrt(C) in gamma; 'moments' E[x^2] - E[x]^2.
+    ``numbers``: which of gamma, beta, mean and variance (the last two of a batch_norm) are one
+    number for all positions, stored as an array of ``number_rank`` axes of size 1. ``statistics``:
+    of a batch_norm; 'initial' ones are a mean of 0 and a variance of 1.
     ``restore``: how a reduced axis comes back. ``order``: see ``Writer.assembled``. ``reader``: who
-    else reads an intermediate. ``delicate``: a mean may be taken by a float32 1 / C, which is the
-    mean up to rounding only.
+    else reads an intermediate. ``after``: what follows; 'scaled' is a product with one number,
+    which is no part of a batch_norm that has its gamma and beta. ``delicate``: a mean may be taken
+    by a float32 1 / C, which is the mean up to rounding only.
     """
 
     kind: str = "layer_norm"
@@ -48,6 +53,9 @@ class Plan:
     affine: str = "both"
     affine_shape: str = "vector"
     affine_how: str = "initializer"
+    numbers: tuple[str, ...] = ()
+    number_rank: int = 0
+    statistics: str = "random"
     gamma: str = "random"
     dtype: str = "float32"
     source: str = "graph"
@@ -87,6 +95,12 @@ class Plan:
 
 
 _BOTH = (False, True)
+ORDERS = (
+    "plain", "scale_first", "gamma_inside", "affine", "affine_steps", "shift_inside", "inner",
+    "inner_shift",
+)  # fmt: skip
+PARAMETERS = ("gamma", "beta", "mean", "variance")
+NUMBERS = tuple(some for k in range(5) for some in combinations(PARAMETERS, k))
 CHOICES: dict[str, tuple[Any, ...]] = {
     "kind": ("layer_norm", "rms_norm", "batch_norm"),
     "layout": ("last", "channels", "last_two"),
@@ -112,18 +126,21 @@ CHOICES: dict[str, tuple[Any, ...]] = {
         "sqrt_div", "sqrt_reciprocal", "one_over", "pow_div", "pow_mul", "reciprocal_sqrt",
         "exp_log",
     ),
-    "order": ("plain", "scale_first", "gamma_inside", "affine", "shift_inside"),
+    "order": ORDERS,
     "swap_mul": _BOTH,
     "swap_add": _BOTH,
     "affine": ("both", "gamma", "beta", "none"),
-    "affine_shape": ("vector", "row", "full", "scalar", "partial"),
+    "affine_shape": ("vector", "row", "full", "partial"),
     "affine_how": ("initializer", "node", "identity", "cast", "transpose"),
+    "numbers": NUMBERS,
+    "number_rank": (0, 1, 3),
+    "statistics": ("random", "random", "initial"),
     "gamma": ("random", "ones", "with_zero"),
     "dtype": ("float32", "float16_around", "float16_inside", "float16_statistics", "float16"),
     "source": ("graph", "relu", "add"),
     "around": ("none", "transposed", "rows"),
     "reader": ("none", "normalised", "mean", "deviation"),
-    "after": ("none", "relu", "linear", "adaln"),
+    "after": ("none", "relu", "linear", "adaln", "scaled"),
 }  # fmt: skip
 # A LayerNorm over the last axis, as exporters write it.
 SIMPLE: dict[str, tuple[Any, ...]] = {
@@ -170,13 +187,20 @@ def fitted(plan: Plan) -> Plan:
         p = replace(p, affine_shape="vector")
     if p.variance == "sum" and not batch_norm:  # without gamma it would be an L2 normalisation
         p = replace(p, affine={"none": "gamma", "beta": "both"}.get(p.affine, p.affine))
-    if p.order == "shift_inside":
-        p = replace(p, order="shift_inside" if p.affine == "both" else "plain")
+    if p.order in ("shift_inside", "inner_shift"):
+        p = replace(p, order=p.order if p.affine == "both" else "plain")
         p = replace(p, gamma="random" if p.gamma == "with_zero" else p.gamma)
+    if p.order == "inner":
+        p = replace(p, order="inner" if p.affine in ("both", "gamma") else "plain")
+    p = replace(p, numbers=numbers_of(p))
+    whole = p.affine == "both" and not (p.gamma == "ones" and "gamma" in p.numbers)
+    if p.after == "scaled" and not (batch_norm and whole):  # it would be part of the norm
+        p = replace(p, after="none")
     if batch_norm:
         inside = p.dtype in ("float16_inside", "float16_statistics")
         p = replace(p, dtype="float16_around" if inside else p.dtype)
-        p = replace(p, root="sqrt_div" if p.root == "exp_log" else p.root)
+    else:
+        p = replace(p, statistics="random")
     if not layer_norm:
         alike = ("shared", "second", "reversed", "negative") if batch_norm else ("shared",)
         p = replace(p, deviation=p.deviation if p.deviation in alike else "shared")
@@ -189,6 +213,17 @@ def fitted(plan: Plan) -> Plan:
     if p.reader == "normalised" and p.order != "plain":
         p = replace(p, reader="none")
     return _averaged(p)
+
+
+def numbers_of(p: Any) -> tuple[str, ...]:
+    """Those of a plan's ``numbers`` that it has. A batch_norm has to have a vector as well, or its
+    channels would be along no axis."""
+    there = {"both": ["gamma", "beta"], "none": []}.get(p.affine, [p.affine])
+    there += ["mean", "variance"] if p.kind == "batch_norm" else []
+    numbers = tuple(name for name in p.numbers if name in there)
+    if p.kind == "batch_norm" and len(numbers) == len(there):
+        return numbers[:-1]
+    return numbers
 
 
 def _averaged(p: Plan) -> Plan:

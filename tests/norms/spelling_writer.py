@@ -77,6 +77,8 @@ class Writer:
         elif self.plan.after == "linear":
             weight = self.random.standard_normal((int(outer[-1]), 3))
             y = sheet.op("MatMul", y, sheet.constant(weight, self.graph))
+        elif self.plan.after == "scaled":
+            y = self.mul(y, sheet.constant(0.125, self.graph))
         elif self.plan.after == "adaln":
             sizes: list[Size] = [outer[0], *[1] * (len(outer) - 2), outer[-1]]
             scale, shift = (sheet.input(n, sizes, self.graph) for n in ("scale", "shift"))
@@ -217,37 +219,39 @@ class Writer:
     def divided(self, d: str, root: Root) -> str:
         return self.mul(d, root.value) if root.inverse else self.sheet.op("Div", d, root.value)
 
-    def parameter(self, array: Array, dtype: Any = None, shape: str = "", how: str = "") -> str:
-        """A constant over the normalised axes, broadcast against the norm's input."""
+    def parameter(self, name: str, array: Array, dtype: Any = None, shape: str = "") -> str:
+        """A constant over the normalised axes, broadcast against the norm's input; one number if
+        ``name`` is among the plan's ``numbers``."""
         p, shape = self.plan, shape or self.plan.affine_shape
         full = [int(n) if i in self.axes else 1 for i, n in enumerate(self.sizes)]
         leading = {"row": max(self.axes[0] - 1, 0), "full": 0}.get(shape, self.axes[0])
         array = array.reshape(full[leading:])
-        if shape == "scalar":
-            array = array.reshape(-1)[0]
+        if name in p.numbers:
+            array = array.reshape(-1)[:1].reshape((1,) * min(p.number_rank, self.rank))
         elif shape == "partial":
             array = array[:1].reshape(-1) if p.seed % 2 else array[:, :1]
-        return self.sheet.constant(array, dtype or self.affine_dtype, how or p.affine_how)
+        return self.sheet.constant(array, dtype or self.affine_dtype, p.affine_how)
+
+    def alike(self, name: str, array: Array, dtype: Any = None) -> Array:
+        """``array`` as it is stored: rounded, and equal where one number stands for several."""
+        p = self.plan
+        if name in p.numbers:
+            array = np.full_like(array, array.flat[0])
+        elif p.affine_shape == "partial":
+            array = np.broadcast_to(array[:1] if p.seed % 2 else array[:, :1], array.shape)
+        return np.asarray(rounded(array, dtype or self.affine_dtype))
 
     def affine(self) -> Affine:
-        """Random parameters; equal where one stored number stands for several."""
-        p, dtype = self.plan, self.affine_dtype
-
-        def alike(array: Array) -> Array:
-            if p.affine_shape == "scalar":
-                array = np.full_like(array, array.flat[0])
-            elif p.affine_shape == "partial":
-                array = np.broadcast_to(array[:1] if p.seed % 2 else array[:, :1], array.shape)
-            return np.asarray(rounded(array, dtype))
-
+        """Random parameters."""
+        p = self.plan
         shape = p.normalized_shape
         gamma = self.random.uniform(0.5, 1.5, shape) * self.random.choice([1, 1, -1], shape)
-        gamma = np.ones(shape) if p.gamma == "ones" else alike(gamma)
+        gamma = np.ones(shape) if p.gamma == "ones" else self.alike("gamma", gamma)
         if p.variance == "sum" and p.kind != "batch_norm":
-            gamma = np.asarray(rounded(gamma * np.sqrt(p.count), dtype))
-        if p.gamma == "with_zero" and p.affine_shape not in ("scalar", "partial"):
+            gamma = np.asarray(rounded(gamma * np.sqrt(p.count), self.affine_dtype))
+        if p.gamma == "with_zero" and "gamma" not in p.numbers and p.affine_shape != "partial":
             gamma.flat[1] = 0
-        beta = alike(self.random.standard_normal(shape))
+        beta = self.alike("beta", self.random.standard_normal(shape))
         return Affine(
             gamma if p.affine in ("both", "gamma") else None,
             beta if p.affine in ("both", "beta") else None,
@@ -258,37 +262,43 @@ class Writer:
     ) -> tuple[str, Affine]:
         """y from its parts; and gamma and beta as they count, before the root's own factor.
 
-        plain: (d/s)*g + b; gamma_inside: (d*g)/s + b; scale_first: d*(g/s) + b;
-        affine: x*(g/s) + (b - m*(g/s)); shift_inside: (d/s + b/g)*g.
+        With k = 1/s: plain: (d/s)*g + b; gamma_inside: (d*g)/s + b; scale_first: d*(g/s) + b;
+        affine: x*(g/s) + (b - m*(g/s)); affine_steps: x*(g/s) - m*(g/s) + b;
+        shift_inside: (d/s + b/g)*g; inner: (x*k - m*k)*g + b; inner_shift: (x*k + (b/g - m*k))*g.
         """
         order, sheet, sign = self.plan.order, self.sheet, self.sign
-        g = None if affine.gamma is None else self.parameter(affine.gamma)
-        beta = affine.beta
-        if order == "shift_inside" and affine.gamma is not None and beta is not None and g:
-            h = np.asarray(rounded(beta / affine.gamma, self.affine_dtype))
-            n = sheet.cast(self.divided(d, root), self.affine_dtype)
-            y = self.mul(self.add(n, self.parameter(h)), g)
-            return y, Affine(sign * affine.gamma, h * affine.gamma)
-        b = None if beta is None else self.parameter(beta)
-        if order in ("scale_first", "affine"):
-            a = self.scale(g, root)
-            if order == "affine":
-                y = self.mul(x, a)
-                if m is not None:
-                    shift = self.mul(m, a)
-                    b, sign = (sheet.op("Sub", b, shift) if b else sheet.op("Neg", shift)), 1.0
-            else:
-                y = self.mul(d, a)
+        gamma, beta = affine.gamma, affine.beta
+        inside = order in ("shift_inside", "inner_shift") and gamma is not None and beta is not None
+        if inside and gamma is not None and beta is not None:
+            h = self.alike("beta", beta / gamma)
+            beta = h * gamma
+        g = None if gamma is None else self.parameter("gamma", gamma)
+        b = None if beta is None else self.parameter("beta", h if inside else beta)
+        behind = g if inside or order == "inner" else None  # the factor of the inner part
+        if order in ("affine", "affine_steps", "inner", "inner_shift"):
+            a = self.scale(None if behind else g, root)
+            y = self.mul(x, a)
+            if m is not None:
+                sign, shift = 1.0, self.mul(m, a)
+                if order in ("affine", "inner_shift"):
+                    b = sheet.op("Sub", b, shift) if b else sheet.op("Neg", shift)
+                else:
+                    y = sheet.op("Sub", y, shift)
+        elif order == "scale_first":
+            y = self.mul(d, self.scale(g, root))
         elif order == "gamma_inside":
             y = self.divided(self.mul(d, g) if g else d, root)
         else:
-            n = sheet.cast(self.divided(d, root), self.affine_dtype)
+            y = sheet.cast(self.divided(d, root), self.affine_dtype)
             if self.plan.reader == "normalised" and (g or b):
-                sheet.output(n, self.rank)
-            y = self.mul(n, g) if g else n
-        gamma = affine.gamma
+                sheet.output(y, self.rank)
+            y = self.mul(y, g) if g and not behind else y
+        if inside and b:
+            y, b = self.add(y, b), None
+        y = self.mul(y, behind) if behind else y
+        y = self.add(y, b) if b else y
         signed = gamma if sign == 1 else -np.ones(self.plan.normalized_shape) * _or_one(gamma)
-        return self.add(y, b) if b else y, Affine(signed, beta)
+        return y, Affine(signed, beta)
 
     def scale(self, g: str | None, root: Root) -> str:
         """g / s"""
@@ -325,10 +335,13 @@ class Writer:
     def batch_norm(self, x: str, affine: Affine) -> tuple[str, Truth]:
         """(x - mean) / sqrt(var + epsilon) * g + b with constant statistics, node for node."""
         shape, dtype = self.plan.normalized_shape, self.work
-        mean = np.asarray(rounded(self.random.standard_normal(shape), dtype))
-        variance = np.asarray(rounded(self.random.uniform(0.5, 2, shape), dtype))
-        shapes = {"keep": "vector", "unsqueeze": "row", "reshape": "full"}
-        m, v = (self.parameter(a, dtype, shapes[self.plan.restore]) for a in (mean, variance))
+        mean, variance = self.random.standard_normal(shape), self.random.uniform(0.5, 2, shape)
+        if self.plan.statistics == "initial":
+            mean, variance = np.zeros(shape), np.ones(shape)
+        mean, variance = self.alike("mean", mean, dtype), self.alike("variance", variance, dtype)
+        written = {"keep": "vector", "unsqueeze": "row", "reshape": "full"}[self.plan.restore]
+        m = self.parameter("mean", mean, dtype, written)
+        v = self.parameter("variance", variance, dtype, written)
         name, epsilon = self.epsilon()
         root = self.root(self.plus_epsilon(v, name))
         d, _ = self.deviations(x, m)

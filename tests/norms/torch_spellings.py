@@ -11,13 +11,18 @@ import torch.nn.functional as F  # noqa: N812 - torch's custom
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.norms.spelling_plan import EPSILONS
+from tests.norms.spelling_plan import EPSILONS, NUMBERS, ORDERS, numbers_of
 from tests.norms.spelling_truth import Truth
 
 
 @dataclass(frozen=True)
 class TorchPlan:
-    """One spelling; the defaults are the plainest. See ``Norm.forward``."""
+    """One spelling; the defaults are the plainest. See ``Norm.forward``.
+
+    ``numbers``: which parameters (of ``PARAMETERS``) are one number for all positions, as
+    ``number_how`` says: a number of Python, or a tensor of that many axes of size 1. ``statistics``
+    of a batch_norm: 'initial' ones are a mean of 0 and a variance of 1.
+    """
 
     kind: str = "layer_norm"
     layout: str = "last"
@@ -32,6 +37,9 @@ class TorchPlan:
     order: str = "plain"
     affine: str = "both"
     affine_shape: str = "vector"
+    numbers: tuple[str, ...] = ()
+    number_how: str | int = "python"
+    statistics: str = "random"
     epsilon: float = 1e-5
     half: bool = False
     operator: bool = False
@@ -61,6 +69,7 @@ class TorchPlan:
         return ", ".join(chosen) or "plain"
 
 
+INSIDE = ("shift_inside", "inner_shift")  # orders that add beta before the product with gamma
 CHOICES: dict[str, tuple[Any, ...]] = {
     "kind": ("layer_norm", "rms_norm", "batch_norm"),
     "layout": ("last", "channels", "last_two"),
@@ -75,9 +84,12 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     ),
     "keepdim": (True, False),
     "root": ("sqrt_div", "rsqrt", "pow_div", "pow_mul", "reciprocal"),
-    "order": ("plain", "scale_first", "gamma_inside", "affine", "shift_inside"),
+    "order": ORDERS,
     "affine": ("both", "gamma", "beta", "none"),
-    "affine_shape": ("vector", "full", "number"),
+    "affine_shape": ("vector", "full"),
+    "numbers": NUMBERS,
+    "number_how": ("python", 0, 1, 3),
+    "statistics": ("random", "random", "initial"),
     "half": (False, True),
     "operator": (False, False, False, True),
     "after": ("none", "linear", "gelu"),
@@ -102,9 +114,8 @@ class Norm(nn.Module):
     """The norm of ``plan``. ``wide`` is the dtype of its statistics."""
 
     gamma: Tensor | float | None
-    beta: Tensor | float | None
-    shift: Tensor | float | None
-    mean: Tensor  # of a batch_norm
+    beta: Tensor | float | None  # b / g of the orders that add it inside
+    mean: Tensor | float  # of a batch_norm
     variance: Tensor
 
     def __init__(self, plan: TorchPlan) -> None:
@@ -115,17 +126,21 @@ class Norm(nn.Module):
         gamma, beta = random.uniform(0.5, 1.5, shape), random.standard_normal(shape)
         self.truth_gamma: np.ndarray | None = None
         self.truth_beta: np.ndarray | None = None
-        self.gamma = self.beta = self.shift = None
+        self.gamma = self.beta = None
         if plan.affine in ("both", "gamma"):
-            self.gamma, self.truth_gamma = self._parameter(gamma)
-        if plan.affine in ("both", "beta"):
-            self.beta, self.truth_beta = self._parameter(beta)
-        if plan.order == "shift_inside" and self.truth_gamma is not None:
-            self.shift, shift = self._parameter(beta / self.truth_gamma)
-            self.truth_beta = shift * self.truth_gamma
+            self.gamma, self.truth_gamma = self._parameter("gamma", gamma)
+        if self.truth_gamma is not None and plan.order in INSIDE:
+            self.beta, inside = self._parameter("beta", beta / self.truth_gamma)
+            self.truth_beta = inside * self.truth_gamma
+        elif plan.affine in ("both", "beta"):
+            self.beta, self.truth_beta = self._parameter("beta", beta)
+        self.statistics: dict[str, np.ndarray] = {}
         if plan.kind == "batch_norm":
-            for name, array in (("mean", beta), ("variance", random.uniform(0.5, 2, shape))):
-                self.register_buffer(name, self._shaped(array))
+            mean, variance = random.standard_normal(shape), random.uniform(0.5, 2, shape)
+            if plan.statistics == "initial":
+                mean, variance = np.zeros(shape), np.ones(shape)
+            self.mean, self.statistics["mean"] = self._parameter("mean", mean)
+            self.variance, self.statistics["variance"] = self._parameter("variance", variance)
         self.head = nn.Linear(plan.sizes[-1], 3) if plan.after == "linear" else None
 
     def _shaped(self, array: np.ndarray) -> Tensor:
@@ -134,13 +149,18 @@ class Norm(nn.Module):
         leading = 0 if p.affine_shape == "full" and not p.operator else p.axes[0]
         return torch.tensor(array, dtype=torch.float32).reshape(full[leading:])
 
-    def _parameter(self, array: np.ndarray) -> tuple[Tensor | float, np.ndarray]:
+    def _parameter(self, name: str, array: np.ndarray) -> tuple[Tensor | float, np.ndarray]:
         """A parameter, or one number for all; and the same in float64."""
-        if self.plan.affine_shape == "number":
-            number = float(array.flat[0])
-            return number, np.full_like(array, number)
-        stored = nn.Parameter(self._shaped(array))
-        return stored, stored.detach().double().numpy().reshape(array.shape)
+        stored, is_number = self._shaped(array), name in self.plan.numbers
+        if is_number:
+            how = self.plan.number_how
+            if how == "python" and name != "variance":  # torch takes no root of a float
+                return float(array.flat[0]), np.full_like(array, array.flat[0])
+            axes = 0 if how == "python" else min(int(how), self.plan.rank)
+            stored = stored.reshape(-1)[:1].reshape((1,) * axes)
+        stored = nn.Parameter(stored)
+        rounded = stored.detach().double().numpy().reshape(() if is_number else array.shape)
+        return stored, np.broadcast_to(rounded, array.shape)
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -228,22 +248,31 @@ class Norm(nn.Module):
         else:
             d = x - self.mean_of(x)
             e = self.variance_of(d) + p.epsilon
-        y = self.as_affine_map(x, e) if p.order == "affine" else self.assembled(d, e)
-        return y.to(given.dtype)
+        if p.order not in ("affine", "affine_steps", "inner", "inner_shift"):
+            return self.assembled(d, e).to(given.dtype)
+        m = self.mean if p.kind == "batch_norm" else self.mean_of(x)
+        return self.as_affine_map(x, None if p.kind == "rms_norm" else m, e).to(given.dtype)
 
-    def as_affine_map(self, x: Tensor, e: Tensor) -> Tensor:
-        """x * a + (b - m * a)"""
-        a = self.inverse(e) if self.gamma is None else self.gamma * self.inverse(e)
-        if self.plan.kind == "rms_norm":
-            return x * a if self.beta is None else x * a + self.beta
-        shift = (self.mean if self.plan.kind == "batch_norm" else self.mean_of(x)) * a
-        return x * a - shift if self.beta is None else x * a + (self.beta - shift)
+    def as_affine_map(self, x: Tensor, m: Tensor | float | None, e: Tensor) -> Tensor:
+        """See ``spelling_writer.Writer.assembled``; without a mean ``m`` of an rms_norm."""
+        g, b, order = self.gamma, self.beta, self.plan.order
+        inner = order in ("inner", "inner_shift")
+        a = self.inverse(e) if g is None or inner else g * self.inverse(e)
+        y = x * a
+        if m is not None and (b is None or order in ("affine_steps", "inner")):
+            y = y - m * a
+        elif m is not None and b is not None:
+            b = b - m * a
+        if order == "inner_shift" and b is not None:
+            y, b = y + b, None
+        y = y * g if inner and g is not None else y
+        return y if b is None else y + b
 
     def assembled(self, d: Tensor, e: Tensor) -> Tensor:
-        """See ``spellings.Writer.assembled``."""
+        """See ``spelling_writer.Writer.assembled``."""
         g, order = self.gamma, self.plan.order
-        if order == "shift_inside" and self.shift is not None and g is not None:
-            return (self.divided(d, e) + self.shift) * g
+        if order == "shift_inside" and self.beta is not None and g is not None:
+            return (self.divided(d, e) + self.beta) * g
         if g is None:
             y = self.divided(d, e)
         elif order == "scale_first":
@@ -269,12 +298,9 @@ class Norm(nn.Module):
         factor = count / (count - 1) if unbiased and p.kind != "batch_norm" else 1.0
         if factor != 1:
             gamma = (np.ones(p.normalized_shape) if gamma is None else gamma) / np.sqrt(factor)
-        buffers = {
-            name: buffer.double().numpy().reshape(-1) for name, buffer in self.named_buffers()
-        }
         return Truth(
             p.kind, p.axes, p.normalized_shape, p.epsilon / factor, gamma, self.truth_beta,
-            "", "", **buffers,
+            "", "", **self.statistics,
         )  # fmt: skip
 
 
@@ -287,14 +313,19 @@ def fitted(plan: TorchPlan) -> TorchPlan:
         p = replace(p, rank=max(p.rank, 3))
     if p.kind == "rms_norm" and p.variance.startswith(("var", "std")):
         p = replace(p, variance="mean")
-    if p.kind == "batch_norm" or p.layout == "channels" or p.affine_shape == "number":
+    if p.order in INSIDE and p.affine != "both":
+        p = replace(p, order="plain")
+    if p.order == "inner" and p.affine not in ("both", "gamma"):
+        p = replace(p, order="plain")
+    p = replace(p, numbers=numbers_of(p))
+    if p.kind != "batch_norm":
+        p = replace(p, statistics="random")
+    if p.kind == "batch_norm" or p.layout == "channels" or p.numbers:
         p = replace(p, operator=False)
     if p.operator:
         gone = p.kind == "rms_norm" or p.affine == "beta"
         p = replace(p, order="plain", affine_shape="vector")
         p = replace(p, affine="gamma" if gone and p.affine != "none" else p.affine)
-    if p.order == "shift_inside" and p.affine != "both":
-        p = replace(p, order="plain")
     return p
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from normswap.errors import NormswapError
 from normswap.model import Model
 from normswap.parity.approximate import approximate_contract
-from normswap.parity.exact import exact_contract
+from normswap.parity.exact import BoundedErrors, exact_contract
 from normswap.parity.probes import Probe, make_probes
 from normswap.parity.report import ApproximateOutput, ExactOutput, ValidationReport
 
@@ -507,6 +508,37 @@ def test_doubt_looks_at_the_originals_neighbours(
     assert report.passed is passed
     assert output.probes[0].elements == 32
     assert (output.probes[0].max_original > 0) is (factor > 1 + 2.0**-22)
+
+
+@pytest.mark.parametrize(("steps", "passed"), [(1, True), (8, False)])
+def test_an_ulp_of_a_subnormal_number_is_their_spacing(
+    onnx_model: Callable[..., Model], steps: int, passed: bool
+) -> None:
+    # y = 2^60 (x / 2) is exact by luck of even numbers; a subnormal x / 2 may be off by a step.
+    spacing = np.float32(2.0**-149)
+    x = np.random.default_rng(0).integers(-(2**20), 2**20, (8, 4)) * 2 * spacing
+    constants = {"half": np.float32(0.5), "steps": steps * spacing, "big": np.float32(2.0**60)}
+    halved: Nodes = [("Mul", ["x", "half"], "z", {})]
+    moved: Nodes = [*halved, ("Add", ["z", "steps"], "w", {}), ("Mul", ["w", "big"], "y", {})]
+    one = onnx_model([*halved, ("Mul", ["z", "big"], "y", {})], X, ["y"], constants)
+    other = onnx_model(moved, X, ["y"], constants)
+    report = exact_contract(one, other, [Probe("subnormal", {"x": x.astype(np.float32)})])
+    assert report.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "spacing"),
+    [(np.float16, 2.0**-24), (ml_dtypes.bfloat16, 2.0**-133), (np.float32, 2.0**-149)],
+)
+def test_what_is_allowed_beside_the_originals_error(dtype: Any, spacing: float) -> None:
+    eps, smallest_normal = (
+        float(getattr(ml_dtypes.finfo(dtype), name)) for name in ("eps", "smallest_normal")
+    )
+    sizes = {1.0: eps, 3.0: 3 * eps, smallest_normal: spacing, spacing: spacing, 0.0: spacing}
+    for scale, allowed in sizes.items():
+        errors = BoundedErrors("normal", np.dtype(dtype))
+        errors.add(*[np.array([scale])] * 3)
+        assert errors.result().max_bound == errors.result().rms_bound == allowed
 
 
 def test_a_sensitive_row_is_no_fault(build: Build) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from normswap.model import Model
-from normswap.parity.exact import Neighbours
+from normswap.parity.exact import Neighbours, one_ulp_off
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -43,3 +44,11 @@ def test_neighbours_keep_infinities_integers_and_zeros(onnx_model: Callable[...,
         assert y[0, 1] == -np.inf
         assert np.isfinite(y[0, 2])
         assert 0 < abs(y[0, 3] - 1) < 3e-7
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_subnormal_numbers_move_by_their_spacing(dtype: Any) -> None:
+    spacing = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    steps = np.array([0, 1, -2, 5, -100], np.float64)
+    moved = one_ulp_off(np.random.default_rng(0), (steps * spacing).astype(dtype))
+    assert np.array_equal(np.abs(moved.astype(np.float64) / spacing - steps), [0, 1, 1, 1, 1])
