@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,9 @@ def test_lowering_knows_the_interface_of_passes_alone() -> None:
     for file, names in _imports("lowering").items():
         inside = {n for n in names if n.startswith("normswap.passes.")}
         assert all(n.startswith("normswap.passes.base") for n in inside), file
+
+
+def test_passes_do_not_ask_what_kind_of_graph_it_is() -> None:
+    for file in sorted((_ROOT / "passes").rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"(model|graph)\.kind\b|\bfx\b", text), file

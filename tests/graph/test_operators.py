@@ -22,23 +22,8 @@ from normswap.norms.site import KINDS
 _SOURCE = Path(normswap.__file__).parent
 # They state what operators are, or what a map does at them.
 _TABLES = ("graph/operators.py", "passes/algebra/rules.py")
-# They translate another vocabulary into ONNX's, or implement operators.
-_ADAPTERS = (
-    "graph/fx/aten.py",
-    "graph/fx/emit.py",
-    "graph/onnx/fast_ops.py",
-    "graph/onnx/torch_ops.py",
-)
-# TODO: empty this when the folds have their table and passes ask this one.
-_NOT_YET = (
-    "norms/spelled_batch_norm.py",
-    "passes/algebra/affine_regions.py",
-    "passes/algebra/change_of_variables.py",
-    "passes/algebra/moves.py",
-    "passes/kernel_choice.py",
-    "passes/norm_operator.py",
-    "passes/norm_with_sum.py",
-)
+# It translates torch's vocabulary into ONNX's.
+_ADAPTER = "graph/fx/aten.py"
 _KNOWN = {row.name for row in OPERATORS} | {f"{row.domain}.{row.name}" for row in OPERATORS}
 
 
@@ -126,9 +111,9 @@ class TestSource:
         for path in sorted(_SOURCE.rglob("*.py")):
             name = path.relative_to(_SOURCE).as_posix()
             lines = list(_collections(path.read_text()))
-            if lines and name not in (*_TABLES, *_ADAPTERS):
+            if lines and name not in (*_TABLES, _ADAPTER):
                 kept[name] = lines
-        assert kept.keys() == set(_NOT_YET), kept
+        assert kept == {}
 
     @pytest.mark.parametrize(
         "source",
