@@ -39,9 +39,9 @@ from normswap.io.fx_model import model_from_module
 from normswap.model import Model
 from normswap.parity.metrics import Similarity
 from normswap.report.progress import Progress
-from normswap.train.batches import shuffled
 from normswap.train.distill import default_options, distill
 from normswap.train.loop import Batch, train
+from normswap.train.samples import shuffled
 from normswap.train.taps import parameters_of, tapped
 
 SMOOTHING = 0.1
@@ -72,7 +72,7 @@ def run(
     model = ns.load(folder)
     data = _data(model, both=sites is not None)
     swapped = ns.swap(
-        model, to="batchnorm", fit="least-squares", sites=sites, data=data, ffn_batchnorm=True
+        model, ns.BatchNorm(fit="least-squares", ffn_batchnorm=True), sites=sites, data=data
     ).model
     result = distill(swapped, model, data, steps=steps)
     control, seconds = _control(model, len(result.losses), sites is None)

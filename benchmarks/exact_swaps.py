@@ -39,11 +39,7 @@ SLOWER = 1.02
 WARM_UP = 2
 FORMS = ("torchscript-14", "torchscript-17", "dynamo-20", "torchscript-14-half")
 INPUT, PEER = "input", "onnxruntime.transformers"
-SWAPS: dict[str, dict[str, Any]] = {  # and their options
-    "fused": {"to": "fused"},
-    "fused --tune": {"to": "fused", "tune": True},
-    "rmsnorm": {"to": "rmsnorm"},
-}
+SWAPS = ("fused", "fused --tune", "rmsnorm")
 
 
 def compared(case: Case, runtime: str, rounds: int, threads: int) -> list[dict[str, Any]]:
@@ -91,10 +87,8 @@ def _written(tool: str, model: Any, source: Path, case: Case, runtime: str) -> P
 
         optimize_model(str(source), model_type=case.family).save_model_to_file(str(output))
         return output
-    options = SWAPS[tool]
-    if options["to"] == "fused":
-        options = options | {"target": TARGETS[runtime]}
-    result = ns.swap(model, **options)
+    fused = ns.Fused(target=TARGETS[runtime], tune=tool == "fused --tune")
+    result = ns.swap(model, ns.RmsNorm() if tool == "rmsnorm" else fused)
     if not result.modified:
         return None
     ns.save(result.model, output)

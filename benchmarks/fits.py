@@ -26,7 +26,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,26 +35,18 @@ from normswap.graph.graph import Graph
 from normswap.report.progress import Progress
 
 SAMPLES = (1000, 256)
-FITS: dict[str, dict[str, Any]] = {
-    "batchnorm, copy": {"to": "batchnorm", "fit": "copy"},
-    "batchnorm, moments": {"to": "batchnorm", "fit": "moments"},
-    "batchnorm, least-squares": {"to": "batchnorm", "fit": "least-squares"},
-    "batchnorm, least-squares, class": {
-        "to": "batchnorm",
-        "fit": "least-squares",
-        "tokens": "class",
-    },
-    "batchnorm, least-squares, position": {
-        "to": "batchnorm",
-        "fit": "least-squares",
-        "tokens": "position",
-    },
-    "affine": {"to": "affine"},
-    "affine, class": {"to": "affine", "tokens": "class"},
-    "affine, position": {"to": "affine", "tokens": "position"},
-    "affine, writers": {"to": "affine", "refit_writers": True},
-    "affine, writers, class": {"to": "affine", "refit_writers": True, "tokens": "class"},
-    "affine, writers, position": {"to": "affine", "refit_writers": True, "tokens": "position"},
+FITS: dict[str, ns.Pass] = {
+    "batchnorm, copy": ns.BatchNorm(fit="copy"),
+    "batchnorm, moments": ns.BatchNorm(fit="moments"),
+    "batchnorm, least-squares": ns.BatchNorm(fit="least-squares"),
+    "batchnorm, least-squares, class": ns.BatchNorm(fit="least-squares", tokens="class"),
+    "batchnorm, least-squares, position": ns.BatchNorm(fit="least-squares", tokens="position"),
+    "affine": ns.Affine(),
+    "affine, class": ns.Affine(tokens="class"),
+    "affine, position": ns.Affine(tokens="position"),
+    "affine, writers": ns.Affine(refit_writers=True),
+    "affine, writers, class": ns.Affine(refit_writers=True, tokens="class"),
+    "affine, writers, position": ns.Affine(refit_writers=True, tokens="position"),
 }
 
 
@@ -78,7 +69,7 @@ class Score:
 def score(task: Task, folder: Path, number: int, samples: int, fit: str) -> Score:
     model = ns.load(folder)
     data = ns.load_data(task.calibration_for(model), model, samples, seed=number)
-    swapped = ns.swap(model, data=data, **FITS[fit])
+    swapped = ns.swap(model, FITS[fit], data=data)
     folded = ns.fold(swapped.model).model
     expected, got = task.answers(model), task.answers(folded)
     return Score(

@@ -54,13 +54,7 @@ RUNTIMES: dict[str, dict[str, str]] = {  # with what is added to the environment
     "openvino": {},
 }
 TARGETS = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino"}
-SWAPS: dict[str, dict[str, Any]] = {
-    "fused": {"to": "fused"},
-    "fused, tuned": {"to": "fused", "tune": True},
-    "rmsnorm": {"to": "rmsnorm"},
-    "batchnorm": {"to": "batchnorm"},
-    "affine": {"to": "affine"},
-}
+SWAPS = ("fused", "fused, tuned", "rmsnorm", "batchnorm", "affine")
 DEFAULT_SWAPS = ("fused", "rmsnorm")
 FITTED = ("batchnorm", "affine")
 CALIBRATION, WARM_UP = 16, 3
@@ -127,14 +121,12 @@ def _swapped(model: Any, swap: str, runtime: str) -> Any:
 
     import normswap as ns
 
-    options = dict(SWAPS[swap])
     if swap in FITTED:
         shape = (CALIBRATION, *model.inputs[0].shape[1:])
         data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        return ns.fold(ns.swap(model, data=data, **options).model).model
-    if options["to"] == "fused" and runtime in TARGETS:
-        options["target"] = TARGETS[runtime]
-    result = ns.swap(model, **options)
+        return ns.fold(ns.swap(model, to=swap, data=data).model).model
+    fused = ns.Fused(target=TARGETS.get(runtime), tune=swap == "fused, tuned")
+    result = ns.swap(model, ns.RmsNorm() if swap == "rmsnorm" else fused)
     if not result.modified:
         raise ns.NormswapError(f"{swap}: nothing to do")
     return result.model

@@ -111,7 +111,7 @@ def _measure(model: ns.Model) -> dict[str, Any]:
     fused, fused_s = _timed(lambda: ns.swap(model, to="fused"))
     fused_exact = ns.validate(model, fused.model).passed if fused.modified else None
     data = _images(model)
-    swapped, swap_s = _timed(lambda: ns.swap(model, to="batchnorm", data=data, ffn_batchnorm=True))
+    swapped, swap_s = _timed(lambda: ns.swap(model, ns.BatchNorm(ffn_batchnorm=True), data=data))
     folded, fold_s = _timed(lambda: ns.fold(swapped.model))
     fold_report = ns.validate(swapped.model, folded.model)
     left = [s for s in ns.locate(folded.model) if s.tower != "text"]

@@ -32,7 +32,7 @@ def main(folder: Path) -> tuple[ValidationReport, ValidationReport]:
     verdict = "the same" if exact.passed else "not the same"
     print(f"{path}: {len(ns.locate(original))} norms, {verdict} as the folder's model")
 
-    swapped = ns.swap(original, to="affine", data=data.train_images, refit_writers=True)
+    swapped = ns.swap(original, ns.Affine(refit_writers=True), data=data.train_images)
     folded = ns.fold(swapped.model)
     for step, title in ((swapped, "swapped"), (folded, "folded")):
         skipped = [f"{site.name} was left alone: {reason}" for site, reason in step.skipped]

@@ -2,7 +2,7 @@
 
 model  = normswap.load("clip.onnx")          # or load(module, example_inputs=(x,))
 sites  = normswap.locate(model)              # list[Site]
-result = normswap.swap(model, to="affine", data=images, refit_writers=True)
+result = normswap.swap(model, normswap.Affine(refit_writers=True), data=images)
 folded = normswap.fold(result.model)
 report = normswap.validate(model, folded.model, data=images, contract="approximate")
 normswap.save(folded.model, "clip-bn.onnx")

@@ -12,7 +12,12 @@ from normswap.model import InputSpec as InputSpec
 from normswap.model import Model as Model
 from normswap.norms.site import Site as Site
 from normswap.parity.validation import validate as validate
+from normswap.passes.affine import Affine as Affine
+from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
+from normswap.passes.batch_norm import BatchNorm as BatchNorm
+from normswap.passes.fused import Fused as Fused
+from normswap.passes.rms_norm import RmsNorm as RmsNorm
 from normswap.timing.bench import bench as bench
 from normswap.train.distill import distill as distill
 from normswap.train.study.compare import compare as compare

@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from normswap.errors import NormswapError
-from normswap.model import Model
+from normswap.model import Model, Progress
 from normswap.norms.site import Site
-from normswap.passes.base import PassResult, swap_called, swaps
+from normswap.passes.base import Pass, PassResult
+from normswap.passes.registry import pass_called, passes
 from normswap.passes.select import Selection
 
 
 def locate(model: Model) -> list[Site]:
-    """The norms of a model in the order of execution."""
+    """The norms of a model in the order of execution.
+
+    They are ``model.sites``: located on first use and kept. Any of them may be given as ``sites``
+    to the functions below.
+    """
     return list(model.sites)
 
 
 def swap(
     model: Model,
+    how: Pass | None = None,
     *,
-    to: str,
+    to: str | None = None,
     sites: Selection | None = None,
     data: Any = None,
     samples: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> PassResult:
-    """The model with the norms at ``sites`` swapped for others.
+    """The model with its norms swapped for others.
 
-    ``to``: 'fused' or 'rmsnorm' (exact), or 'batchnorm' or 'affine' (from calibration data).
-    ``sites``: globs on names and ``role=``, ``tower=`` terms. ``data``: what
-    ``normswap.io.data.load_data`` takes; ``samples``: use that many of it.
-    ``progress(done, total, what)`` is called by passes that take
-    long. Further options are the fields of the pass (see ``normswap.passes``).
-    Raises NormswapError for an unknown target or option, and for data that is missing or unfit.
+    ``how``: a pass with its options, such as ``Affine(refit_writers=True)``. ``to``: in place of
+    it the word of a pass without any: 'fused' or 'rmsnorm' (exact), 'batchnorm' or 'affine'
+    (from calibration data), or what another package offers. ``sites``: a pattern of globs on names
+    and ``role=``, ``tower=`` terms, or a list of sites; all by default. ``data``: what
+    ``load_data`` takes; ``samples``: use that many of it. ``progress(done, total, what)`` is called
+    by passes that take long.
+    Raises NormswapError for an unknown word, and for data that is missing or unfit.
+
+    Example: ``swap(model, Affine(refit_writers=True), data="images", sites="tower=image")``
     """
-    kind = swap_called(to)
-    if kind is None:
-        raise NormswapError(f"swap: '{to}' is none of {', '.join(swaps())}")
-    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in options:
-        if name not in fields:
-            raise NormswapError(f"swap: '{to}' has no option {name}")
-    if kind.needs_data:
-        if data is None:
-            raise NormswapError(f"swap: '{to}' needs calibration data")
+    if how is None:
+        kind = pass_called(to or "")
+        if kind is None:
+            raise NormswapError(f"swap: '{to}' is none of {', '.join(passes())}")
+        how = kind()
+    elif to is not None:
+        raise NormswapError("swap: give a pass or its word (to=), not both")
+    given: dict[str, Any] = {"sites": sites, "progress": progress}
+    if how.needs_data and data is not None:
         from normswap.io.data import Data, load_data
 
-        given = isinstance(data, Data)
-        options["data"] = data if given else load_data(data, model, samples, progress=progress)
+        given["data"] = (
+            data if isinstance(data, Data) else load_data(data, model, samples, progress=progress)
+        )
     elif data is not None:
-        raise NormswapError(f"swap: '{to}' takes no data")
-    if "progress" in fields:
-        options["progress"] = progress
-    result: PassResult = kind(sites=sites, **options)(model)  # type: ignore[call-arg]
-    return result.recorded(f"swap to {to}")
+        raise NormswapError(f"swap: '{how.to}' takes no data")
+    how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
+    return how(model).recorded(f"swap to {how.to}")
 
 
 def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
-    neighbouring weights."""
+    neighbouring weights.
+
+    Example: ``fold(swap(model, to="affine", data=images).model)``
+    """
     from normswap.passes.fold import Fold
 
     return Fold(sites=sites)(model).recorded("fold")
@@ -69,7 +77,10 @@ def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
 
 def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
-    exact."""
+    exact.
+
+    Example: ``fold_affine(model, sites="role=pre_mlp")``
+    """
     from normswap.passes.fold_affine import FoldAffine
 
     return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")

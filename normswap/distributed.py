@@ -15,11 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from normswap.errors import NormswapError
 from normswap.io.messages import first_line
-from normswap.torchrun import launched
 
 T = TypeVar("T")
 TIMEOUT = 300.0
 """Seconds after which a process that gets no answer gives up."""
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` started this process, as one of a group."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def active() -> bool:

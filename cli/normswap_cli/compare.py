@@ -80,7 +80,7 @@ def compare(
     numbers = _numbers(rates)
     with working(lines=True) as progress:
         import normswap
-        from normswap.train.study.view import comparison_view
+        from normswap.train.study.page import comparison_view
 
         found = normswap.compare(
             output,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -58,3 +59,16 @@ def show_json(document: Mapping[str, Any]) -> None:
 def complain(line: str) -> None:
     """Prints one line to standard error, of something that is no error."""
     click.echo(f"normswap: {line}", err=True)
+
+
+@contextlib.contextmanager
+def joined_group() -> Iterator[bool]:
+    """Joins the processes that torchrun started this one with, if it did. Yields whether this is
+    the first of them, the one that writes files and reports."""
+    if "RANK" not in os.environ:  # a process by itself need not import torch
+        yield True
+        return
+    from normswap.distributed import process_group, rank
+
+    with process_group():
+        yield rank() == 0

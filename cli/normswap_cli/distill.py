@@ -112,8 +112,7 @@ def distill(
         from normswap.io.save import check_output
         from normswap.report.distillation import distillation_view, write_report
         from normswap.train.distill import distill
-        from normswap.train.log import JsonLines
-        from normswap.train.pace import throttled
+        from normswap.train.log import JsonLines, throttled
 
         with distributed.process_group():
             first = distributed.rank() == 0

@@ -14,6 +14,7 @@ from normswap.io.save import save
 from normswap.model import Model
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
+from normswap.passes import Affine, BatchNorm
 from normswap.report.html import write_html
 from normswap.report.inspection import InspectedSite, inspection
 from normswap.timing.paired import Timing, compare
@@ -50,10 +51,10 @@ class Study:
 
         self._say("swapping")
         data = self.task.calibration_for(self.original)
-        copied = normswap.swap(self.original, to="batchnorm", data=data, fit="copy")
-        moments = normswap.swap(self.original, to="batchnorm", data=data, ffn_batchnorm=True)
+        copied = normswap.swap(self.original, BatchNorm(fit="copy"), data=data)
+        moments = normswap.swap(self.original, BatchNorm(ffn_batchnorm=True), data=data)
         self.keep(moments.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
-        swapped = normswap.swap(self.original, to="affine", data=data, refit_writers=True)
+        swapped = normswap.swap(self.original, Affine(refit_writers=True), data=data)
         self.keep(swapped.model, "affine", "original after swap --to affine --refit-writers")
 
         self._say("folding")

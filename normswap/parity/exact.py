@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array
+from normswap.graph.arrays import is_floating
+from normswap.graph.graph import Array, Value
 from normswap.model import Model, Progress
-from normswap.parity.bounds import BoundedErrors, draws_in_doubt, largest_excess
-from normswap.parity.metrics import ErrorHistogram
-from normswap.parity.neighbours import Neighbours
+from normswap.parity.metrics import ErrorHistogram, ErrorTally
 from normswap.parity.pairing import Pair, RunFailed, Runs, agreeing_finite, runner
 from normswap.parity.probes import EXTREMES, Probe
 from normswap.parity.report import (
@@ -155,3 +156,137 @@ class _Exact:
             for i, (own, other) in sorted(self._histograms.items())
         ]
         return replace(self._pair.report("exact", outputs), errors=errors)
+
+
+_FACTOR = 2.0
+_ULPS = 1.0
+_DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can measure
+# In doubt, draws of the original's neighbours: some, and the rest unless the error is hopelessly
+# many times its bound.
+_SOME, _ALL, _HOPELESS = 2, 16, 8.0
+
+
+@dataclass
+class BoundedErrors:
+    """The errors at one value over the probes of one kind, against float64.
+
+    Allowed is e(candidate) <= 2 e(original) + one ulp, for the largest error and for the root mean
+    square; ulp = eps(dtype) * max |truth| (64 of them for float64). e(original) is its largest over
+    the original and those ``neighbours`` of it (by draw) that were run.
+    """
+
+    kind: str
+    dtype: np.dtype[Any]
+    scale: float = 0.0
+    original: ErrorTally = field(default_factory=ErrorTally)
+    candidate: ErrorTally = field(default_factory=ErrorTally)
+    neighbours: dict[int, ErrorTally] = field(default_factory=dict)
+
+    def result(self) -> ProbeErrors:
+        ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
+        slack = ulps * float(ml_dtypes.finfo(self.dtype).eps) * self.scale
+        draws = [self.original, *self.neighbours.values()]
+        largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
+        return ProbeErrors(
+            self.kind, self.candidate.count, self.scale, largest, self.candidate.maximum,
+            _FACTOR * largest + slack, rms, self.candidate.rms, _FACTOR * rms + slack,
+        )  # fmt: skip
+
+    def add(self, truth: Array, original: Array, candidate: Array) -> None:
+        """Counts arrays of one shape, in float64, the first two of them finite; where the candidate
+        is not, its error is infinite."""
+        self.scale = max(self.scale, float(np.abs(truth).max(initial=0)))
+        self.original.add(original - truth)
+        error = candidate - truth
+        self.candidate.add(np.where(np.isfinite(error), error, np.inf))
+
+    def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
+        """Counts what the original's neighbour ``draw`` gives, where that is finite."""
+        with np.errstate(invalid="ignore"):
+            error = np.asarray(nearby, np.float64) - truth
+        self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
+
+    @property
+    def excess(self) -> float:
+        """The error as a multiple of its bound."""
+        result = self.result()
+        pairs = [(result.max_candidate, result.max_bound), (result.rms_candidate, result.rms_bound)]
+        return max(0.0 if not e else e / bound if bound else np.inf for e, bound in pairs)
+
+
+def largest_excess(errors: Iterable[BoundedErrors]) -> float:
+    return max((tally.excess for tally in errors), default=0.0)
+
+
+def draws_in_doubt(excess: float, drawn: int) -> range:
+    """Which neighbours to run next, after ``drawn`` of them, for a largest ``excess``."""
+    if not drawn:
+        return range(_SOME if excess > 1 else 0)
+    return range(drawn, _ALL if 1 < excess < _HOPELESS else drawn)
+
+
+_SMALL = 2**16  # elements of a constant that is varied
+
+
+class Neighbours:
+    """``model`` with inputs and small constants off by an ulp, each time in another way.
+
+    Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
+    gammas, position embeddings: there are some in every block) is off by eps * |x|, up or down at
+    random. What comes out differs from the model's ``values`` by as much as rounding may.
+    Raises NormswapError where the runtime refuses to take constants as inputs.
+    """
+
+    def __init__(self, model: Model, values: Sequence[Value]) -> None:
+        graph = model.graph
+        self._names = [spec.name for spec in model.inputs]
+        constants = [value for value in graph.values() if _is_small_constant(value)]
+        self._constants = _Packed([np.asarray(graph.constant(value)) for value in constants])
+        inputs = [graph.value(name) for name in self._names]
+        self._run = graph.slice([*inputs, *constants], values)
+
+    def run(self, feeds: Mapping[str, Array], draw: int) -> list[Array]:
+        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours."""
+        rng = np.random.default_rng(draw)
+        inputs = [one_ulp_off(rng, feeds[name]) for name in self._names]
+        outputs = self._run([*inputs, *self._constants.one_ulp_off(rng)])
+        return [np.asarray(array) for array in outputs]
+
+
+class _Packed:
+    """Arrays that are varied together: a model has hundreds of small ones."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._arrays = arrays
+        self._flat: dict[np.dtype[Any], Array] = {}
+        for dtype in {array.dtype for array in arrays}:
+            same = [array.reshape(-1) for array in arrays if array.dtype == dtype]
+            self._flat[dtype] = np.concatenate(same)
+
+    def one_ulp_off(self, rng: np.random.Generator) -> list[Array]:
+        varied = {dtype: one_ulp_off(rng, flat) for dtype, flat in self._flat.items()}
+        places = dict.fromkeys(varied, 0)
+        found = []
+        for array in self._arrays:
+            start = places[array.dtype]
+            places[array.dtype] += array.size
+            found.append(varied[array.dtype][start : start + array.size].reshape(array.shape))
+        return found
+
+
+def _is_small_constant(value: Value) -> bool:
+    if not value.is_constant or value.producer is not None or not value.uses:
+        return False
+    if value.dtype is None or not is_floating(value.dtype) or value.shape is None:
+        return False
+    return 1 < math.prod(value.shape) <= _SMALL
+
+
+def one_ulp_off(rng: np.random.Generator, array: Array) -> Array:
+    """Every number of a floating array off by eps * |x|, up or down; others as they are."""
+    if not is_floating(array.dtype):
+        return array
+    ulps = float(ml_dtypes.finfo(array.dtype).eps) * rng.choice([-1.0, 1.0], array.shape)
+    with np.errstate(over="ignore"):
+        moved = (array.astype(np.float64) * (1 + ulps)).astype(array.dtype)
+    return np.where(np.isfinite(moved), moved, array)

@@ -15,7 +15,7 @@ from normswap.graph.graph import Array
 from normswap.io.messages import first_line
 from normswap.model import InputSpec, Model
 from normswap.parity.metrics import Variation
-from normswap.parity.probes.tokens import vocabulary
+from normswap.parity.probes import vocabulary
 from normswap.parity.report import (
     ApproximateOutput,
     ExactOutput,

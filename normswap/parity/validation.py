@@ -26,8 +26,7 @@ from normswap.parity.probes import Probe, draw_feeds, make_probes
 from normswap.parity.report import Finding, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
-from normswap.parity.summary import model_summary, provenance
-from normswap.parity.unchanged import found_unchanged
+from normswap.parity.summary import found_unchanged, model_summary, provenance
 
 _BATCHES_AT_NORMS = 2  # of the data
 

@@ -1,11 +1,11 @@
 from normswap.passes.affine import Affine as Affine
 from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
-from normswap.passes.base import swap_called as swap_called
-from normswap.passes.base import swaps as swaps
 from normswap.passes.batch_norm import BatchNorm as BatchNorm
 from normswap.passes.ffn_batch_norm import InsertFfnBatchNorm as InsertFfnBatchNorm
 from normswap.passes.fold import Fold as Fold
 from normswap.passes.fold_affine import FoldAffine as FoldAffine
 from normswap.passes.fused import Fused as Fused
+from normswap.passes.registry import pass_called as pass_called
+from normswap.passes.registry import passes as passes
 from normswap.passes.rms_norm import RmsNorm as RmsNorm

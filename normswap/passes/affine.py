@@ -16,6 +16,7 @@ from normswap.fit.ridge import RidgeFits
 from normswap.fit.rows import Rows
 from normswap.fit.sweep import HELD_OUT, Readings, Stop
 from normswap.graph.graph import Array, Value
+from normswap.options import option
 from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_finite
 from normswap.passes.insert import insert_linear
 from normswap.passes.refit_writers import writer_stops
@@ -24,7 +25,7 @@ from normswap.passes.token_scale import group_moments, group_table, insert_token
 _FEW = "rows to fit are fewer than its"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Affine(Calibrated):
     """y = A x + b with a full matrix A [C, C], in place of each norm.
 
@@ -42,8 +43,13 @@ class Affine(Calibrated):
     """
 
     to: ClassVar[str] = "affine"
+    summary: ClassVar[str] = "a full matrix, fitted to --data; folds away."
 
-    refit_writers: bool = False
+    refit_writers: bool = option(
+        False,
+        "also fit what writes to the residual stream (attention out-projection, second linear "
+        "layer of the FFN) to the original's stream.",
+    )
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
         count = sum(len(next(iter(batch.values()))) for batch in plan.batches)

@@ -1,15 +1,15 @@
-"""What every pass is: a callable from a model to a ``PassResult``, registered by its name."""
+"""What every pass is: a dataclass of options that is called with a model."""
 
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from normswap.model import Model, Step
+from normswap.model import Model, Progress, Step
 from normswap.norms.site import Site
+from normswap.options import check_choices
+from normswap.passes.select import Selection
 
 
 @dataclass(frozen=True)
@@ -44,41 +44,40 @@ class Refusal(Exception):
     """Raised inside a pass when a site cannot be changed; the message is the reason."""
 
 
+@dataclass(kw_only=True)
 class Pass(abc.ABC):
     """One transformation of a model.
 
-    Subclasses are dataclasses whose fields are their options. ``to`` is the word behind
-    ``--to`` ('' for a pass that is no swap); ``exact`` says whether the new model is the same
-    function in real arithmetic; ``needs_data`` whether it calibrates.
+    A subclass is a dataclass whose fields are its options (``normswap.options``). ``to``: the word
+    behind ``swap --to`` ('' for a pass that is no swap). ``summary``: what it does, for the help
+    text. ``exact``: whether the new model is the same function in real arithmetic. ``needs_data``:
+    whether it calibrates, with a field ``data``.
+
+    ``sites``: what to change; all for None. ``progress``: called by passes that take long.
+    Raises NormswapError for a value that is none of an option's choices.
+
+    Example::
+
+        @dataclass(kw_only=True)
+        class Double(Pass):
+            to: ClassVar[str] = "double"
+            summary: ClassVar[str] = "exact, gamma is doubled and the readers halved."
+            twice: bool = option(False, "Do it twice.")
+
+            def __call__(self, model: Model) -> PassResult: ...
     """
 
     to: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
     exact: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
+
+    sites: Selection | None = None
+    progress: Progress | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choices(self, dashes=bool(self.to))
 
     @abc.abstractmethod
     def __call__(self, model: Model) -> PassResult:
         """Runs the pass; ``model`` itself is not changed."""
-
-
-def swap_called(to: str) -> type[Pass] | None:
-    """The pass that ``swap`` offers as ``to``, which names its file: ``rmsnorm`` is in
-    ``rms_norm.py``. No other is imported where it is found."""
-    package = importlib.import_module("normswap.passes")
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name.replace("_", "") == to:
-            importlib.import_module(f"normswap.passes.{module.name}")
-            return next((cls for cls in _subclasses(Pass) if cls.to == to), None)
-    return None
-
-
-def swaps() -> dict[str, type[Pass]]:
-    """The passes that ``swap`` offers, by their target: every file of this package is looked at."""
-    package = importlib.import_module("normswap.passes")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"normswap.passes.{module.name}")
-    return {cls.to: cls for cls in sorted(_subclasses(Pass), key=str) if cls.to}
-
-
-def _subclasses(cls: Any) -> set[type[Pass]]:
-    return {c for direct in cls.__subclasses__() for c in {direct, *_subclasses(direct)}}

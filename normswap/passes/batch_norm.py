@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normswap.errors import NormswapError
 from normswap.fit.batch_norm import safe_epsilon, with_statistics
 from normswap.fit.channelwise import FITS, Fitting
 from normswap.fit.sweep import Readings, Stop
 from normswap.graph.graph import Value
+from normswap.options import option
 from normswap.passes.calibrated import Calibrated, Fitted, Plan
 from normswap.passes.ffn_batch_norm import POSITIONS, ffn_stops
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BatchNorm(Calibrated):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with constants per channel.
 
@@ -32,19 +32,18 @@ class BatchNorm(Calibrated):
     """
 
     to: ClassVar[str] = "batchnorm"
+    summary: ClassVar[str] = "a scale and shift per channel, fitted to --data; folds away."
 
-    fit: str = "moments"
-    ffn_batchnorm: bool = False
-    ffn_position: str = "before"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ffn_position not in POSITIONS:
-            raise NormswapError(
-                f"--ffn-position: '{self.ffn_position}' is none of {', '.join(POSITIONS)}"
-            )
-        if self.fit not in FITS:
-            raise NormswapError(f"--fit: '{self.fit}' is none of {', '.join(FITS)}")
+    fit: str = option(
+        "moments",
+        "keep gamma and beta, match the mean and variance of the original's outputs (the "
+        "default), or come nearest to these outputs.",
+        choices=tuple(FITS),
+    )
+    ffn_batchnorm: bool = option(False, "also put one into each FFN.")
+    ffn_position: str = option(
+        "before", "before (the default) or after the FFN's activation.", choices=POSITIONS
+    )
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
         plan.stops += [_Swap(plan, fitted, FITS[self.fit], self.tokens) for fitted in sites]

@@ -20,8 +20,9 @@ from normswap.fit.text_masks import text_masks
 from normswap.fit.tokens import TOKENS, special_positions
 from normswap.graph.graph import Array, Graph
 from normswap.io.data import Data
-from normswap.model import Model, Progress
+from normswap.model import Model
 from normswap.norms.site import Site
+from normswap.options import option
 from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.ensure import Swapping, swap_ensuring
@@ -67,7 +68,7 @@ class Plan:
     stays: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Calibrated(Pass):
     """A swap of LayerNorms and RMSNorms over one axis that is fitted to calibration data.
 
@@ -83,20 +84,28 @@ class Calibrated(Pass):
     exact: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
 
-    data: Data
-    sites: Selection | None = None
-    tokens: str = "all"
-    ensure: str | None = None
+    data: Data | None = None
+    tokens: str = option(
+        "all",
+        "fit all tokens together (the default), class and register tokens apart, or each "
+        "position; the last two leave a scale and shift per token.",
+        choices=TOKENS,
+    )
+    ensure: str | None = option(
+        None,
+        "keep as few norms as it takes for the result to agree with MODEL on a fifth of DATA: "
+        "top1 (0 to 1), cosine, or sqnr (dB).",
+        metavar="METRIC>=NUMBER",
+    )
     memory: int = MEMORY
-    progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens not in TOKENS:
-            raise NormswapError(f"--tokens: '{self.tokens}' is none of {', '.join(TOKENS)}")
+        super().__post_init__()
         if self.ensure is not None:
             Requirement.parse(self.ensure)
 
     def __call__(self, model: Model) -> PassResult:
+        data = needed_data(self.data, self.to)
         located = model.sites
         chosen, notes = _default_tower(located, self.sites)
         todo = [s for s in chosen if s.kind in KINDS and len(s.axes) == 1]
@@ -106,12 +115,12 @@ class Calibrated(Pass):
         if self.tokens != "all":
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
-            result = self._swapping(model, located, todo, self.data)(todo)
+            result = self._swapping(model, located, todo, data)(todo)
         else:
-            fitting, judging = self.data.split(_JUDGED)
+            fitting, judging = data.split(_JUDGED)
             if not judging.count:
                 raise NormswapError(
-                    f"--ensure: {self.data.count} samples are too few, every fifth is kept back to "
+                    f"--ensure: {data.count} samples are too few, every fifth is kept back to "
                     f"judge by; give it hundreds"
                 )
             requirement = Requirement.parse(self.ensure)
@@ -178,6 +187,13 @@ def _with_special(
 
 def _tower(located: Sequence[Site], site: Site) -> list[Site]:
     return [other for other in located if other.tower == site.tower]
+
+
+def needed_data(data: Data | None, to: str) -> Data:
+    """The calibration data of a pass. Raises NormswapError where it has none."""
+    if data is None:
+        raise NormswapError(f"swap: '{to}' needs calibration data")
+    return data
 
 
 def check_finite(site: Site, *arrays: Array) -> None:

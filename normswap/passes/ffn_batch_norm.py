@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normswap.errors import NormswapError
 from normswap.fit.batch_norm import identity
 from normswap.fit.batches import calibration_batches
 from normswap.fit.moments import ChannelMoments
@@ -20,8 +19,9 @@ from normswap.model import Model
 from normswap.norms.ffn import ffn_of
 from normswap.norms.residuals import residuals
 from normswap.norms.site import Site
+from normswap.options import option
 from normswap.passes.base import Pass, PassResult
-from normswap.passes.calibrated import Fitted, fitted_sites
+from normswap.passes.calibrated import Fitted, fitted_sites, needed_data
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import Selection, select_sites
 
@@ -29,7 +29,7 @@ POSITIONS = ("before", "after")
 _EPSILON = 1e-5  # torch's default
 
 
-@dataclass
+@dataclass(kw_only=True)
 class InsertFfnBatchNorm(Pass):
     """h = act(BN(W1 x + b1)) or BN(act(W1 x + b1)), in every FFN of two stages of linear layers.
 
@@ -43,13 +43,9 @@ class InsertFfnBatchNorm(Pass):
     exact: ClassVar[bool] = True
     needs_data: ClassVar[bool] = True
 
-    data: Data
+    data: Data | None = None
     sites: Selection | None = "role=*_mlp"
-    position: str = "before"
-
-    def __post_init__(self) -> None:
-        if self.position not in POSITIONS:
-            raise NormswapError(f"position: '{self.position}' is none of {', '.join(POSITIONS)}")
+    position: str = option("before", "before or after the FFN's activation.", choices=POSITIONS)
 
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()
@@ -57,7 +53,9 @@ class InsertFfnBatchNorm(Pass):
         chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
         if not chosen:
             return PassResult(model, False)
-        batches = calibration_batches(model, chosen, own_share(self.data))
+        batches = calibration_batches(
+            model, chosen, own_share(needed_data(self.data, "FFN BatchNorm"))
+        )
         fitted = fitted_sites(model.graph, located, chosen, batches)
         stops, skipped = ffn_stops(result.graph, fitted, self.position)
         unfit = {id(site) for site, _ in skipped}

@@ -24,7 +24,7 @@ from normswap.passes.select import Selection, named_in, select_sites
 _LARGE_MEAN = 25.0  # deviations; measured: at 10 the exact contract holds, at 30 it may fail
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Fold(Pass):
     """y = A x + t moves into the linear layers, convolutions and constants around it, and is gone.
 
@@ -42,8 +42,6 @@ class Fold(Pass):
     """
 
     exact: ClassVar[bool] = True
-
-    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()

@@ -17,10 +17,10 @@ from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import Selection, other_kind, select_sites
+from normswap.passes.select import other_kind, select_sites
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FoldAffine(Pass):
     """y = n * gamma + beta of a LayerNorm or an RMSNorm n: what reads y reads n instead.
 
@@ -33,8 +33,6 @@ class FoldAffine(Pass):
     """
 
     exact: ClassVar[bool] = True
-
-    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
         located = model.sites

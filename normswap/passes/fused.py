@@ -8,15 +8,16 @@ from typing import ClassVar
 
 from normswap.errors import NormswapError
 from normswap.lowering.runtimes import TARGETS, runtime_of
-from normswap.model import Model, Progress
+from normswap.model import Model
 from normswap.norms.site import Site
+from normswap.options import option
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_forms import KINDS, OPERATOR, ChosenForms, refusal, write
-from normswap.passes.select import Selection, other_kind, select_sites
+from normswap.passes.select import other_kind, select_sites
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Fused(Pass):
     """y = (x - E[x]) / sqrt(Var[x] + eps) * gamma + beta, spelled out, becomes LayerNormalization
     (ONNX) or ``aten.layer_norm`` (FX) with the constants that the proof recovered; an RMSNorm or
@@ -37,16 +38,20 @@ class Fused(Pass):
     """
 
     to: ClassVar[str] = "fused"
+    summary: ClassVar[str] = "exact, a norm becomes the operator that is best for --target."
     exact: ClassVar[bool] = True
 
-    sites: Selection | None = None
-    target: str | None = None
-    tune: bool = False
-    progress: Progress | None = field(default=None, repr=False)
+    target: str | None = option(
+        None,
+        "what the model is made for. By default ONNX's standard operators, and in torch kernels "
+        "that work in place.",
+        choices=TARGETS,
+    )
+    tune: bool = option(
+        False, "measure the forms of every norm on this machine, and take what wins."
+    )
 
     def __call__(self, model: Model) -> PassResult:
-        if self.target not in (None, *TARGETS):
-            raise NormswapError(f"--target: '{self.target}' is none of {', '.join(TARGETS)}")
         chosen = select_sites(model.sites, self.sites)
         if model.kind == "fx" and self.target is None:
             return self._for_torch(model, chosen)

@@ -17,12 +17,12 @@ from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine
 from normswap.passes.kernel_choice import use_kernels
 from normswap.passes.norm_operator import OPERATORS, replace_norm
-from normswap.passes.select import Selection, other_kind, select_sites
+from normswap.passes.select import other_kind, select_sites
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RmsNorm(Pass):
     """y = x / sqrt(E[x^2] + eps) * gamma + beta in place of a LayerNorm whose input has no mean.
 
@@ -40,9 +40,8 @@ class RmsNorm(Pass):
     """
 
     to: ClassVar[str] = "rmsnorm"
+    summary: ClassVar[str] = "exact, the residual stream is centred by its weights."
     exact: ClassVar[bool] = True
-
-    sites: Selection | None = None
 
     def __call__(self, model: Model) -> PassResult:
         located = model.sites

@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.moments import ChannelMoments
 from normswap.graph.fx.module_tree import deepcopied
-from normswap.io.data import Data
+from normswap.io.data import Data, load_data
 from normswap.io.data_items import LABELS
 from normswap.io.fx_model import model_from_module
 from normswap.model import Model, Progress, Step
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
-from normswap.train import losses
+from normswap.train.batch_norms import batch_norms, over_group, recalibrate, without_group
 from normswap.train.checkpoint import Checkpoints
-from normswap.train.effect import without_effect
-from normswap.train.group_batch_norm import over_group, without_group
 from normswap.train.loop import Batch, Log, train
 from normswap.train.matches import Match, Matches, match
 from normswap.train.options import TrainOptions
@@ -36,9 +35,9 @@ from normswap.train.progressive import (
     set_share,
     share_at,
 )
-from normswap.train.samples import Samples, open_samples
-from normswap.train.statistics import batch_norms, recalibrate
-from normswap.train.taps import arguments, parameters_of, tapped
+from normswap.train.samples import Samples, in_folder, in_memory
+from normswap.train.sharded_data import shard_samples
+from normswap.train.taps import arguments, parameters_of, tapped, without_effect
 
 SAMPLES = 1024
 """How many samples scales, statistics and figures are taken on."""
@@ -111,7 +110,16 @@ def distill(
     log: Log | None = None,
     progress: Progress | None = None,
     about: Mapping[str, str] | None = None,
-    **options: Any,
+    steps: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    warm_up: int | None = None,
+    weight_decay: float | None = None,
+    clip: float | None = None,
+    accumulate: int | None = None,
+    ema: float | None = None,
+    seed: int | None = None,
+    precision: str | None = None,
 ) -> DistillResult:
     """Trains ``student`` to give what ``teacher`` gives on ``data``.
 
@@ -121,7 +129,8 @@ def distill(
     relative error. ``labels``: also cross-entropy with the data's labels. ``progressive``: each
     BatchNorm starts as the LayerNorm that it replaces and takes over in the first half of the
     steps; ``residual``: with SLAB's term alpha * x meanwhile. Weights that the swap left no error
-    in (the other tower's) stay as they are. ``options``: fields of ``TrainOptions``.
+    in (the other tower's) stay as they are. ``steps`` to ``precision``: see ``TrainOptions``; None
+    for its default, and for what follows from the number of samples.
 
     ``data``: what ``load_data`` takes, or a pattern of WebDataset shards; ``samples``: use that
     many of it. ``checkpoints``: a folder; ``every``: steps between them. Under ``torchrun`` the
@@ -139,7 +148,19 @@ def distill(
                 )
         found = match(teacher, student)
         source = open_samples(data, student, SAMPLES, samples, progress)
-        training = default_options(source.count, **options)
+        training = default_options(
+            source.count,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            warm_up=warm_up,
+            weight_decay=weight_decay,
+            clip=clip,
+            accumulate=accumulate,
+            ema=ema,
+            seed=seed,
+            precision=precision,
+        )
         _check_batch(student, source, training)
         if labels and source.some.labels is None:
             raise NormswapError(f"{source.name}: holds no labels; give some or leave --labels out")
@@ -294,18 +315,18 @@ class _Run:
                     f"teacher's is {tuple(a.shape)}; distil from the model that was swapped"
                 )
             if found.kind == "block":
-                total = total + losses.relative_error(a, b, variance) / blocks
+                total = total + relative_error(a, b, variance) / blocks
             elif found.kind == "scores":
-                total = total + losses.score_divergence(a, b)
+                total = total + score_divergence(a, b)
                 if self._labels and a.shape[1] > int(batch[LABELS].max()):
                     total = total + nn.functional.cross_entropy(b.float(), batch[LABELS])
             elif found.kind == "embedding":
                 partner = self._found.partners.get(index - blocks)
                 keys = distributed.all_rows(a if partner is None else ours[blocks + partner])
-                total = total + losses.cosine_distance(a, b)
-                total = total + losses.similarity_divergence(a, b, keys)
+                total = total + cosine_distance(a, b)
+                total = total + similarity_divergence(a, b, keys)
             else:
-                total = total + losses.relative_error(a, b, variance)
+                total = total + relative_error(a, b, variance)
         return total
 
     @torch.no_grad()
@@ -349,6 +370,29 @@ class _Run:
         step = Step("distillation", len(batch_norms(self.module)), [], [note])
         old = self._original
         return replace(old, graph=model.graph, path=None, history=(*old.history, step))
+
+
+def open_samples(
+    source: Any,
+    model: Model,
+    some: int,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> Samples:
+    """The samples of what ``load_data`` takes, or of shards that a pattern ending in .tar names.
+
+    ``some`` of them are at hand. ``samples``: take that many only; not of shards. Of several
+    processes each reads from a folder, and from shards, only what it trains on.
+    Raises NormswapError for what ``load_data`` and ``shard_samples`` refuse.
+    """
+    if isinstance(source, str) and source.endswith(".tar"):
+        return shard_samples(source, model, some, samples)
+    name = str(source) if isinstance(source, str | Path) else "data"
+    if isinstance(source, str | Path) and Path(source).is_dir() and distributed.world() > 1:
+        return in_folder(Path(source), model, some, samples)
+    given = isinstance(source, Data) and samples is None
+    data = source if given else load_data(source, model, samples, progress=progress)
+    return in_memory(data, name, some)
 
 
 def _check_batch(student: Model, samples: Samples, options: TrainOptions) -> None:
@@ -403,3 +447,40 @@ def _figures(
     teacher: Model, student: Model, some: Data, progress: Progress | None
 ) -> ValidationReport:
     return validate(teacher, student, data=some, contract="approximate", progress=progress)
+
+
+TEMPERATURE = 0.07
+"""Of similarities: what CLIP's training starts with (Radford et al., 2021)."""
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor, variance: float) -> torch.Tensor:
+    """mean((theirs - ours)^2) / variance; the variance of the teacher's value over the data."""
+    return (theirs.float() - ours.float()).square().mean() / max(variance, 1e-12)
+
+
+def score_divergence(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of class scores [N, C], mean over rows (Hinton et al., 2015, at
+    temperature 1)."""
+    target = functional.log_softmax(ours.float(), -1)
+    return functional.kl_div(
+        functional.log_softmax(theirs.float(), -1), target, reduction="batchmean", log_target=True
+    )
+
+
+def cosine_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """1 - cosine, mean over the rows of [N, D]."""
+    return 1 - functional.cosine_similarity(ours.float(), theirs.float(), dim=-1).mean()
+
+
+def similarity_divergence(
+    ours: torch.Tensor, theirs: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """KL of how embeddings [N, D] spread over ``keys`` [K, D], the teacher's for the whole batch:
+    softmax of cosines over the temperature. A contrastive loss whose targets are the teacher's
+    similarities, so that no pairs are needed.
+    """
+    keys = functional.normalize(keys.float(), dim=-1)
+    scores = [
+        functional.normalize(x.float(), dim=-1) @ keys.T / TEMPERATURE for x in (ours, theirs)
+    ]
+    return score_divergence(*scores)

@@ -14,11 +14,10 @@ from torch import nn
 
 from normswap import distributed
 from normswap.model import Progress
-from normswap.train.average import WeightAverage
-from normswap.train.checkpoint import Checkpoints, State
+from normswap.train.checkpoint import Checkpoints, State, WeightAverage
 from normswap.train.divergence import Diverged, Watch, first_bad_gradient
+from normswap.train.log import Pace
 from normswap.train.options import TrainOptions
-from normswap.train.pace import Pace
 
 __all__ = ["Batch", "Diverged", "TrainOptions", "TrainResult", "train"]
 

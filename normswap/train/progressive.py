@@ -17,7 +17,7 @@ from normswap.errors import NormswapError
 from normswap.graph.fx.module_tree import get_path, put_module
 from normswap.graph.graph import Array
 from normswap.norms.site import Site
-from normswap.train.statistics import BatchNorm
+from normswap.train.batch_norms import BatchNorm
 
 
 class ProgressiveNorm(nn.Module):

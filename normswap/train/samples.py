@@ -1,23 +1,21 @@
-"""Where a training run's samples come from: memory, a folder of images, or shards."""
+"""The samples of a training run, in memory or in a folder, and which of them a step sees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from normswap import distributed
 from normswap.graph.graph import Array
-from normswap.io.data import Data, load_data
+from normswap.io.data import Data
 from normswap.io.data_items import LABELS, required_image_input
 from normswap.io.image_folder import folder_labels, list_images, opener
 from normswap.io.images import known_preprocessing, prepare
-from normswap.model import Model, Progress
-from normswap.train.batches import own_indices, shuffled
+from normswap.model import Model
 from normswap.train.options import TrainOptions
 
 Batches = Callable[[int], Mapping[str, torch.Tensor]]
@@ -35,32 +33,8 @@ class Samples:
     notes: list[str] = field(default_factory=list)
 
 
-def open_samples(
-    source: Any,
-    model: Model,
-    some: int,
-    samples: int | None = None,
-    progress: Progress | None = None,
-) -> Samples:
-    """The samples of what ``load_data`` takes, or of shards that a pattern ending in .tar names.
-
-    ``some`` of them are at hand. ``samples``: take that many only; not of shards. Of several
-    processes each reads from a folder, and from shards, only what it trains on.
-    Raises NormswapError for what ``load_data`` and ``shard_samples`` refuse.
-    """
-    if isinstance(source, str) and source.endswith(".tar"):
-        from normswap.train.sharded_data import shard_samples
-
-        return shard_samples(source, model, some, samples)
-    name = str(source) if isinstance(source, str | Path) else "data"
-    if isinstance(source, str | Path) and Path(source).is_dir() and distributed.world() > 1:
-        return _in_folder(Path(source), model, some, samples)
-    given = isinstance(source, Data) and samples is None
-    data = source if given else load_data(source, model, samples, progress=progress)
-    return _in_memory(data, name, some)
-
-
-def _in_memory(data: Data, name: str, some: int) -> Samples:
+def in_memory(data: Data, name: str, some: int) -> Samples:
+    """Samples that are loaded already, ``some`` of them at hand."""
     labels = {} if data.labels is None else {LABELS: data.labels}
     arrays = {**data.feeds, **labels}
     chosen = _choice(data.count, some)
@@ -75,7 +49,7 @@ def _in_memory(data: Data, name: str, some: int) -> Samples:
     return Samples(name, data.count, part, batches)
 
 
-def _in_folder(folder: Path, model: Model, some: int, samples: int | None) -> Samples:
+def in_folder(folder: Path, model: Model, some: int, samples: int | None) -> Samples:
     """Images that are read when their turn comes, by the process whose turn it is."""
     spec = required_image_input(str(folder), model)
     preprocessing = known_preprocessing(str(folder), model, spec)
@@ -109,3 +83,41 @@ def _choice(count: int, wanted: int) -> Array:
     if wanted >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
+
+
+def sample_indices(count: int, batch: int, seed: int, step: int) -> Array:
+    """Which of ``count`` samples are in the batch of a step; integers [batch].
+
+    Every epoch is a permutation of its own. A batch may end one and begin the next, so that there
+    is no last one that is smaller, and samples are seen equally often.
+    """
+    parts, first, end = [], step * batch, (step + 1) * batch
+    while first < end:
+        epoch, offset = divmod(first, count)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        parts.append(order[offset : offset + end - first])
+        first += len(parts[-1])
+    return np.concatenate(parts)
+
+
+def own_indices(count: int, batch: int, seed: int, step: int, parts: int = 1) -> Array:
+    """Those of them that are this process's, an equal share.
+
+    The batch is split into ``parts`` (``TrainOptions.accumulate``) first and each of them among the
+    processes, so that what a BatchNorm sees at once is the same for any number of processes.
+    """
+    indices = sample_indices(count, batch, seed, step).reshape(parts, distributed.world(), -1)
+    return np.asarray(indices[:, distributed.rank()].reshape(-1))
+
+
+def shuffled(
+    arrays: Mapping[str, Array], batch: int, seed: int, parts: int = 1
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """What ``train`` takes, of arrays in memory by name, [N, ...] each."""
+    count = len(next(iter(arrays.values())))
+
+    def at(step: int) -> dict[str, torch.Tensor]:
+        own = own_indices(count, batch, seed, step, parts)
+        return {name: torch.from_numpy(np.array(array[own])) for name, array in arrays.items()}
+
+    return at

@@ -1,10 +1,10 @@
-"""A torch graph cut down to some of its values."""
+"""A torch graph cut down to some of its values, and the weights that these depend on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 
 def tapped(module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
@@ -44,3 +44,19 @@ def _needed(module: fx.GraphModule, names: Sequence[str]) -> set[fx.Node]:
                 seen.add(node)
                 queue.append(node)
     return seen
+
+
+_ROUNDING = 1e-11  # of the largest gradient; in float64 rounding is some 1e-16 of it
+
+
+def without_effect(module: nn.Module, loss: Tensor) -> list[str]:
+    """The names of the parameters of ``module``, in float64, whose gradient of ``loss`` is zero but
+    for rounding. Parameters without a gradient are not among them."""
+    loss.backward()
+    sizes = {
+        name: float(parameter.grad.abs().max())
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and parameter.numel()
+    }
+    largest = max(sizes.values(), default=0.0)
+    return [name for name, size in sizes.items() if size <= _ROUNDING * largest]

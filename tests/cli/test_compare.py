@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from normswap.train.study.findings import find
-from normswap.train.study.results import Comparison, Options
+from normswap.train.study.results import Comparison, Options, find
 from normswap.train.study.variants import BN, LN
 from tests.cli.conftest import Run
 from tests.train.made_up_runs import STEPS, made_up, made_up_bench

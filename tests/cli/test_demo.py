@@ -7,7 +7,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -112,14 +111,14 @@ def test_the_whole_clip_keeps_its_accuracy() -> None:
     pytest.importorskip("sklearn")
     (_, task) = tasks()
     model = ns.load(task.folder)
-    swaps: dict[str, dict[str, Any]] = {
-        "copied": {"to": "batchnorm", "fit": "copy"},
-        "moments": {"to": "batchnorm", "ffn_batchnorm": True},
-        "affine": {"to": "affine", "refit_writers": True},
+    swaps: dict[str, ns.Pass] = {
+        "copied": ns.BatchNorm(fit="copy"),
+        "moments": ns.BatchNorm(ffn_batchnorm=True),
+        "affine": ns.Affine(refit_writers=True),
     }
     accuracy = {"original": task.accuracy(model)}
-    for name, options in swaps.items():
-        swapped = ns.swap(model, data=task.calibration_for(model), **options).model
+    for name, how in swaps.items():
+        swapped = ns.swap(model, how, data=task.calibration_for(model)).model
         accuracy[name] = task.accuracy(ns.fold(swapped).model)
     _check_accuracies(task.name, accuracy)
 

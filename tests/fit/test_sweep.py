@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from tests.zoo.exports import FX, model_as
 
 _MODEL = "timm_dinov2_reg"
 _FORMS = (FX, "torchscript-17")
-_SWAPS: dict[str, dict[str, Any]] = {
-    "batchnorm": {"to": "batchnorm", "ffn_batchnorm": True},
-    "affine": {"to": "affine", "refit_writers": True},
+_SWAPS: dict[str, ns.BatchNorm | ns.Affine] = {
+    "batchnorm": ns.BatchNorm(ffn_batchnorm=True),
+    "affine": ns.Affine(refit_writers=True),
 }
 
 
@@ -75,7 +76,7 @@ def test_every_operator_runs_once_per_batch(
 
     monkeypatch.setattr(calibrated, "sweep", counted)
     _split(monkeypatch, 3)
-    ns.swap(model_as(_MODEL, form).copy(), data=_images(9), **_SWAPS[swap])
+    ns.swap(model_as(_MODEL, form).copy(), _SWAPS[swap], data=_images(9))
     assert len(stops) == {"batchnorm": 7, "affine": 9}[swap]
     original, edited = counts
     for tally in (original, edited):
@@ -99,7 +100,7 @@ def test_where_activations_wait_changes_no_bit(
     monkeypatch.setattr(sweep_module, "Activations", Watched)
     _split(monkeypatch, 4)
     outputs = [
-        ns.swap(model, data=_images(10), memory=memory, **_SWAPS[swap]).model.run(
+        ns.swap(model, replace(_SWAPS[swap], memory=memory), data=_images(10)).model.run(
             {model.inputs[0].name: _images(3)}
         )
         for memory in (0, 50_000, 1 << 30)
@@ -118,7 +119,7 @@ def test_how_data_is_split_into_batches_only_rounds(
     outputs = []
     for size in (10, 4, 1):
         _split(monkeypatch, size)
-        swapped = ns.swap(model, data=_images(10), **_SWAPS[swap]).model
+        swapped = ns.swap(model, _SWAPS[swap], data=_images(10)).model
         (array,) = swapped.run({"x": _images(3)}).values()
         outputs.append(array)
     size = np.abs(outputs[0]).max()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -20,9 +18,9 @@ _CLIPS = [
     ("hf_clip", FX),
 ]
 clips = pytest.mark.parametrize(("name", "form"), _CLIPS, ids=map("-".join, _CLIPS))
-_SWAPS: dict[str, dict[str, Any]] = {
-    "moments": {"to": "batchnorm"},
-    "affine": {"to": "affine", "tokens": "position", "refit_writers": True},
+_SWAPS: dict[str, ns.Pass] = {
+    "moments": ns.BatchNorm(),
+    "affine": ns.Affine(tokens="position", refit_writers=True),
 }
 
 
@@ -116,7 +114,7 @@ def test_padding_does_not_change_a_constant(name: str, form: str, swap: str) -> 
     constants = []
     for padding in (0, 3):
         data = _feeds(name, padding)
-        result = ns.swap(model, data=data, sites="tower=text", **_SWAPS[swap])
+        result = ns.swap(model, _SWAPS[swap], data=data, sites="tower=text")
         assert len(result.done) == 5
         values = [v for v in result.model.graph.values() if v.is_constant]
         constants.append({v.name: result.model.graph.constant(v) for v in values})

@@ -79,9 +79,9 @@ def test_a_target_that_is_not_here_is_an_error() -> None:
         runtime_of("generic")
     model = model_as("timm_vit", "torchscript-14")
     with pytest.raises(NormswapError, match="--target: 'tpu' is none of onnxruntime-cpu"):
-        ns.swap(model, to="fused", target="tpu")
+        ns.swap(model, ns.Fused(target="tpu"))
     with pytest.raises(NormswapError, match="export the model to ONNX"):
-        ns.swap(model_as("timm_vit", FX), to="fused", target="openvino", tune=True)
+        ns.swap(model_as("timm_vit", FX), ns.Fused(target="openvino", tune=True))
 
 
 def _times(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> None:
@@ -111,7 +111,7 @@ def test_a_faster_operator_for_norm_and_sum_is_refused_where_it_is_less_accurate
     """ONNX Runtime's on the CPU loses digits at a large mean."""
     _times(monkeypatch, lambda form: {"SkipLayerNormalization": 0.1}.get(form, 1.0))
     model = model_as("timm_vit", "torchscript-14")
-    result = ns.swap(model, to="fused", target="onnxruntime-cpu", tune=True)
+    result = ns.swap(model, ns.Fused(target="onnxruntime-cpu", tune=True))
     assert _operators(result.model).count("LayerNormalization") == 5
     assert "SkipLayerNormalization" not in _operators(result.model)
     assert any("times what is allowed" in note for note in result.notes)
@@ -121,7 +121,7 @@ def test_norm_and_sum_become_one_operator_where_it_wins(monkeypatch: pytest.Monk
     _times(monkeypatch, lambda form: {"SkipLayerNormalization": 0.1}.get(form, 1.0))
     monkeypatch.setattr(choice, "_FACTOR", 1e6)  # as if its digits were those of the original
     model = model_as("timm_vit", "torchscript-14")
-    result = ns.swap(model, to="fused", target="onnxruntime-cpu", tune=True)
+    result = ns.swap(model, ns.Fused(target="onnxruntime-cpu", tune=True))
     operators = _operators(result.model)
     assert operators.count("SkipLayerNormalization") == 4
     assert operators.count("LayerNormalization") == 1  # the first reads no sum of two values
@@ -139,7 +139,7 @@ def test_norms_stay_spelled_out_where_the_operator_is_slower(
 ) -> None:
     _times(monkeypatch, lambda form: 1.0 if form == "the original" else 1.5)
     model = model_as("timm_vit", "torchscript-14")
-    result = ns.swap(model, to="fused", target="onnxruntime-cpu", tune=True)
+    result = ns.swap(model, ns.Fused(target="onnxruntime-cpu", tune=True))
     assert not result.modified
     assert len(result.skipped) == 5
     assert all("no form is faster" in reason for _, reason in result.skipped)

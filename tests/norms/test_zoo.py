@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from normswap import Model, swap, validate
+from normswap import Fused, Model, swap, validate
 from normswap.norms import Site, locate
 from tests.zoo.exports import FX_FORMS, NotExportable, forms_of, model_as, zoo_model
 from tests.zoo.models import FAMILIES
@@ -83,7 +83,7 @@ class _FindsNorms:
     def test_a_rewriting_to_operators_is_exact(self, case: Case) -> None:
         spelled = [site for site in case.sites if site.spelling == "decomposed"]
         fusible = [site for site in spelled if site.kind in FUSIBLE]
-        result = swap(case.model, to="fused", target="generic")
+        result = swap(case.model, Fused(target="generic"))
         assert len(result.done) == len(fusible)
         if fusible:
             report = validate(case.model, result.model)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from normswap.model import Model
-from normswap.parity.approximate import approximate_contract
-from normswap.parity.class_scores import kl_divergence, top5_agreement
+from normswap.parity.approximate import approximate_contract, kl_divergence, top5_agreement
 from normswap.parity.report import ApproximateOutput
 
 CLASSES = 8

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from normswap.parity.class_scores import ClassScores, kl_divergence, top5_agreement
+from normswap.parity.approximate import ClassScores, kl_divergence, top5_agreement
 
 FALLING = np.arange(7.0, 0, -1)[None]  # the first class is first
 

@@ -80,7 +80,7 @@ def test_in_a_rewritten_and_renamed_graph(build: Builder, name: str) -> None:
 def test_in_two_steps_as_in_a_long_model(
     build: Builder, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("normswap.parity.bisect"), "_HELD", 0)
+    monkeypatch.setattr(importlib.import_module("normswap.parity.bisection"), "_HELD", 0)
     reference = clip(build, kind, Clip(), "clip")
     names = ["wrong_axis", "queries_and_keys_swapped", "one_position_wrong", "dropped_bias"]
     for fault in map(by_name, names):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from normswap.model import Model
-from normswap.parity.neighbours import Neighbours
+from normswap.parity.exact import Neighbours
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])

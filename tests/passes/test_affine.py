@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +18,11 @@ from tests.zoo.exports import FX, model_as, zoo_model
 _SAME = 2e-4  # relative to the largest output, as between the kinds of graph elsewhere
 _NAMES = ("hf_vit", "open_clip_clip")
 _EXPORTS = [("hf_vit", "torchscript-14"), ("open_clip_clip", "dynamo-18")]
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "writers": {"refit_writers": True},
-    "position": {"tokens": "position"},
-    "class": {"tokens": "class", "refit_writers": True},
+_OPTIONS: dict[str, ns.Affine] = {
+    "plain": ns.Affine(),
+    "writers": ns.Affine(refit_writers=True),
+    "position": ns.Affine(tokens="position"),
+    "class": ns.Affine(tokens="class", refit_writers=True),
 }
 
 
@@ -55,7 +54,7 @@ def _done(result: PassResult, sites: int) -> ns.Model:
 
 @functools.lru_cache
 def _reference(name: str, option: str) -> ns.Model:
-    result = ns.swap(model_as(name, FX), to="affine", data=_images(name), **_OPTIONS[option])
+    result = ns.swap(model_as(name, FX), _OPTIONS[option], data=_images(name))
     return _done(result, zoo_model(name).image_sites)
 
 
@@ -64,7 +63,7 @@ def _reference(name: str, option: str) -> ns.Model:
 def test_the_kinds_of_graph_agree(name: str, form: str, option: str) -> None:
     model, feeds = model_as(name, form), _feeds(name)
     before = {key: array.tobytes() for key, array in model.run(feeds).items()}
-    result = ns.swap(model, to="affine", data=_images(name), **_OPTIONS[option])
+    result = ns.swap(model, _OPTIONS[option], data=_images(name))
     got = _done(result, zoo_model(name).image_sites).run(feeds).values()
     expected = _reference(name, option).run(feeds).values()
     for a, b in zip(got, expected, strict=True):
@@ -98,19 +97,15 @@ def _accuracy(model: ns.Model) -> float:
 def test_a_trained_model_keeps_its_accuracy(count: int, points: float) -> None:
     model, _, _ = _digits()
     data = load_digits_split().train_images[:count]
-    result = ns.swap(model, to="affine", data=data, refit_writers=True)
+    result = ns.swap(model, ns.Affine(refit_writers=True), data=data)
     assert _accuracy(_done(result, 13)) >= _accuracy(model) - points
 
 
 def test_of_a_trained_model_more_freedom_leaves_less_error() -> None:
     model, images, _ = _digits()
     data = load_digits_split().train_images[:256]
-    options: list[dict[str, Any]] = [
-        {"to": "affine", "refit_writers": True},
-        {"to": "affine"},
-        {"to": "batchnorm"},
-    ]
-    swapped = [ns.swap(model, data=data, **given).model for given in options]
+    swaps: list[ns.Pass] = [ns.Affine(refit_writers=True), ns.Affine(), ns.BatchNorm()]
+    swapped = [ns.swap(model, how, data=data).model for how in swaps]
     errors = [_error(model, other, {"pixel_values": images}) for other in swapped]
     assert errors == sorted(errors)
     assert errors[0] < 0.6 * errors[2]
@@ -119,7 +114,7 @@ def test_of_a_trained_model_more_freedom_leaves_less_error() -> None:
 @pytest.mark.parametrize("tokens", ["class", "position"])
 def test_groups_of_tokens_leave_a_scale_and_shift(tokens: str) -> None:
     model = model_as("hf_vit", FX)
-    result = ns.swap(model, to="affine", data=_images("hf_vit"), tokens=tokens)
+    result = ns.swap(model, ns.Affine(tokens=tokens), data=_images("hf_vit"))
     assert result.notes == ["a scale and shift for each of 17 tokens stay at 5 sites, unfolded"]
     added = _ops(result.model) - _ops(model)
     constants = {v.name: v.shape for v in result.model.graph.values() if v.is_constant}
@@ -151,23 +146,23 @@ class _Tokens(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("to", ["affine", "batchnorm"])
-def test_groups_of_tokens_need_a_fixed_number_of_them(to: str) -> None:
+@pytest.mark.parametrize("kind", [ns.Affine, ns.BatchNorm])
+def test_groups_of_tokens_need_a_fixed_number_of_them(kind: type[ns.Affine | ns.BatchNorm]) -> None:
     axes = {"x": {0: "batch", 1: "tokens"}}
     model = ns.load(_Tokens(), example_inputs=(torch.randn(2, 5, 8),), dynamic_axes=axes)
     data = {"x": np.random.default_rng(0).standard_normal((10, 5, 8)).astype(np.float32)}
     for tokens in ("class", "position"):
         with pytest.raises(ns.NormswapError, match=f"--tokens {tokens} leaves") as caught:
-            ns.swap(model, to=to, data=data, tokens=tokens)
+            ns.swap(model, kind(tokens=tokens), data=data)
         assert "the sizes of 'x' are not fixed" in str(caught.value)
         assert "\n" not in str(caught.value)
-    swapped = ns.swap(model, to=to, data=data).model
+    swapped = ns.swap(model, kind(), data=data).model
     assert swapped.run({"x": np.zeros((3, 7, 8), np.float32)}).popitem()[1].shape == (3, 7, 4)
 
 
 def test_unknown_groups() -> None:
     with pytest.raises(ns.NormswapError, match="'words' is none of all, class, position"):
-        ns.swap(model_as("hf_vit", FX), to="affine", data=_images("hf_vit"), tokens="words")
+        ns.swap(model_as("hf_vit", FX), ns.Affine(tokens="words"), data=_images("hf_vit"))
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -182,11 +177,10 @@ def test_an_rms_norm_goes_like_a_layer_norm() -> None:
     model, feeds = model_as("timm_rms_norm", FX), _feeds("timm_rms_norm")
     assert {site.kind for site in ns.locate(model)} == {"rms_norm"}
     data = _images("timm_rms_norm")
-    for options in ({"fit": "copy"}, {"fit": "moments"}, {"to": "affine"}):
-        result = ns.swap(model, **{"to": "batchnorm", "data": data, "tokens": "class", **options})
-        assert _error(model, _done(result, 5), feeds) < (
-            0.5 if "copy" in options.values() else 0.01
-        )
+    copied = ns.BatchNorm(fit="copy", tokens="class")
+    for how in (copied, ns.BatchNorm(tokens="class"), ns.Affine(tokens="class")):
+        result = ns.swap(model, how, data=data)
+        assert _error(model, _done(result, 5), feeds) < (0.5 if how is copied else 0.01)
 
 
 def test_post_norm_models_are_swapped_too() -> None:
@@ -197,7 +191,7 @@ def test_post_norm_models_are_swapped_too() -> None:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     model, data, feeds = model_as("hf_bert", FX), texts(80), texts(12)
-    result = ns.swap(model, to="affine", data=data, refit_writers=True)
+    result = ns.swap(model, ns.Affine(refit_writers=True), data=data)
     moments = ns.swap(model, to="batchnorm", data=data).model
     error = _error(model, _done(result, 5), feeds)
     assert error < 0.5 * _error(model, moments, feeds)
@@ -206,7 +200,7 @@ def test_post_norm_models_are_swapped_too() -> None:
 def test_half_precision() -> None:
     model = model_as("timm_rms_norm", "fx-half")
     data = {"x": _images("timm_rms_norm")["x"].astype(np.float16)}
-    result = ns.swap(model, to="affine", data=data, tokens="class", refit_writers=True)
+    result = ns.swap(model, ns.Affine(tokens="class", refit_writers=True), data=data)
     swapped = _done(result, 5)
     constants = (v for v in swapped.graph.values() if v.is_constant and v.dtype is not None)
     assert {v.dtype for v in constants if v.dtype.kind == "f"} == {np.dtype(np.float16)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +21,11 @@ from tests.zoo.exports import FX, formats_of, model_as, zoo_model
 from tests.zoo.models import BUILDERS
 
 CASES = [(name, form) for name in BUILDERS for form in formats_of(name)]
-SWAPS: dict[str, dict[str, Any]] = {
-    "fused": {"to": "fused"},
-    "copy": {"to": "batchnorm", "fit": "copy"},
-    "moments": {"to": "batchnorm", "fit": "moments"},
-    "ffn": {"to": "batchnorm", "fit": "moments", "ffn_batchnorm": True},
+SWAPS: dict[str, ns.Pass] = {
+    "fused": ns.Fused(),
+    "copy": ns.BatchNorm(fit="copy"),
+    "moments": ns.BatchNorm(),
+    "ffn": ns.BatchNorm(ffn_batchnorm=True),
 }
 # Relative to the largest output; the kinds run the same float32 model on different kernels.
 SAME = 2e-4
@@ -62,9 +61,8 @@ def _same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
 
 
 def _swapped(model: ns.Model, name: str, swap: str) -> ns.PassResult:
-    options = SWAPS[swap]
     data = None if swap == "fused" else _calibration(name)
-    return ns.swap(model, data=data, **options)
+    return ns.swap(model, SWAPS[swap], data=data)
 
 
 @functools.lru_cache

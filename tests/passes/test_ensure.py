@@ -41,9 +41,9 @@ def _agreement(model: ns.Model) -> float:
     return float((classes[0] == classes[1]).mean())
 
 
-def _swap(**options: Any) -> PassResult:
-    given = {"data": _images(), "sites": _SITES, "fit": "copy", **options}
-    return ns.swap(_digits_vit(), to="batchnorm", **given)
+def _swap(data: Any = None, sites: str = _SITES, ensure: str | None = None) -> PassResult:
+    how = ns.BatchNorm(fit="copy", ensure=ensure)
+    return ns.swap(_digits_vit(), how, data=_images() if data is None else data, sites=sites)
 
 
 def test_the_fewest_norms_stay_and_the_requirement_is_met() -> None:
@@ -95,10 +95,10 @@ def test_images_alone_give_a_clip_no_classes(name: str, form: str) -> None:
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     data = {zoo.image: images}
     with pytest.raises(ns.NormswapError, match="no output with class scores") as caught:
-        ns.swap(model, to="batchnorm", data=data, ensure="top1>=0.5")
+        ns.swap(model, ns.BatchNorm(ensure="top1>=0.5"), data=data)
     assert "try cosine>=" in str(caught.value)
     assert "\n" not in str(caught.value)
-    result = ns.swap(model, to="batchnorm", data=data, ensure="cosine>=-1")
+    result = ns.swap(model, ns.BatchNorm(ensure="cosine>=-1"), data=data)
     assert (len(result.done), result.kept) == (6, [])
 
 
@@ -141,7 +141,7 @@ def test_too_few_samples_to_keep_one_back(count: int) -> None:
 )
 def test_what_is_no_requirement_is_refused_before_any_work(text: str, message: str) -> None:
     with pytest.raises(ns.NormswapError, match=message) as caught:
-        ns.swap(_digits_vit(), to="affine", data=_images(), ensure=text)
+        ns.swap(_digits_vit(), ns.Affine(ensure=text), data=_images())
     assert "\n" not in str(caught.value)
 
 

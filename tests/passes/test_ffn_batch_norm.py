@@ -115,7 +115,7 @@ def test_its_statistics_are_those_of_what_it_normalises(position: str, case: str
 def test_with_a_swap_it_is_fitted_to_the_swapped_model() -> None:
     model = _model("plain")
     feeds = _feeds(model, 12)
-    result = ns.swap(model, to="batchnorm", data=feeds, ffn_batchnorm=True, ffn_position="after")
+    result = ns.swap(model, ns.BatchNorm(ffn_batchnorm=True, ffn_position="after"), data=feeds)
     plain = ns.swap(model, to="batchnorm", data=feeds)
     names = {f"blocks.{i}.mlp.fc1_act_bn" for i in (0, 1)}
     assert set(_batch_norms(result.model)) - set(_batch_norms(plain.model)) == names
@@ -145,7 +145,7 @@ def test_an_unknown_position_is_refused() -> None:
     with pytest.raises(ns.NormswapError, match="'between' is none of before, after"):
         InsertFfnBatchNorm(data=data, position="between")
     with pytest.raises(ns.NormswapError, match="--ffn-position: 'between'"):
-        ns.swap(model, to="batchnorm", data=data, ffn_position="between")
+        ns.swap(model, ns.BatchNorm(ffn_position="between"), data=data)
 
 
 # ---- folding: what was inserted goes into the linear layers -------------------------------------

@@ -87,7 +87,7 @@ def test_it_is_saved_loaded_exported_and_compiled(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_no_torch_gets_standard_operators() -> None:
-    result = ns.swap(model_as("spelled_vit", FX), to="fused", target="openvino")
+    result = ns.swap(model_as("spelled_vit", FX), ns.Fused(target="openvino"))
     assert len(result.done) == 5
     assert not result.model.graph.kernels()
 
@@ -108,7 +108,7 @@ def test_tuning_takes_only_kernels_that_win(monkeypatch: pytest.MonkeyPatch) -> 
         return {torch_norms.ORIGINAL: original, kernel: slow if "add" in kernel else fast}
 
     monkeypatch.setattr(torch_norms, "measure_kernel", measure)
-    result = ns.swap(model_as("timm_vit", FX), to="fused", tune=True)
+    result = ns.swap(model_as("timm_vit", FX), ns.Fused(tune=True))
     # Without the sum only the last norm reads what nobody else does.
     assert result.notes[0] == "1 norms run as layer_norm_ in inference"
     assert any("torch's operators; time beside" in note for note in result.notes)

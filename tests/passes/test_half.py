@@ -42,7 +42,7 @@ def test_fused_is_exact(half: ns.Model) -> None:
 
 
 def test_fold_is_exact(half: ns.Model) -> None:
-    swapped = ns.swap(half, to="batchnorm", data=_images(half), ffn_batchnorm=True).model
+    swapped = ns.swap(half, ns.BatchNorm(ffn_batchnorm=True), data=_images(half)).model
     folded = ns.fold(swapped)
     assert len(folded.done) == 7
     _exact(swapped, folded.model)
@@ -58,7 +58,7 @@ def test_an_outlier_channel_and_a_tiny_one_fold_exactly() -> None:
         module.norm.weight[3] *= -50  # type: ignore[union-attr, operator, index]
     model = ns.load(module, example_inputs={"x": zoo.inputs["x"]})
     for fit in ("copy", "moments"):
-        swapped = ns.swap(model, to="batchnorm", data=_images(model), fit=fit).model
+        swapped = ns.swap(model, ns.BatchNorm(fit=fit), data=_images(model)).model
         folded = ns.fold(swapped)
         assert len(folded.done) == 5
         _exact(swapped, folded.model)

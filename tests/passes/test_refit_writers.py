@@ -46,7 +46,7 @@ def _models(scale: torch.Tensor | None) -> tuple[ns.Model, ns.Model, ns.Model]:
     example = (torch.randn(3, 6, 8),)
     model = ns.load(_Block(scale), example_inputs=example, dynamic_axes={"x": {0: "batch"}})
     plain = ns.swap(model, to="affine", data=_data())
-    refitted = ns.swap(model, to="affine", data=_data(), refit_writers=True)
+    refitted = ns.swap(model, ns.Affine(refit_writers=True), data=_data())
     assert refitted.notes == []
     return model, plain.model, refitted.model
 
@@ -110,7 +110,7 @@ _IMAGES = np.random.default_rng(0).standard_normal((20, 3, 32, 32)).astype(np.fl
 
 
 def _refitted(name: str, form: str = FX) -> PassResult:
-    return ns.swap(model_as(name, form), to="affine", data=_IMAGES, refit_writers=True)
+    return ns.swap(model_as(name, form), ns.Affine(refit_writers=True), data=_IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_layer_scale_is_no_hindrance_in_a_real_model() -> None:
 def test_nothing_before_the_first_swapped_norm_is_touched() -> None:
     model = model_as("timm_dinov2_reg", FX)
     result = ns.swap(
-        model, to="affine", data=_IMAGES, refit_writers=True, sites="blocks.1.norm2,norm"
+        model, ns.Affine(refit_writers=True), data=_IMAGES, sites="blocks.1.norm2,norm"
     )
     old, new = _parameters(model), _parameters(result.model)
     changed = {name for name in old if name in new and not np.array_equal(old[name], new[name])}

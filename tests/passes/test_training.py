@@ -14,7 +14,7 @@ def _swapped() -> ns.Model:
     model = model_as("timm_vit", FX)
     random = np.random.default_rng(0)
     images = random.standard_normal((16, 3, 32, 32)).astype(np.float32)
-    return ns.swap(model, to="batchnorm", data=images, ffn_batchnorm=True).model
+    return ns.swap(model, ns.BatchNorm(ffn_batchnorm=True), data=images).model
 
 
 def _batch_norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normswap import fold, swap
+from normswap import BatchNorm, fold, swap
 from normswap.norms import locate
 from normswap.report.mermaid import diagram, model_diagram
 from normswap.report.mermaid_text import label
@@ -114,7 +114,7 @@ def test_residual_connections_go_around() -> None:
 def test_after_a_swap_and_after_the_fold() -> None:
     model = model_as("timm_vit", "fx")
     images = np.random.default_rng(0).standard_normal((24, 3, 32, 32)).astype(np.float32)
-    swapped = swap(model, to="batchnorm", data=images, ffn_batchnorm=True).model
+    swapped = swap(model, BatchNorm(ffn_batchnorm=True), data=images).model
     drawn = Drawn(model_diagram(swapped))
     names = [lines[0] for lines in drawn.labels("batch_norm")]
     assert names == ["blocks.*.norm1", "blocks.*.norm2", "blocks.*.mlp.fc1_bn", "norm"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from normswap import Model, fold, load, swap
+from normswap import BatchNorm, Model, fold, load, swap
 from normswap.norms import locate
 from normswap.report.outline import Fork, Item, Outline, Repeat, Step, Tower, outline, steps
 from normswap.report.outline.names import common_path, pattern
@@ -48,7 +48,7 @@ def swapped(model: Model, image: str) -> Model:
     data = {
         name: np.resize(array, (24, *array.shape[1:])) for name, array in model.examples.items()
     }
-    return swap(model, to="batchnorm", data={**data, image: images}, ffn_batchnorm=True).model
+    return swap(model, BatchNorm(ffn_batchnorm=True), data={**data, image: images}).model
 
 
 PRE_NORM = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from normswap.timing.report import BenchReport, Measurement, Ratio
-from normswap.train.study.outcome import DIVERGED, TRAINED
-from normswap.train.study.runs import Folded, Run, RunResult
+from normswap.train.study.runs import DIVERGED, TRAINED, Folded, Run, RunResult
 from normswap.train.study.variants import LN, VARIANTS
 
 STEPS = 400

@@ -55,9 +55,9 @@ def distilled(folder: Path) -> None:
     with distributed.process_group(timeout=60):
         swapped = {
             "batchnorm": ns.swap(
-                teacher, to="batchnorm", fit="least-squares", ffn_batchnorm=True, data=data
+                teacher, ns.BatchNorm(fit="least-squares", ffn_batchnorm=True), data=data
             ).model,
-            "affine": ns.swap(teacher, to="affine", refit_writers=True, data=data[:61]).model,
+            "affine": ns.swap(teacher, ns.Affine(refit_writers=True), data=data[:61]).model,
         }
         result = distill(
             swapped["batchnorm"], teacher, data, steps=6, batch=16, warm_up=1, accumulate=2

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.data import Data
-from normswap.train.statistics import batch_norms
+from normswap.train.batch_norms import batch_norms
 from normswap.train.study import deployed, run, workers
+from normswap.train.study.folder import Workload
 from normswap.train.study.results import Comparison
 from normswap.train.study.runs import Run, RunFiles, RunResult
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, untrained
-from normswap.train.study.workload import Workload
 from tests.train.made_up_runs import made_up, made_up_bench
 from tests.zoo.exports import FX, model_as
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from normswap.train.study.figures import LOSSES, TIMES, write_figures
-from normswap.train.study.findings import AGREES, DISAGREES, OPEN, find
 from normswap.train.study.groups import (
     at_best_rate,
     crashes,
@@ -18,7 +17,8 @@ from normswap.train.study.groups import (
     difference,
     highest_stable,
 )
-from normswap.train.study.outcome import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
+from normswap.train.study.results import AGREES, DISAGREES, OPEN, find
+from normswap.train.study.runs import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
 from normswap.train.study.variants import BN, FFN_BN, LN, VARIANTS
 from tests.train.made_up_runs import made_up, made_up_bench
 

@@ -32,7 +32,7 @@ def vit() -> Model:
 @pytest.fixture(scope="module")
 def distilled(vit: Model, split: digits.DigitsSplit) -> DistillResult:
     images = split.train_images[:320]
-    student = ns.swap(vit, to="batchnorm", fit="least-squares", data=images, ffn_batchnorm=True)
+    student = ns.swap(vit, ns.BatchNorm(fit="least-squares", ffn_batchnorm=True), data=images)
     before = student.model.run({"pixel_values": images[:2]})["logits"].tobytes()
     result = distill(student.model, vit, images, steps=40, batch=32)
     assert student.model.run({"pixel_values": images[:2]})["logits"].tobytes() == before
@@ -105,7 +105,7 @@ def test_both_towers_learn_from_each_others_embeddings(
     ids = digits.class_caption_ids().reshape(-1, digits.CONTEXT_LENGTH)[:64]
     mask = (ids != digits.VOCABULARY[digits.PAD]).astype(ids.dtype)
     feeds = {"pixel_values": split.train_images[:64], "input_ids": ids, "attention_mask": mask}
-    student = ns.swap(clip, to="batchnorm", sites="*", data=feeds, fit="least-squares").model
+    student = ns.swap(clip, ns.BatchNorm(fit="least-squares"), sites="*", data=feeds).model
     found = match(clip, student)
     assert {m.name: m.kind for m in found.outputs} == {
         "text_embeds": "embedding",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from normswap import swap
+from normswap import BatchNorm, swap
 from normswap.train.distill import distill
-from normswap.train.effect import without_effect
+from normswap.train.taps import without_effect
 from tests.train import tiny
 
 
@@ -25,7 +25,7 @@ def test_a_bias_in_front_of_a_batch_norm() -> None:
 
 def test_they_stay_as_they_are() -> None:
     teacher, data = tiny.teacher(), tiny.inputs(64)
-    student = swap(teacher, to="batchnorm", data=data, ffn_batchnorm=True).model
+    student = swap(teacher, BatchNorm(ffn_batchnorm=True), data=data).model
     result = distill(student, teacher, data, steps=3, batch=16)
     assert "6 weights stay as they are: nothing depends on them" in result.notes
     before, after = student.to_torch().state_dict(), result.model.to_torch().state_dict()

@@ -13,12 +13,10 @@ import torch
 from torch import nn
 
 from normswap.errors import NormswapError
-from normswap.train.average import WeightAverage
-from normswap.train.batches import sample_indices, shuffled
-from normswap.train.checkpoint import NAME, Checkpoints
-from normswap.train.log import JsonLines
+from normswap.train.checkpoint import NAME, Checkpoints, WeightAverage
+from normswap.train.log import JsonLines, throttled
 from normswap.train.loop import Batch, Diverged, TrainOptions, TrainResult, train
-from normswap.train.pace import throttled
+from normswap.train.samples import sample_indices, shuffled
 
 OPTIONS = {"steps": 12, "batch": 8, "learning_rate": 1e-2, "warm_up": 3}
 

@@ -15,8 +15,8 @@ from normswap.assets import digits
 from normswap.errors import NormswapError
 from normswap.io.load import load
 from normswap.model import Model
+from normswap.train.distill import open_samples
 from normswap.train.options import TrainOptions
-from normswap.train.samples import open_samples
 from tests.train import tiny
 
 OPTIONS = TrainOptions(steps=8, batch=6, learning_rate=1e-3, warm_up=0)

@@ -64,5 +64,5 @@ def teacher() -> Model:
 
 
 def student(original: Model, ffn_batchnorm: bool = False) -> Model:
-    options = {"fit": "least-squares", "ffn_batchnorm": ffn_batchnorm}
-    return ns.swap(original, to="batchnorm", data=inputs(128), **options).model
+    how = ns.BatchNorm(fit="least-squares", ffn_batchnorm=ffn_batchnorm)
+    return ns.swap(original, how, data=inputs(128)).model

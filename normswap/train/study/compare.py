@@ -13,14 +13,11 @@ from normswap.parity.summary import provenance
 from normswap.runtimes.machine import machine, processors
 from normswap.train.study.contest import Contest, default_contest, own_contest
 from normswap.train.study.deployed import deploy, measure
-from normswap.train.study.findings import find
-from normswap.train.study.folder import CompareFolder
-from normswap.train.study.remaining import Remaining
-from normswap.train.study.results import Comparison, Options
+from normswap.train.study.folder import CompareFolder, Workload
+from normswap.train.study.results import Comparison, Options, find
 from normswap.train.study.runs import Run, RunResult
 from normswap.train.study.variants import VARIANTS, check_variants
-from normswap.train.study.workers import run_here, run_in_processes
-from normswap.train.study.workload import Workload
+from normswap.train.study.workers import Remaining, run_here, run_in_processes
 
 RATES = (0.002, 0.008, 0.03, 0.1)
 SEEDS, STEPS, BATCH = 4, 400, 32

@@ -14,12 +14,11 @@ from normswap.runtimes.run import SUFFIXES
 from normswap.timing.bench import bench
 from normswap.timing.report import BenchReport
 from normswap.train.study.contest import Contest
-from normswap.train.study.folder import CompareFolder
+from normswap.train.study.folder import TARGETS, CompareFolder, Workload, arrays, without_targets
 from normswap.train.study.results import Deployed, Options
-from normswap.train.study.scoring import model_accuracy
+from normswap.train.study.run import model_accuracy
 from normswap.train.study.variants import LN, VARIANTS
 from normswap.train.study.workers import one_thread
-from normswap.train.study.workload import TARGETS, Workload, arrays, without_targets
 
 
 @dataclass(frozen=True)

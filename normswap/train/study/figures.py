@@ -16,8 +16,7 @@ from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
 from normswap.timing.report import BenchReport
 from normswap.train.study.groups import groups
-from normswap.train.study.outcome import CRASHED
-from normswap.train.study.runs import RunResult
+from normswap.train.study.runs import CRASHED, RunResult
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, VARIANTS
 
 LOSSES, ACCURACY, CRASHES, TIMES = "loss-curves", "accuracy", "crashes", "inference-time"

@@ -1,4 +1,4 @@
-"""The runs of a comparison by variant and rate, and what sets variants apart."""
+"""How training runs ended, by variant and learning rate, and what sets variants apart."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normswap.train.study.outcome import CRASHED
-from normswap.train.study.runs import RunResult
+from normswap.train.study.runs import CRASHED, RunResult
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom; for more the last is on the safe side.
 _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

@@ -1,16 +1,23 @@
-"""What a comparison of norms found, as plain values."""
+"""What a comparison of norms found, and what that says about the published claims."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normswap.timing.report import BenchReport
-from normswap.train.study.findings import Finding
-from normswap.train.study.groups import difference, groups
+from normswap.timing.report import BenchReport, Ratio
+from normswap.train.study.groups import (
+    at_best_rate,
+    crashes,
+    crashes_more,
+    difference,
+    groups,
+    highest_stable,
+)
 from normswap.train.study.runs import RunResult
-from normswap.train.study.variants import LN
+from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, VARIANTS
 
 SCHEMA = "normswap.comparison/1"
 
@@ -89,3 +96,133 @@ class Comparison:
             "bench": None if self.bench is None else self.bench.to_json(),
             "runs": [result.to_json() for result in self.runs],
         }
+
+
+AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not shown"
+_SIGNIFICANT = 0.05
+_CLAIMED_TIME = 1 / 1.2
+_EQUAL = 2.0  # points
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``claim``: as published. ``verdict``: 'agrees', 'disagrees', or 'not shown' where the numbers
+    do not decide. ``text``: what was measured."""
+
+    claim: str
+    verdict: str
+    text: str
+
+
+def find(
+    results: Sequence[RunResult], variants: Sequence[str], bench: BenchReport | None
+) -> list[Finding]:
+    """One finding for each claim that the variants and the measured runtimes say something of."""
+    found = []
+    if BN in variants:
+        found.append(_bn_crashes(results))
+    if BN in variants and FFN_BN in variants:
+        found.append(_ffn_stabilises(results))
+    found += [_accuracy(results, name) for name in (BN, FFN_BN, REP_BN) if name in variants]
+    return found if bench is None else found + _times(bench)
+
+
+def _bn_crashes(results: Sequence[RunResult]) -> Finding:
+    claim = "With BatchNorm in place of LayerNorm training often crashes."
+    bn, ln = crashes(results, BN), crashes(results, LN)
+    if crashes_more(bn, ln) < _SIGNIFICANT:
+        verdict, told = AGREES, "BatchNorm crashed more often than LayerNorm"
+    elif crashes_more(ln, bn) < _SIGNIFICANT:
+        verdict, told = DISAGREES, "it was LayerNorm that crashed more often"
+    elif bn[0] == 0:
+        verdict, told = DISAGREES, "BatchNorm never crashed"
+    else:
+        verdict, told = OPEN, "the difference is within chance"
+    return Finding(
+        claim,
+        verdict,
+        f"{_counted(BN, bn)}, {_counted(LN, ln)}: {told}. {_reach(results, (LN, BN))}",
+    )
+
+
+def _ffn_stabilises(results: Sequence[RunResult]) -> Finding:
+    claim = "A BatchNorm in the FFN stabilises it."
+    ffn, bn = crashes(results, FFN_BN), crashes(results, BN)
+    if crashes_more(bn, ffn) < _SIGNIFICANT:
+        verdict, told = AGREES, "fewer with it"
+    elif crashes_more(ffn, bn) < _SIGNIFICANT:
+        verdict, told = DISAGREES, "more with it"
+    elif bn[0] == 0:
+        verdict, told = OPEN, "there was no crash to fix"
+    else:
+        verdict, told = OPEN, "the difference is within chance"
+    highest = max(result.run.rate for result in results)
+    accuracies = ", ".join(
+        f"{VARIANTS[name]} {groups(results, name)[-1].mean:.1f} %" for name in (BN, FFN_BN)
+    )
+    return Finding(
+        claim,
+        verdict,
+        f"{_counted(FFN_BN, ffn)}, {_counted(BN, bn)}: {told}. "
+        f"{_reach(results, (BN, FFN_BN))} Accuracy at the highest rate, {highest:g}: {accuracies}.",
+    )
+
+
+def _accuracy(results: Sequence[RunResult], variant: str) -> Finding:
+    claim = f"{VARIANTS[variant]} is as accurate as LN."
+    ours, theirs = at_best_rate(results, variant), at_best_rate(results, LN)
+    gap = difference(results, variant, LN)
+    text = (
+        f"{VARIANTS[variant]} {ours.mean:.1f} % at rate {ours.rate:g}, LN {theirs.mean:.1f} % at "
+        f"{theirs.rate:g}"
+    )
+    if gap.low is None or gap.high is None:
+        return Finding(claim, OPEN, f"{text}: {gap.mean:+.1f} points; one seed shows no more.")
+    text += f": {gap.mean:+.1f} points, 95 % interval {gap.low:+.1f} to {gap.high:+.1f}"
+    if max(-gap.low, gap.high) <= _EQUAL:
+        return Finding(claim, AGREES, f"{text}: within {_EQUAL:g} points.")
+    if gap.low > 0 or gap.high < 0:
+        told = "better" if gap.mean > 0 else "worse"
+        return Finding(claim, DISAGREES, f"{text}: it is {told} here.")
+    return Finding(claim, OPEN, f"{text}: too wide to tell.")
+
+
+def _times(bench: BenchReport) -> list[Finding]:
+    """Of the first folded BatchNorm model in each runtime; they all have the same operators."""
+    runtimes = dict.fromkeys(result.runtime for result in bench.results)
+    return [found for runtime in runtimes if (found := _time(bench, runtime)) is not None]
+
+
+def _time(bench: BenchReport, runtime: str) -> Finding | None:
+    own = [r for r in bench.results if r.runtime == runtime and r.error is None]
+    ratios = [r.ratio_in_runtime or r.ratio for r in own if r.model != VARIANTS[LN]]
+    if len(ratios) == len(own) or not ratios or ratios[0] is None:
+        return None
+    ratio: Ratio = ratios[0]
+    name = next(r.model for r in own if r.model != VARIANTS[LN])
+    claim = f"Folded BatchNorm is about 20 % faster at inference ({runtime})."
+    text = (
+        f"{name}, folded, takes {ratio.median:.2f} of LN's time (95 % interval {ratio.low:.2f} to "
+        f"{ratio.high:.2f}; 20 % faster would be {_CLAIMED_TIME:.2f})"
+    )
+    if ratio.verdict == "no difference shown":
+        verdict = DISAGREES if ratio.low > _CLAIMED_TIME else OPEN
+        return Finding(claim, verdict, f"{text}: no difference was shown.")
+    if ratio.verdict == "slower":
+        return Finding(claim, DISAGREES, f"{text}: it is slower here.")
+    if ratio.low > _CLAIMED_TIME:
+        return Finding(claim, DISAGREES, f"{text}: faster, but by less than claimed.")
+    return Finding(claim, AGREES, f"{text}.")
+
+
+def _counted(variant: str, counted: tuple[int, int]) -> str:
+    crashed, runs = counted
+    return f"{crashed} of {runs} runs of {VARIANTS[variant]} crashed"
+
+
+def _reach(results: Sequence[RunResult], variants: Sequence[str]) -> str:
+    told = []
+    for name in variants:
+        rate = highest_stable(results, name)
+        told.append(f"{VARIANTS[name]} {'at none' if rate is None else f'up to {rate:g}'}")
+    return f"Within 5 points of its best accuracy and without a crash: {', '.join(told)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,26 +12,34 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 
+from normswap.graph.graph import Array
 from normswap.io.data import Data
 from normswap.io.load import load
 from normswap.io.save import save
 from normswap.model import Model
 from normswap.parity.validation import validate
 from normswap.passes.fold import Fold
-from normswap.train.batches import shuffled
 from normswap.train.loop import Batch, Diverged, train
 from normswap.train.progressive import collapse, set_share, share_at
-from normswap.train.study.outcome import final_loss, guessing_loss, outcome
-from normswap.train.study.runs import Folded, Run, RunFiles, RunResult, better
-from normswap.train.study.scoring import model_accuracy, module_accuracy, most_frequent
-from normswap.train.study.variants import LN, untrained
-from normswap.train.study.workload import (
+from normswap.train.samples import shuffled
+from normswap.train.study.folder import (
     TARGETS,
     Workload,
     arrays,
     start_model,
     without_targets,
 )
+from normswap.train.study.runs import (
+    Folded,
+    Run,
+    RunFiles,
+    RunResult,
+    better,
+    final_loss,
+    guessing_loss,
+    outcome,
+)
+from normswap.train.study.variants import LN, untrained
 
 _CALIBRATION = 64  # samples that the first running statistics come from; training replaces them
 
@@ -108,3 +117,39 @@ def _keep(files: RunFiles, result: RunResult, model: Model | None) -> None:
         if best is None or better(result, best):
             save(model, files.model(result.run))
     files.write(result)
+
+
+_BATCH = 256
+
+
+@torch.no_grad()
+def module_accuracy(
+    module: nn.Module, feeds: Mapping[str, Array], labels: Array, scores: int
+) -> float:
+    """The share of ``labels`` [N] at which output number ``scores`` [N, C] is highest."""
+
+    def answer(part: Mapping[str, Array]) -> Array:
+        tensors = {name: torch.from_numpy(array) for name, array in part.items()}
+        return np.asarray(pytree.tree_leaves(module(**tensors))[scores].argmax(-1))
+
+    return _share(answer, feeds, labels)
+
+
+def model_accuracy(model: Model, feeds: Mapping[str, Array], labels: Array, scores: int) -> float:
+    """The same of a ``Model``, of either kind."""
+    return _share(lambda part: list(model.run(part).values())[scores].argmax(-1), feeds, labels)
+
+
+def most_frequent(labels: Array) -> float:
+    """The share of the most frequent label: what always answering the same gets right."""
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+
+
+def _share(
+    answer: Callable[[Mapping[str, Array]], Array], feeds: Mapping[str, Array], labels: Array
+) -> float:
+    right = 0
+    for first in range(0, len(labels), _BATCH):
+        part = {name: np.array(array[first : first + _BATCH]) for name, array in feeds.items()}
+        right += int((answer(part) == labels[first : first + _BATCH]).sum())
+    return right / len(labels)

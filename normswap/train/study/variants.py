@@ -11,8 +11,8 @@ from normswap.errors import NormswapError
 from normswap.io.data import Data
 from normswap.model import Model
 from normswap.passes.batch_norm import BatchNorm
+from normswap.train.batch_norms import batch_norms
 from normswap.train.progressive import LayerNormOf, make_progressive
-from normswap.train.statistics import batch_norms
 
 LN, BN, FFN_BN, REP_BN = "ln", "bn", "bn-ffn", "repbn"
 VARIANTS: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""Runs in parallel processes of one thread each."""
+"""Runs in parallel processes of one thread each, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from normswap.errors import NormswapError
+from normswap.train.study.folder import Workload
 from normswap.train.study.run import compared_run
 from normswap.train.study.runs import Run, RunResult
-from normswap.train.study.workload import Workload
 
 
 def run_here(work: Workload, runs: Sequence[Run]) -> Iterator[RunResult]:
@@ -75,3 +76,18 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+class Remaining:
+    """``todo``: what is still to be done when it is made."""
+
+    def __init__(self, todo: int) -> None:
+        self._todo, self._done, self._began = todo, 0, time.monotonic()
+
+    def after_one(self) -> str:
+        """To be called when one is done: as '7.2 a minute, 3 min left'."""
+        self._done += 1
+        each = (time.monotonic() - self._began) / self._done
+        left = each * (self._todo - self._done)
+        told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        return f"{60 / max(each, 1e-9):.1f} a minute, {told} left"

@@ -1,22 +1,124 @@
-"""``make_probes``: probes of every kind for a model's own inputs."""
+"""The kinds of probes: how many rows, how long, and what floating inputs hold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.arrays import is_floating
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, Graph
 from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model
-from normswap.parity.probes.kinds import KINDS, ROWS, Kind
-from normswap.parity.probes.pictures import pictures
-from normswap.parity.probes.tokens import token_ids, up_to_eos, vocabulary
+
+ROWS: Final = 8  # of each kind; the batch where it is dynamic
+EXTREMES: Final = ("large_values", "subnormal")
+LENGTHS: Final = ("shorter", "longer")
+
+_LARGE_MEAN = 100.0
+_HUGE_MEAN = 1e4
+_TINY_DEVIATION = 1e-3
+_OUTLIER_FACTOR = 100.0
+_LEAST_LARGE, _LARGEST = 5, 40  # powers of two; LayerNorm's squares stay finite in float32
+_LARGEST_HALF = 14  # a quarter of float16's range
+
+Fill = Callable[[np.random.Generator, tuple[int, ...], np.dtype[Any]], Array]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``fill``: float64 numbers for a floating input of a shape and dtype. ``batch``: the size of
+    dynamic batch axes. ``rows``: how many at least, all probes together. ``length``: what becomes
+    of other dynamic axes. ``only_for``: which inputs a model must have for the kind to tell
+    anything new."""
+
+    fill: Fill
+    batch: int = ROWS
+    rows: int = ROWS
+    length: Literal["same", "shorter", "longer"] = "same"
+    only_for: Literal["all", "floats", "features", "images", "lengths"] = "floats"
+
+
+def _per_row(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:1], *(1 for _ in shape[1:]))
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int:
+    return 1 if len(shape) >= 4 else len(shape) - 1
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.asarray(rng.standard_normal(shape))
+
+
+def _large_mean(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    return _normal(rng, shape, dtype) + _LARGE_MEAN * rng.choice([-1.0, 1.0], _per_row(shape))
+
+
+def _huge_mean(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    return _normal(rng, shape, dtype) + _HUGE_MEAN * rng.choice([-1.0, 1.0], _per_row(shape))
+
+
+def _tiny_variance(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    return _TINY_DEVIATION * _normal(rng, shape, dtype)
+
+
+def _constant(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    if not shape:
+        return _normal(rng, shape, dtype)
+    # Along channels it varies: a norm over equal numbers amplifies the rounding of their mean by
+    # 1/sqrt(epsilon), which tells implementations apart that are both right. Zeros are exact.
+    kept = (0, _channel_axis(shape))
+    sizes = tuple(size if axis in kept else 1 for axis, size in enumerate(shape))
+    array = np.array(np.broadcast_to(_normal(rng, sizes, dtype), shape))
+    if len(array) > 1:
+        array[0] = 0
+    return array
+
+
+def _outlier_channel(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    array = _normal(rng, shape, dtype)
+    if not shape:
+        return array
+    axis = _channel_axis(shape)
+    index = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    outlier = rng.integers(0, shape[axis], _per_row(shape))
+    return np.where(index == outlier, _OUTLIER_FACTOR * array, array)
+
+
+def _large_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    most = _LARGEST_HALF if dtype == np.float16 else _LARGEST
+    powers = np.linspace(_LEAST_LARGE, most, shape[0] if shape else 1)
+    return rng.uniform(-1, 1, shape) * np.exp2(powers).reshape(_per_row(shape))
+
+
+def _subnormal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> Array:
+    smallest = float(ml_dtypes.finfo(dtype).smallest_normal)
+    # Half of them zeros, of either sign.
+    return smallest * rng.uniform(-0.9, 0.9, shape) * rng.choice([-0.0, 0.0, 1.0, 1.0], shape)
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "normal": Kind(_normal, only_for="all"),
+    "batch_1": Kind(_normal, batch=1, only_for="all"),
+    "large_mean": Kind(_large_mean),
+    "tiny_variance": Kind(_tiny_variance),
+    "constant": Kind(_constant, only_for="all"),
+    "outlier_channel": Kind(_outlier_channel),
+    "batch_3": Kind(_normal, batch=3, only_for="all"),
+    "shorter": Kind(_normal, length="shorter", only_for="lengths"),
+    "longer": Kind(_normal, batch=3, rows=3, length="longer", only_for="lengths"),
+    "large_values": Kind(_large_values),
+    "subnormal": Kind(_subnormal),
+    "huge_mean": Kind(_huge_mean, only_for="features"),
+    "pictures": Kind(_normal, only_for="images"),  # draw.py fills in the image input
+}
+
 
 _LARGE = 100_000_000  # parameters; each row of such a model takes seconds in float64
 _FEW_ROWS = 3
@@ -193,3 +295,79 @@ def _range(spec: InputSpec, examples: Mapping[str, Array]) -> tuple[int, int]:
         return 0, 255
     example = examples[spec.name]
     return (int(example.min()), int(example.max())) if example.size else (0, 0)
+
+
+_WAVES = 4
+
+
+def pictures(
+    rng: np.random.Generator, shape: tuple[int, ...], preprocessing: Preprocessing
+) -> Array:
+    """[N, C, H, W], float32: pixels of 0..255 of C channels, normalised as the model wants them.
+
+    The even rows are uniform noise, the odd ones sums of a few waves per channel.
+    """
+    rows = []
+    for row in range(shape[0]):
+        pixels = _smooth(rng, shape[1:]) if row % 2 else rng.integers(0, 256, shape[1:])
+        rows.append(preprocessing.normalised(pixels.astype(np.uint8).transpose(1, 2, 0)))
+    return np.stack(rows)
+
+
+def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """[C, H, W] between 0 and 255, both of which every channel reaches."""
+    channels, height, width = shape
+    down, across, phases = rng.uniform(-1.5, 1.5, (3, channels, _WAVES, 1, 1))
+    y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)
+    waves = np.cos(2 * np.pi * (down * y + across * x + phases)).sum(1)
+    low, high = (f(waves, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    return np.asarray(255 * (waves - low) / np.where(high > low, high - low, 1))
+
+
+_PASS_IDS = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice")
+
+
+def vocabulary(graph: Graph, spec: InputSpec) -> int | None:
+    """The rows of the smallest constant table that an integer input is an index into."""
+    if not np.issubdtype(spec.dtype, np.integer):
+        return None
+    rows: list[int] = []
+    stack, seen = [graph.value(spec.name)], set()
+    while stack:
+        value = stack.pop()
+        for node, index in value.uses:
+            table = node.input(0)
+            if node.op == "Gather" and index == 1 and table is not None and table.is_constant:
+                if table.rank == 2 and table.shape and node.attributes.get("axis") == 0:
+                    rows.append(table.shape[0])
+            elif node.op in _PASS_IDS and index == 0 and node not in seen:
+                seen.add(node)
+                stack.append(node.output)
+    return min(rows, default=None)
+
+
+def up_to_eos(rng: np.random.Generator, shape: tuple[int, ...], draw: int) -> Array:
+    """True up to each row's [EOS], whose places go from the first to the last.
+
+    Several draws of few rows go on where the one before ended.
+    """
+    rows, length = math.prod(shape[:-1]), shape[-1]
+    places = np.linspace(0, length - 1, max(rows, ROWS)).round().astype(int)
+    if rows >= ROWS:
+        places = rng.permutation(places)
+    else:  # a stride coprime to the number, so that any few are spread over the sequence
+        places = places[(5 * (draw * rows + np.arange(rows)) + len(places) - 1) % len(places)]
+    return (np.arange(length) <= places[:, None]).reshape(shape)
+
+
+def token_ids(rng: np.random.Generator, kept: Array, vocabulary: int, repeat: bool) -> Array:
+    """Random ids where ``kept``, the largest id at the last place kept, then zeros.
+
+    ``repeat``: one id throughout a row.
+    """
+    shape = (*kept.shape[:-1], 1) if repeat else kept.shape
+    first = min(1, vocabulary - 1)  # zero is left to the padding
+    ids = rng.integers(first, max(vocabulary - 1, first + 1), shape)
+    ids = np.where(kept, ids, 0)
+    np.put_along_axis(ids, kept.sum(-1, keepdims=True) - 1, vocabulary - 1, axis=-1)
+    return ids

@@ -1,0 +1,114 @@
+"""The options of the passes on the command line, made from the fields of each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from normswap.options import Option
+    from normswap.passes import Pass
+
+_TO = "--to"
+_OFFERED = "normswap.offered"
+
+
+class To(click.ParamType):  # type: ignore[type-arg]
+    """One of the passes that swap. A ``click.Choice`` would import all for ``normswap --help``."""
+
+    name = "swap"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> type[Pass]:
+        from normswap.passes import pass_called, passes
+
+        kind = pass_called(value)
+        if kind is None:
+            self.fail(f"'{value}' is none of {', '.join(passes())}.", param, ctx)
+        return kind
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        from normswap.passes import passes
+
+        return f"[{'|'.join(passes())}]"
+
+
+class PassCommand(click.Command):
+    """A command with ``--to``, which also takes the options of the pass that is named there.
+
+    Only that pass is imported; without ``--to``, and for the help text, all of them are.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        from normswap.passes import pass_called, passes
+
+        word = _word_in(args)
+        kind = None if word is None or set(args) & set(ctx.help_option_names) else pass_called(word)
+        ctx.meta[_OFFERED] = passes() if kind is None else {word: kind}
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            takers = [w for w, k in passes().items() if error.option_name in _flags(k)]
+            if kind is None or not takers:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} belongs to --to {' or '.join(takers)}, not to {word}.", ctx
+            ) from error
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own[:-1], *_click_options(ctx.meta.get(_OFFERED, {})), own[-1]]  # help comes last
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from normswap.passes import passes
+
+        ctx.meta[_OFFERED] = passes()
+        with formatter.section(f"What {_TO} takes"):
+            formatter.write_dl([(word, kind.summary) for word, kind in passes().items()])
+        super().format_options(ctx, formatter)
+
+
+def _word_in(args: Sequence[str]) -> str | None:
+    """What stands behind the last ``--to``."""
+    word = None
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
+        if argument == _TO:
+            word = following
+        elif argument.startswith(f"{_TO}="):
+            word = argument.removeprefix(f"{_TO}=")
+    return word
+
+
+def _flags(kind: type[Pass]) -> set[str]:
+    from normswap.options import options_of
+
+    return {_flag(name) for name, _ in options_of(kind)}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _click_options(offered: dict[str, type[Pass]]) -> list[click.Option]:
+    """One option for each name, for all passes that have it."""
+    from normswap.options import options_of
+
+    shown: dict[str, tuple[Option, list[str]]] = {}
+    for word, kind in offered.items():
+        for name, option in options_of(kind):
+            shown.setdefault(name, (option, []))[1].append(word)
+    return [_click_option(name, option, words) for name, (option, words) in shown.items()]
+
+
+def _click_option(name: str, option: Option, words: Sequence[str]) -> click.Option:
+    kind = click.Choice(option.choices) if option.choices else option.type
+    return click.Option(
+        [_flag(name), name],
+        help=f"{', '.join(words)}: {option.help}",
+        default=None,
+        metavar=option.metavar,
+        **({"is_flag": True} if option.type is bool else {"type": kind}),
+    )
