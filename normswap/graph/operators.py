@@ -36,6 +36,7 @@ Move = Literal[
     "pad",
     "gather",
     "roll",
+    "repeat",
     "other",
 ]
 RUNTIME_DOMAIN = "com.microsoft"
@@ -126,6 +127,13 @@ class Operator:
     def passes_through(self) -> bool:
         """Whether it hands on values of its first input, all or a part, and computes nothing."""
         return self.move in ("copy", "transpose", "reshape", "expand", "slice")
+
+    @property
+    def carries(self) -> bool:
+        """Whether each element of its result is one of its first input's, or a mean or sum of
+        some of them (or zero, of a padding)."""
+        moves = self.move in ("split", "gather", "pad", "roll", "repeat")
+        return self.passes_through or moves or self.statistic in ("mean", "sum")
 
     @property
     def combines_two(self) -> bool:
@@ -305,13 +313,13 @@ OPERATORS: tuple[Operator, ...] = (
         defaults={"axis": 0, "keepdims": True},
         bounds_from_sizes=True,
     ),
-    Operator("Tile", move="other", parameters=("repeats",), takes_sizes=True),
+    Operator("Tile", move="repeat", parameters=("repeats",), takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
     Operator("aten.im2col.default", move="other"),
     Operator("aten.index.Tensor", move="other"),
     Operator("aten.pixel_shuffle.default", move="other"),
-    Operator("aten.repeat.default", move="other", takes_sizes=True),
+    Operator("aten.repeat.default", move="other", takes_sizes=True),  # how often is not read
     Operator("aten.roll.default", move="roll"),
     Operator("aten.unfold.default", move="other"),
     # Sizes

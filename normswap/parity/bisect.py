@@ -17,7 +17,6 @@ from normswap.norms.site import Site
 from normswap.parity.equal_values import Candidates, Known
 from normswap.parity.neighbours import Neighbours
 from normswap.parity.site_errors import value_runner
-from normswap.passes.algebra.moves import moves
 
 _DRAWS = 3  # of the reference's neighbours, to know its rounding at a value
 _HELD = 2**27  # elements of all values of one model that are looked at together
@@ -166,7 +165,7 @@ def _carried(graph: Graph, node: Node) -> Value | None:
     linear = linear_at(graph, node)
     if linear is not None:
         return linear.input if linear.sizes[0] >= linear.sizes[1] else None
-    kept = moves(node.op) or node.operator.combines_two
+    kept = node.operator.carries or node.operator.combines_two
     sizes = [math.prod(v.shape or (0,)) for v in (dynamic[0], node.output)]
     return dynamic[0] if kept and sizes[0] == sizes[1] else None
 

@@ -12,7 +12,6 @@ import numpy as np
 from normswap.graph.graph import Graph, Value
 from normswap.norms.site import Site
 from normswap.parity.counterparts import Layer, counterparts, layers
-from normswap.passes.algebra.moves import moves
 
 _CLOSE = 1e-3  # relative; gammas and betas in half precision are still the same
 _ENOUGH = 0.5  # of the norms of the smaller model that names must match, to be trusted
@@ -137,7 +136,7 @@ def _flow(value: Value, own: Mapping[Value, Layer]) -> Iterator[Value]:
         for node, index in reached.uses:
             if node.output.name in products:
                 following = [products[node.output.name]]
-            elif index == 0 and moves(node.op):
+            elif index == 0 and node.operator.carries:
                 following = node.outputs
             else:
                 continue
