@@ -179,50 +179,36 @@ def _conv(a: Arguments) -> Reading:
     return Reading("Conv", _slots("input", "weight", "bias"), attributes)
 
 
+def _axis_and_epsilon(a: Arguments) -> dict[str, Any]:
+    rank, count, eps = _rank(a["input"]), len(a["normalized_shape"]), a["eps"]
+    if eps is None:  # rms_norm's default
+        value = a["input"].meta.get("val")
+        eps = torch.finfo(value.dtype).eps if isinstance(value, torch.Tensor) else math.nan
+    return {"axis": rank - count if rank else -count, "epsilon": float(eps)}
+
+
 @_reads(aten.layer_norm.default, aten.native_layer_norm.default)
 def _layer_norm(a: Arguments) -> Reading:
-    rank = _rank(a["input"])
-    count = len(a["normalized_shape"])
-    attributes = {"axis": rank - count if rank else -count, "epsilon": float(a["eps"])}
-    return Reading("LayerNormalization", _slots("input", "weight", "bias"), attributes)
+    return Reading("LayerNormalization", _slots("input", "weight", "bias"), _axis_and_epsilon(a))
 
 
 @_reads(aten.rms_norm.default, aten._fused_rms_norm.default)
 def _rms_norm(a: Arguments) -> Reading:
-    rank = _rank(a["input"])
-    count = len(a["normalized_shape"])
-    eps = a["eps"]
-    if eps is None:
-        value = a["input"].meta.get("val")
-        eps = torch.finfo(value.dtype).eps if isinstance(value, torch.Tensor) else math.nan
-    attributes = {"axis": rank - count if rank else -count, "epsilon": float(eps)}
-    return Reading("RMSNormalization", _slots("input", "weight"), attributes)
+    return Reading("RMSNormalization", _slots("input", "weight"), _axis_and_epsilon(a))
 
 
-@_reads(aten.batch_norm.default)
+@_reads(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(a: Arguments) -> Reading:
     slots = _slots("input", "weight", "bias", "running_mean", "running_var")
-    training = bool(a["training"]) or a["running_mean"] is None
+    training = bool(a.get("training")) or a["running_mean"] is None
     attributes = {"epsilon": float(a["eps"]), "training_mode": int(training)}
     return Reading("BatchNormalization", slots, attributes)
 
 
-@_reads(aten._native_batch_norm_legit_no_training.default)
-def _batch_norm_inference(a: Arguments) -> Reading:
-    slots = _slots("input", "weight", "bias", "running_mean", "running_var")
-    attributes = {"epsilon": float(a["eps"]), "training_mode": 0}
-    return Reading("BatchNormalization", slots, attributes)
-
-
-@_reads(aten.group_norm.default)
+@_reads(aten.group_norm.default, aten.native_group_norm.default)
 def _group_norm(a: Arguments) -> Reading:
-    attributes = {"num_groups": a["num_groups"], "epsilon": float(a["eps"])}
-    return Reading("GroupNormalization", _slots("input", "weight", "bias"), attributes)
-
-
-@_reads(aten.native_group_norm.default)
-def _native_group_norm(a: Arguments) -> Reading:
-    attributes = {"num_groups": a["group"], "epsilon": float(a["eps"])}
+    groups = a["num_groups"] if "num_groups" in a else a["group"]
+    attributes = {"num_groups": groups, "epsilon": float(a["eps"])}
     return Reading("GroupNormalization", _slots("input", "weight", "bias"), attributes)
 
 
@@ -242,10 +228,21 @@ def _batch_norm_of_the_batch(a: Arguments) -> Reading:
     return Reading("BatchNormalization", _slots("input", "weight", "bias"), attributes)
 
 
-@_reads(aten.mean.dim)
-def _mean(a: Arguments) -> Reading:
-    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
-    return Reading("ReduceMean", _slots("self"), attributes)
+def _reduction(op: str) -> Callable[[Arguments], Reading]:
+    def read_reduction(a: Arguments) -> Reading:
+        attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
+        return Reading(op, _slots("self"), attributes)
+
+    return read_reduction
+
+
+_reads(aten.mean.dim)(_reduction("ReduceMean"))
+_reads(aten.sum.dim_IntList)(_reduction("ReduceSum"))
+
+
+@_reads(aten.linalg_vector_norm.default)
+def _vector_norm(a: Arguments) -> Reading:
+    return _reduction("ReduceL2" if a["ord"] == 2 else "aten.linalg_vector_norm.default")(a)
 
 
 @_reads(aten.adaptive_avg_pool2d.default)
@@ -253,19 +250,6 @@ def _global_average(a: Arguments) -> Reading:
     if list(a["output_size"]) != [1, 1] or _rank(a["self"]) != 4:
         return Reading("aten.adaptive_avg_pool2d.default", _slots("self"))
     return Reading("ReduceMean", _slots("self"), {"axes": (2, 3), "keepdims": 1})
-
-
-@_reads(aten.sum.dim_IntList)
-def _sum(a: Arguments) -> Reading:
-    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
-    return Reading("ReduceSum", _slots("self"), attributes)
-
-
-@_reads(aten.linalg_vector_norm.default)
-def _vector_norm(a: Arguments) -> Reading:
-    op = "ReduceL2" if a["ord"] == 2 else "aten.linalg_vector_norm.default"
-    attributes = {"axes": _axes(a["self"], a["dim"]), "keepdims": int(a["keepdim"])}
-    return Reading(op, _slots("self"), attributes)
 
 
 @_reads(aten.softmax.int, aten._softmax.default)
