@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +70,18 @@ class Model:
     def kind(self) -> str:
         return self.graph.kind
 
-    @cached_property
+    @property
     def location(self) -> Location:
-        """The norms of the graph and the rejected candidates, located on first use.
+        """The norms of the graph and the rejected candidates.
 
-        A pass reads it before it edits a copy, so that each graph is located once.
+        Located on first use and kept until the graph is edited. A pass reads it before it edits a
+        copy, so that each graph is located once.
         """
-        return locate(self.graph)
+        known: tuple[int, Location] | None = self.__dict__.get("_location")
+        if known is None or known[0] != self.graph.version:
+            known = (self.graph.version, locate(self.graph))
+            self.__dict__["_location"] = known
+        return known[1]
 
     @property
     def sites(self) -> tuple[Site, ...]:

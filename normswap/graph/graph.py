@@ -162,7 +162,7 @@ class Graph(abc.ABC):
 
     There is one subclass for each ``kind`` of graph ("fx", "onnx"), its adapter. It fills
     ``inputs``, ``outputs`` and ``nodes`` and implements the abstract methods. ``nodes`` is in
-    topological order at all times.
+    topological order at all times. ``version`` counts the edits.
     """
 
     kind: str
@@ -176,6 +176,7 @@ class Graph(abc.ABC):
         self.nodes = []
         self._values: dict[str, Value] = {}
         self._folded: dict[Value, Array] = {}
+        self.version = 0
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -281,6 +282,7 @@ class Graph(abc.ABC):
         raw, outputs = self._emit(op, inputs, attributes, self._unique(name), like)
         node = Node(op, inputs, attributes, outputs, raw, like.scope if like else "")
         self.nodes.insert(position, node)
+        self.version += 1
         for value in outputs:
             self._values[value.name] = value
         return node.output
@@ -288,6 +290,7 @@ class Graph(abc.ABC):
     def set_input(self, node: Node, index: int, value: Value) -> None:
         """Makes ``node`` read ``value`` as its input ``index``, which may have been absent."""
         self._rewire(node, index, value)
+        self.version += 1
         while len(node.inputs) <= index:
             node.inputs.append(None)
         old = node.inputs[index]
@@ -306,6 +309,7 @@ class Graph(abc.ABC):
         for position, output in enumerate(self.outputs):
             if output is old:
                 self._rewire_output(position, new)
+                self.version += 1
                 self.outputs[position] = new
 
     def prune(self) -> None:
@@ -392,6 +396,7 @@ class Graph(abc.ABC):
     def _replaced(self, value: Value, array: Array) -> None:
         """Updates the view after ``replace_constant``; constants computed from it are forgotten."""
         value.shape, value.dtype = tuple(array.shape), array.dtype
+        self.version += 1
         self._folded.clear()
 
     def _unique(self, name: str) -> str:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from normswap.errors import NormswapError
 from normswap.graph.fx.graph import FxGraph
 from normswap.graph.fx.memory import hidden_writes
+from normswap.graph.fx.module_tree import restore_batch_norms
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
@@ -118,6 +119,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
         if not isinstance(node.meta.get("val"), torch.Tensor):
             raise NormswapError(f"{name}: its input '{node.name}' is not a tensor of known shape")
     restore_norms(module)
+    restore_batch_norms(module)
     graph = FxGraph(module)
     if any(value.shape is None for value in graph.outputs):
         raise NormswapError(f"{name}: an output is not a tensor of known rank")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Node, Value
@@ -18,9 +17,6 @@ from normswap.lowering.targets import TARGETS
 from normswap.model import Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Chooser, NormsWritten, PassResult
-
-if TYPE_CHECKING:
-    pass
 
 _KINDS = ("layer_norm", "rms_norm")  # that kernels are written for
 

@@ -41,3 +41,20 @@ def test_a_batch_norm_in_training_mode_stays_an_operator() -> None:
     graph = FxGraph(captured(Training(), np.ones((4, 3), np.float32)))
     (node,) = [n for n in graph.nodes if n.op == "BatchNormalization"]
     assert node.attributes["training_mode"] == 1
+
+
+def test_a_copy_keeps_the_names_of_values() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + self.norm(2 * x)  # type: ignore[no-any-return]
+
+    graph = FxGraph(captured(Twice(), np.ones((4, 3), np.float32)))
+    first, second = [n.output for n in graph.nodes if n.op == "BatchNormalization"]
+    graph.replace_uses(second, first)
+    graph.prune()  # now the tensors of the norm are the attributes of one module
+    assert [v.name for v in graph.copy().values()] == [v.name for v in graph.values()]
+    assert isinstance(graph.to_module().get_submodule("norm"), nn.BatchNorm1d)

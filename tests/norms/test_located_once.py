@@ -11,6 +11,7 @@ import pytest
 import normswap as ns
 import normswap.model
 from normswap.graph.graph import Graph
+from normswap.graph.linear import put_constant
 from normswap.norms import locate
 from normswap.norms.site import Location
 from tests.cli.conftest import Run, run  # noqa: F401  (a fixture)
@@ -61,3 +62,15 @@ def test_on_the_command_line(
     assert dict(located) == {0: 1, 1: 1}  # the source, and what is to be folded
     run("validate", source, output, "--contract", "approximate", "--data", data)
     assert dict(located) == {0: 1, 1: 1, 2: 1, 3: 1}
+
+
+def test_again_after_an_edit() -> None:
+    model = model_as("timm_vit", "torchscript-17").copy()
+    first = model.sites[0]
+    assert model.sites[0] is first
+    assert first.weight is not None
+    node = model.graph.value(first.output).producer
+    assert node is not None
+    put_constant(model.graph, node, 1, 2 * first.weight)
+    assert model.sites[0].weight is not None
+    assert np.array_equal(model.sites[0].weight, 2 * first.weight)

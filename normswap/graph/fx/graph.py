@@ -69,7 +69,6 @@ class FxGraph(Graph):
         super().__init__()
         self.module = module
         self._wanted_modules: dict[str, str] = {}
-        restore_batch_norms(module)
         for node in list(module.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 module.graph.erase_node(node)  # checks of the captured dtypes, not of values
@@ -247,6 +246,7 @@ class FxGraph(Graph):
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
         self.module.graph.lint()
         module = deepcopied(self.copy().module)  # the copy compiles the edited graph
+        restore_batch_norms(module)
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return module
