@@ -3,14 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Of fresh draws; SEED=... repeats them.
+SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/normswap demo -o demo-output
 
+# The same draws on every run.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	PYTHONHASHSEED=0 $(PYTEST)
+
+# The whole zoo, and other draws on every run.
+test-all: lint
+	NORMSWAP_ZOO=all NORMSWAP_DRAWS=fresh NORMSWAP_SEED=$(SEED) PYTHONHASHSEED=$(SEED) $(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

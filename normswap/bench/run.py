@@ -152,7 +152,7 @@ def _results(entries: Sequence[Entry]) -> list[Measurement]:
 
 def _versions(entries: Sequence[Entry]) -> dict[str, str]:
     versions = provenance().versions
-    for runtime in {entry.runtime for entry in entries}:
+    for runtime in dict.fromkeys(entry.runtime for entry in entries):
         told = {e.name.partition(" ")[2]: None for e in entries if e.runtime == runtime}
         if known := [text for text in told if text]:
             versions[runtime] = ", ".join(known)
