@@ -1,25 +1,110 @@
-"""Settings for all tests."""
+"""Settings for all tests: fixed draws, or fresh ones that can be repeated.
+
+``make test`` says the same on every run. Hypothesis draws what follows from a test's own source,
+and every test begins with the generators of Python, numpy and torch at the same seed, as does
+whatever tests share. With NORMSWAP_DRAWS=fresh (``make test-all``) all of it follows from one seed,
+which is printed with the command that repeats a failure.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
+from tests.effort import ALL, FRESH, SEED
 from tests.zoo.ids import model_of
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which torch.compile may do in any test.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# New examples on every run of a developer, the same ones on every run of CI.
-settings.register_profile("developer", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "developer")
+
+class _TorchGenerator:
+    """Torch's own generator, for Hypothesis to seed for each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_TORCH = _TorchGenerator()  # Hypothesis keeps a weak reference
+hypothesis.register_random(_TORCH)
+# A machine that is busy is no fault, and neither is what an earlier run has found.
+_COMMON: dict[str, Any] = {
+    "deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow],
+    "print_blob": True,
+}  # fmt: skip
+settings.register_profile("fixed", derandomize=True, **_COMMON)
+settings.register_profile("fresh", derandomize=False, **_COMMON)
+settings.load_profile("fresh" if FRESH else "fixed")
+if FRESH:
+    hypothesis.core.global_force_seed = SEED
+# Hypothesis also draws constants that it finds in the modules that happen to be imported, which
+# depends on the tests that ran before in the same process.
+providers._get_local_constants = providers.Constants  # type: ignore[assignment]
+
+
+def _seed_all() -> None:
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+@contextmanager
+def _generators_of_its_own() -> Iterator[None]:
+    """Whatever is drawn inside is the same every time, and what is drawn afterwards too."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_all()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    with _generators_of_its_own():  # for what modules draw when they are imported
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+    if fixturedef.scope == "function":
+        return (yield)
+    with _generators_of_its_own():  # whichever test asks for it first
+        return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _seed_all()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How to repeat fresh draws."""
+    if not FRESH:
+        return
+    names = ("NORMSWAP_DRAWS", "NORMSWAP_SEED", "NORMSWAP_ZOO", "PYTHONHASHSEED")
+    variables = " ".join(f"{n}={os.environ[n]}" for n in names if n in os.environ)
+    whole = f"make test-all SEED={SEED}" if ALL else f"{variables} python -m pytest"
+    terminalreporter.section("fresh draws")
+    terminalreporter.line(f"All of it again: {whole}")
+    failed = [*terminalreporter.stats.get("failed", []), *terminalreporter.stats.get("error", [])]
+    for report in failed:
+        terminalreporter.line(f"{variables} python -m pytest -n 0 '{report.nodeid}'")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

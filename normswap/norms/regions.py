@@ -9,7 +9,7 @@ decides what a region computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,12 +199,13 @@ def _is_number(value: Value) -> bool:
     return value.dtype is None or not np.issubdtype(value.dtype, np.integer)
 
 
-def _between(anchor: Node, entry: Value) -> tuple[set[Node], set[Node]] | None:
-    """The nodes from ``entry`` to the anchor, and the Shape nodes elsewhere that they read.
+def _between(anchor: Node, entry: Value) -> tuple[dict[Node, None], dict[Node, None]] | None:
+    """The nodes from ``entry`` to the anchor, and the Shape nodes elsewhere that they read, each in
+    the order in which they are met.
 
     None if anything else that is dynamic flows in.
     """
-    nodes, sizes, pending = {anchor}, set[Node](), [anchor]
+    nodes, sizes, pending = dict.fromkeys([anchor]), dict[Node, None](), [anchor]
     while pending:
         for value in pending.pop().dynamic_inputs():
             node = value.producer
@@ -213,14 +214,14 @@ def _between(anchor: Node, entry: Value) -> tuple[set[Node], set[Node]] | None:
             if node is None or len(nodes) > _BEFORE:
                 return None
             if node.op == "Shape" and node.data_input() is not entry:
-                sizes.add(node)
+                sizes[node] = None
                 continue
-            nodes.add(node)
+            nodes[node] = None
             pending.append(node)
     return nodes, sizes
 
 
-def _condenses(anchor: Node, entry: Value, nodes: set[Node]) -> bool:
+def _condenses(anchor: Node, entry: Value, nodes: Iterable[Node]) -> bool:
     """Whether fewer numbers than the entry has lie on the way to the anchor: a statistic."""
     if "Norm" in anchor.op:
         return True  # an operator that takes its statistics inside
@@ -229,13 +230,13 @@ def _condenses(anchor: Node, entry: Value, nodes: set[Node]) -> bool:
 
 
 def _grown(
-    graph: Graph, anchor: Node, entry: Value, between: set[Node], sizes: set[Node]
+    graph: Graph, anchor: Node, entry: Value, between: dict[Node, None], sizes: dict[Node, None]
 ) -> Region:
     """The region behind ``entry``: what reads it and it alone, up to barriers and the next norm."""
     known: set[Value] = {entry, *(v for n in between for v in n.outputs)}
     behind: set[Value] = set(anchor.outputs)  # depends on the anchor
     exits: dict[Value, None] = {}
-    extra, read_sizes = set(between), set(sizes)
+    extra, read_sizes = set(between), dict(sizes)
     pending = [entry, *(v for n in between for v in n.outputs)]
     if anchor.output.shape == entry.shape:
         exits[anchor.output] = None
@@ -263,9 +264,9 @@ def _grown(
     return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
 
 
-def _sizes_behind(values: list[Value]) -> set[Node] | None:
+def _sizes_behind(values: list[Value]) -> dict[Node, None] | None:
     """The Shape nodes that ``values`` are computed from; None if anything else that is dynamic."""
-    shapes: set[Node] = set()
+    shapes: dict[Node, None] = {}
     pending, seen = list(values), set[Value]()
     while pending:
         value = pending.pop()
@@ -276,7 +277,7 @@ def _sizes_behind(values: list[Value]) -> set[Node] | None:
         if node is None or len(seen) > _BEFORE:
             return None
         if node.op == "Shape":
-            shapes.add(node)
+            shapes[node] = None
         elif _counts(node):
             return None
         else:

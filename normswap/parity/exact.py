@@ -284,7 +284,7 @@ class _Packed:
     def __init__(self, arrays: Sequence[Array]) -> None:
         self._arrays = arrays
         self._flat: dict[np.dtype[Any], Array] = {}
-        for dtype in {array.dtype for array in arrays}:
+        for dtype in dict.fromkeys(array.dtype for array in arrays):  # in an order of theirs
             same = [array.reshape(-1) for array in arrays if array.dtype == dtype]
             self._flat[dtype] = np.concatenate(same)
 

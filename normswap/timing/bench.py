@@ -247,7 +247,7 @@ def _results(entries: Sequence[_Entry]) -> list[Measurement]:
 
 def _versions(entries: Sequence[_Entry]) -> dict[str, str]:
     versions = provenance().versions
-    for runtime in {entry.runtime for entry in entries}:
+    for runtime in dict.fromkeys(entry.runtime for entry in entries):
         names = {e.name.partition(" ")[2]: None for e in entries if e.runtime == runtime}
         if known := [name for name in names if name]:
             versions[runtime] = ", ".join(known)

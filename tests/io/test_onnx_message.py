@@ -250,7 +250,8 @@ def rewritten(draw: st.DrawFn) -> bytes:
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(content=rewritten())
 def test_any_protobuf_is_read_as_protobuf_reads_it(tmp_path: Path, content: bytes) -> None:

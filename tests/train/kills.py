@@ -27,7 +27,7 @@ def weights_after(folder: Path, kills: int, seed: int) -> tuple[dict[str, torch.
     for _ in range(kills):
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         (process,) = processes.start("killable", folder)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         # Starting takes long and differs: the moment is drawn from when it trains.
         while process.poll() is None and time.monotonic() < deadline:
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
@@ -38,7 +38,7 @@ def weights_after(folder: Path, kills: int, seed: int) -> tuple[dict[str, torch.
         process.communicate()
         advanced += checkpoint.exists() and checkpoint.stat().st_mtime_ns != before
     (process,) = processes.start("killable", folder)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     state, losses = torch.load(folder / "weights.pt")
     assert len(losses) == processes.STEPS

@@ -26,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     started = processes.start("distilled", two, 2)
     processes.distilled(one)
-    errors = [process.communicate(timeout=120)[1] for process in started]
+    errors = [process.communicate(timeout=300)[1] for process in started]
     return Runs(one, two, [process.returncode for process in started], errors)
 
 
