@@ -9,7 +9,7 @@ from tests.zoo.ids import model_of
 
 class ByModel(LoadScopeScheduling):
     """All tests of one of the zoo's models together, for they share its captures and exports,
-    which are the dearest thing there is; other tests by their module or class.
+    the most expensive part of the set-up; other tests by their module or class.
     """
 
     def _split_scope(self, nodeid: str) -> str:

@@ -79,8 +79,8 @@ def found_unchanged(reference: Model, candidate: Model) -> list[Finding]:
     if not claims:
         message = "both models are the same, operator by operator and weight by weight"
         return [Finding("unchanged", message, fatal=False)]
-    told = "; ".join(map(_told, claims))
-    message = f"its history says {told}, but it is the reference, operator by operator"
+    changes = "; ".join(map(_described, claims))
+    message = f"its history says {changes}, but it is the reference, operator by operator"
     return [Finding("unchanged", message)]
 
 
@@ -97,7 +97,7 @@ def same_graph(ours: Graph, theirs: Graph) -> bool:
     return all(_equal(ours.constant(a), theirs.constant(b)) for a, b in pairs)
 
 
-def _told(step: Step) -> str:
+def _described(step: Step) -> str:
     return f"'{step.name}' changed {step.done} {'norm' if step.done == 1 else 'norms'}"
 
 

@@ -71,8 +71,8 @@ def validate(
     used = make(shared, data, labels)
     runtimes = (reference_runtime, candidate_runtime)
     report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
-    told = [*used.findings, *found_unchanged(reference, candidate)]
-    report = _with_findings(report, told)
+    findings = [*used.findings, *found_unchanged(reference, candidate)]
+    report = _with_findings(report, findings)
     ours, theirs = (list(model.sites) for model in (reference, candidate))
     pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
     report = replace(report, unmatched=unmatched)
@@ -148,7 +148,7 @@ def _at_outputs(
         if contract == "exact":
             report = exact_contract(reference, candidate, used.probes, progress, calls)
         else:
-            batches = _told([probe.feeds for probe in used.probes], progress)
+            batches = _reported([probe.feeds for probe in used.probes], progress)
             report = approximate_contract(
                 reference, candidate, batches, used.labels, used.given, calls
             )
@@ -203,7 +203,7 @@ def _with_findings(report: ValidationReport, more: Sequence[Finding]) -> Validat
     return replace(report, passed=passed, findings=findings)
 
 
-def _told(
+def _reported(
     batches: Sequence[Mapping[str, Array]], progress: Progress | None
 ) -> Iterator[Mapping[str, Array]]:
     """The batches, announced to ``progress``."""

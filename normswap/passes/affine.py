@@ -114,9 +114,9 @@ class _Swap(Stop):
         train = joint_moments(parts, channels, channels)
         check_finite(self._fitted.site, train.x_mean, train.y_mean, train.xx)
         if train.count < channels and not any(_FEW in note for note in self._plan.notes):
-            told = f"'{self._fitted.site.name}': {train.count} {_FEW} {channels} channels"
+            few = f"'{self._fitted.site.name}': {train.count} {_FEW} {channels} channels"
             self._plan.notes.append(
-                f"{told}: the fit leans on scales per channel; give it more data"
+                f"{few}: the fit leans on scales per channel; give it more data"
             )
         none = GroupMoments(1, channels)  # of one group nothing is held out
         start = least_squares(self._fitted.site, GroupMoments.of_one_group(train), none)

@@ -74,8 +74,8 @@ class Calibrated(Pass):
     together, 'class' sets class and register tokens apart, 'position' fits each position; groups
     leave a scale and shift per token in the graph. ``ensure``: a requirement such as
     'top1>=0.99' (``Requirement``), held on every fifth sample, which no fit sees then: the norms
-    that cost too much stay, and are told as ``kept``. ``memory``: bytes of activations to hold in
-    memory; what is beyond it waits in a temporary file.
+    that cost too much stay, and are reported as ``kept``. ``memory``: bytes of activations to hold
+    in memory; what is beyond it waits in a temporary file.
     """
 
     exact: ClassVar[bool] = False

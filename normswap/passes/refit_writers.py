@@ -42,8 +42,8 @@ def writer_stops(plan: Plan, sites: Sequence[Fitted]) -> tuple[list[Stop], list[
             stops.append(_Refit(plan, writer, mask, fits[writer.linear.sizes]))
     if not moved:
         return stops, []
-    told = f"{len(moved)} writers of the stream keep their weights, since what they write is moved"
-    return stops, [f"{told} or changed before it is added: up to '{moved[0]}' and the like"]
+    kept = f"{len(moved)} writers of the stream keep their weights, since what they write is moved"
+    return stops, [f"{kept} or changed before it is added: up to '{moved[0]}' and the like"]
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,9 @@ class Checkpoints:
                 self._write(state, options)
             except NormswapError as caught:
                 error = caught
-        told = distributed.from_first(str(error) if error else None)
-        if told is not None:
-            raise error or NormswapError(told)
+        reason = distributed.from_first(str(error) if error else None)
+        if reason is not None:
+            raise error or NormswapError(reason)
 
     def _write(self, state: State, options: TrainOptions) -> None:
         tensors = {name: _own(tensor) for name, tensor in state.tensors().items()}

@@ -13,7 +13,7 @@ from normswap.report.html.agreement import approximate_outputs
 from normswap.report.html.parts import TO, Picture, Section, Table, closeness, percent
 from normswap.report.html.svg import Point, depth_drawing, logarithmic
 
-_POINTS = 60  # of a curve; more cannot be told apart
+_POINTS = 60  # of a curve; more cannot be distinguished
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def compare(
         machine(),
         provenance().versions,
         results,
-        [model.told for model in deployed],
+        [model.figures for model in deployed],
         bench,
         find(results, variants, bench),
     )
@@ -145,7 +145,7 @@ def _results(
         output.log(result)
         output.runs.keep_best_models(options.variants)
         if progress:
-            progress(len(found), len(runs), f"{_told(result)}; {remaining.after_one()}")
+            progress(len(found), len(runs), f"{_in_words(result)}; {remaining.after_one()}")
     return [found[run] for run in runs]
 
 
@@ -155,6 +155,6 @@ def _do(work: Workload, runs: Sequence[Run], processes: int) -> Iterator[RunResu
     return run_in_processes(work, runs, min(processes, len(runs)))
 
 
-def _told(result: RunResult) -> str:
+def _in_words(result: RunResult) -> str:
     accuracy = f"{100 * result.accuracy:.1f} %"
     return f"{result.run.name} {result.outcome}, {accuracy}, {result.seconds:.0f} s"

@@ -26,7 +26,7 @@ class DeployedModel:
     """``model`` carries the variant's title as its name."""
 
     model: Model
-    told: Deployed
+    figures: Deployed
 
 
 def deploy(
@@ -48,7 +48,7 @@ def deploy(
         save(model, file)
         one = {spec.name: (1, *model.examples[spec.name].shape[1:]) for spec in model.inputs}
         found = inspection(model, one)
-        told = Deployed(
+        figures = Deployed(
             variant,
             best.run.name,
             len(found.sites),
@@ -57,7 +57,7 @@ def deploy(
             100 * model_accuracy(load(file), feeds, labels, work.scores),
             file.name,
         )
-        made.append(DeployedModel(model, told))
+        made.append(DeployedModel(model, figures))
     return made
 
 
@@ -66,7 +66,7 @@ def measure(
 ) -> BenchReport | None:
     """Times them in every runtime that is installed, on ``batch`` test samples; None without LN or
     without another to hold against it. On one thread, as they were trained."""
-    if len(deployed) < 2 or deployed[0].told.variant != LN:
+    if len(deployed) < 2 or deployed[0].figures.variant != LN:
         return None
     runtimes = [name for name in SUFFIXES if importlib.util.find_spec(name) is not None]
     inputs = {name: array[:batch] for name, array in contest.test.feeds.items()}

@@ -27,14 +27,14 @@ _CAPTIONS = {
 
 def page(comparison: Comparison, figures: Sequence[str], command: str | None) -> str:
     """The whole page. ``figures``: names of SVG files beside it."""
-    told = comparison.options
+    o = comparison.options
     lines = ["# LayerNorm against BatchNorm", ""]
     lines += [f"    {command}", ""] if command else []
     lines += [
-        f"{told.model[:1].upper()}{told.model[1:]}; {told.data}, {told.train_samples} samples to "
-        f"train on, {told.test_samples} to test. {len(comparison.runs)} runs: "
-        f"{len(told.variants)} variants, {len(told.rates)} learning rates, {told.seeds} seeds; "
-        f"{told.steps} steps of {told.batch} samples, AdamW, warm-up and cosine, no gradient "
+        f"{o.model[:1].upper()}{o.model[1:]}; {o.data}, {o.train_samples} samples to "
+        f"train on, {o.test_samples} to test. {len(comparison.runs)} runs: "
+        f"{len(o.variants)} variants, {len(o.rates)} learning rates, {o.seeds} seeds; "
+        f"{o.steps} steps of {o.batch} samples, AdamW, warm-up and cosine, no gradient "
         "clipping, no augmentation. The variants of a seed begin with the same weights and see the "
         f"same batches. {comparison.cpu_seconds / 60:.0f} min of one core; {comparison.machine}.",
         "",
@@ -134,8 +134,8 @@ def time_table(bench: BenchReport) -> list[str]:
             ]
         lines.append(f"| {' | '.join(cells)} |")
     threads = f"{bench.threads} thread{'s' if bench.threads > 1 else ''}"
-    told = ", ".join(f"{k} {v}" for k, v in bench.versions.items())
-    return [*lines, "", f"{bench.rounds} rounds in turn of {inputs}; {threads}; {told}."]
+    versions = ", ".join(f"{k} {v}" for k, v in bench.versions.items())
+    return [*lines, "", f"{bench.rounds} rounds in turn of {inputs}; {threads}; {versions}."]
 
 
 _COLORS = {AGREES: "green", DISAGREES: "red"}

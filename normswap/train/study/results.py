@@ -131,17 +131,17 @@ def _bn_crashes(results: Sequence[RunResult]) -> Finding:
     claim = "With BatchNorm in place of LayerNorm training often crashes."
     bn, ln = crashes(results, BN), crashes(results, LN)
     if crashes_more(bn, ln) < _SIGNIFICANT:
-        verdict, told = AGREES, "BatchNorm crashed more often than LayerNorm"
+        verdict, why = AGREES, "BatchNorm crashed more often than LayerNorm"
     elif crashes_more(ln, bn) < _SIGNIFICANT:
-        verdict, told = DISAGREES, "it was LayerNorm that crashed more often"
+        verdict, why = DISAGREES, "it was LayerNorm that crashed more often"
     elif bn[0] == 0:
-        verdict, told = DISAGREES, "BatchNorm never crashed"
+        verdict, why = DISAGREES, "BatchNorm never crashed"
     else:
-        verdict, told = OPEN, "the difference is within chance"
+        verdict, why = OPEN, "the difference is within chance"
     return Finding(
         claim,
         verdict,
-        f"{_counted(BN, bn)}, {_counted(LN, ln)}: {told}. {_reach(results, (LN, BN))}",
+        f"{_counted(BN, bn)}, {_counted(LN, ln)}: {why}. {_reach(results, (LN, BN))}",
     )
 
 
@@ -149,13 +149,13 @@ def _ffn_stabilises(results: Sequence[RunResult]) -> Finding:
     claim = "A BatchNorm in the FFN stabilises it."
     ffn, bn = crashes(results, FFN_BN), crashes(results, BN)
     if crashes_more(bn, ffn) < _SIGNIFICANT:
-        verdict, told = AGREES, "fewer with it"
+        verdict, why = AGREES, "fewer with it"
     elif crashes_more(ffn, bn) < _SIGNIFICANT:
-        verdict, told = DISAGREES, "more with it"
+        verdict, why = DISAGREES, "more with it"
     elif bn[0] == 0:
-        verdict, told = OPEN, "there was no crash to fix"
+        verdict, why = OPEN, "there was no crash to fix"
     else:
-        verdict, told = OPEN, "the difference is within chance"
+        verdict, why = OPEN, "the difference is within chance"
     highest = max(result.run.rate for result in results)
     accuracies = ", ".join(
         f"{VARIANTS[name]} {groups(results, name)[-1].mean:.1f} %" for name in (BN, FFN_BN)
@@ -163,7 +163,7 @@ def _ffn_stabilises(results: Sequence[RunResult]) -> Finding:
     return Finding(
         claim,
         verdict,
-        f"{_counted(FFN_BN, ffn)}, {_counted(BN, bn)}: {told}. "
+        f"{_counted(FFN_BN, ffn)}, {_counted(BN, bn)}: {why}. "
         f"{_reach(results, (BN, FFN_BN))} Accuracy at the highest rate, {highest:g}: {accuracies}.",
     )
 
@@ -182,8 +182,8 @@ def _accuracy(results: Sequence[RunResult], variant: str) -> Finding:
     if max(-gap.low, gap.high) <= _EQUAL:
         return Finding(claim, AGREES, f"{text}: within {_EQUAL:g} points.")
     if gap.low > 0 or gap.high < 0:
-        told = "better" if gap.mean > 0 else "worse"
-        return Finding(claim, DISAGREES, f"{text}: it is {told} here.")
+        word = "better" if gap.mean > 0 else "worse"
+        return Finding(claim, DISAGREES, f"{text}: it is {word} here.")
     return Finding(claim, OPEN, f"{text}: too wide to tell.")
 
 
@@ -221,8 +221,8 @@ def _counted(variant: str, counted: tuple[int, int]) -> str:
 
 
 def _reach(results: Sequence[RunResult], variants: Sequence[str]) -> str:
-    told = []
+    reached = []
     for name in variants:
         rate = highest_stable(results, name)
-        told.append(f"{VARIANTS[name]} {'at none' if rate is None else f'up to {rate:g}'}")
-    return f"Within 5 points of its best accuracy and without a crash: {', '.join(told)}."
+        reached.append(f"{VARIANTS[name]} {'at none' if rate is None else f'up to {rate:g}'}")
+    return f"Within 5 points of its best accuracy and without a crash: {', '.join(reached)}."

@@ -66,7 +66,7 @@ def compared_run(work: Workload, run: Run) -> RunResult:
             _Loss(work),
             shuffled(data, work.batch, run.seed),
             work.options(run),
-            log=lambda told: losses.append(told["loss"]),
+            log=lambda entry: losses.append(entry["loss"]),
         )
     except Diverged as error:
         stopped = str(error)

@@ -78,5 +78,5 @@ class Remaining:
         self._done += 1
         each = (time.monotonic() - self._began) / self._done
         left = each * (self._todo - self._done)
-        told = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-        return f"{60 / max(each, 1e-9):.1f} a minute, {told} left"
+        remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        return f"{60 / max(each, 1e-9):.1f} a minute, {remaining} left"
