@@ -28,7 +28,7 @@ def _check_location(case: TorchCase) -> None:
         check_site(site, truth)
 
 
-@examples(50, thorough=100)
+@examples(30, thorough=100)
 @given(torch_spellings())
 def test_locates_norms_in_torch(case: TorchCase) -> None:
     _check_location(case)

@@ -56,11 +56,12 @@ ONNX_FORMS = (
     "dynamo-18-half",
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
-# Exports take most of the time, so every model is in these two forms and in one of the others in
-# turn, and three models are in all: with convolutions' norms, RMSNorms, norms on queries and keys.
+# Exports take most of the time. So norms are looked for in every model as captured and in one of
+# the other forms in turn, in one model in all forms; passes are tested in these two formats and in
+# a third.
 EVERYWHERE = (FX, "torchscript-14")
-IN_TURN = tuple(form for form in FORMS if form not in EVERYWHERE)
-ALL_FORMS_FOR = ("torch_conv_stem", "timm_rms_norm", "timm_qk_norm")
+IN_TURN = tuple(form for form in FORMS if form != FX)
+ALL_FORMS_FOR = ("torch_conv_stem",)  # convolutions' norms, BatchNorms and LayerNorms
 # A ViT and a CLIP: one with norms spelled out in all formats, one with masks.
 ALL_FORMATS_FOR = ("spelled_vit", "hf_clip")
 
@@ -70,7 +71,7 @@ def forms_of(name: str) -> tuple[str, ...]:
     if name in ALL_FORMS_FOR or ALL:
         return FORMS
     turn = IN_TURN[list(FAMILIES).index(name) % len(IN_TURN)]
-    chosen = {*EVERYWHERE, turn, *(formats_of(name) if name in BUILDERS else ())}
+    chosen = {FX, turn, *(formats_of(name) if name in BUILDERS else ())}
     return tuple(form for form in FORMS if form in chosen)
 
 
