@@ -336,10 +336,6 @@ class Graph(abc.ABC):
         NormswapError where the opset cannot be raised.
         """
 
-    def can_write(self, op: str) -> str:
-        """'' if ``require(op)`` would succeed, else the reason why not. Edits nothing."""
-        return ""
-
     def as_attribute(self, number: float) -> float:
         """``number`` in the precision that the graph stores an attribute in."""
         return number

@@ -31,7 +31,7 @@ from normswap.graph.onnx.nodes import (
     nested_operators,
     replace_captured,
 )
-from normswap.graph.onnx.opset import can_raise_opset, opset_of, raise_opset
+from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.shapes import Types, infer
 from normswap.graph.operators import operator
@@ -178,12 +178,6 @@ class OnnxGraph(Graph):
         return double_runner(self.model, [], [value.raw], dtype=None)([])[0]
 
     # -- raising the opset -----------------------------------------------------------------------
-
-    def can_write(self, op: str) -> str:
-        wanted = operator(op).opset
-        if self.opset >= wanted or can_raise_opset(self.model, wanted, self._types()):
-            return ""
-        return _too_old(op, self.opset)
 
     def require(self, op: str) -> None:
         before, wanted = self.opset, operator(op).opset

@@ -8,7 +8,6 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
-from normswap.errors import quiet
 from normswap.graph.onnx.nodes import DOMAINS, nested_operators
 from normswap.graph.onnx.shapes import Types, described
 
@@ -31,16 +30,6 @@ def raise_opset(model: ir.Model, version: int, types: Types) -> bool:
         return False
     _convert(model, version)
     return True
-
-
-def can_raise_opset(model: ir.Model, version: int, types: Types) -> bool:
-    """Whether ``raise_opset`` would succeed, by trying it on a copy that shares the weights."""
-    if _means_the_same(model, version, types):
-        return True
-    trial = model.clone()
-    with quiet("onnxscript"):  # raise_opset logs it once more
-        _convert(trial, version)
-    return opset_of(trial) >= version
 
 
 def _convert(model: ir.Model, version: int) -> None:
