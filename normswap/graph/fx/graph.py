@@ -245,8 +245,10 @@ class FxGraph(Graph):
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""
         self.module.graph.lint()
-        module = deepcopied(self.copy().module)  # the copy compiles the edited graph
+        module = self.copy().module  # the copy compiles the edited graph
         restore_batch_norms(module)
+        module.recompile()
+        module = deepcopied(module)
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return module
