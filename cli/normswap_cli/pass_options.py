@@ -100,12 +100,12 @@ def _flag(name: str) -> str:
 
 
 def _click_options(offered: dict[str, type[Pass]]) -> list[click.Option]:
-    """One option for each name, for all passes that have it."""
-    shown: dict[str, tuple[Option, list[str]]] = {}
+    """One option for all passes that have the same; two of one name may mean different things."""
+    shown: dict[tuple[str, Option], list[str]] = {}
     for word, kind in offered.items():
-        for name, option in _options(kind):
-            shown.setdefault(name, (option, []))[1].append(word)
-    return [_click_option(name, option, words) for name, (option, words) in shown.items()]
+        for named in _options(kind):
+            shown.setdefault(named, []).append(word)
+    return [_click_option(name, option, words) for (name, option), words in shown.items()]
 
 
 def _click_option(name: str, option: Option, words: Sequence[str]) -> click.Option:

@@ -77,11 +77,13 @@ def swap(
         from normswap.io.save import check_output
         from normswap.lowering import Lowering
         from normswap.options import options_of
+        from normswap.passes.base import chooses_forms
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
         given = {name: value for name, value in options.items() if value is not None}
-        made_for = {name: given.pop(name) for name, _ in options_of(Lowering) if name in given}
+        lowering = options_of(Lowering) if chooses_forms(kind) else ()
+        made_for = {name: given.pop(name) for name, _ in lowering if name in given}
         how = kind(**given)
         source = normswap.load(model, trust=trust)
         with joined_group() as first:  # under torchrun each process fits to its share of the data

@@ -71,6 +71,12 @@ def test_another_package_offers_a_pass_on_the_command_line(
     by_hand = ns.swap(ns.load(source), offered(steps=4)).model  # type: ignore[call-arg]
     ns.save(by_hand, tmp_path / "by-hand.onnx")
     assert output.read_bytes() == (tmp_path / "by-hand.onnx").read_bytes()
+    # An option that also fused has, by way of lowering, with another meaning.
+    assert "--target [gamma|beta|both] rounded: what is rounded." in shown
+    target = tmp_path / "target.onnx"
+    gamma = ("--to", "rounded", "--steps", 4, "--target", "gamma")
+    assert run("swap", source, "-o", target, *gamma).status == 0
+    assert target.read_bytes() != output.read_bytes()
     wrong = run("swap", source, "-o", output, "--to", "fused", "--steps", 4)
     assert wrong.status == 2
     assert "--steps belongs to --to rounded, not to fused." in wrong.err

@@ -24,6 +24,7 @@ class RoundWeights(Pass):
 
     steps: int = option(16, "how many steps there are from 0 to 1.")
     towards: str = option("nearest", "which way to round.", choices=("nearest", "zero"))
+    target: str = option("both", "what is rounded.", choices=("gamma", "beta", "both"))
 
     def __call__(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)
@@ -32,8 +33,9 @@ class RoundWeights(Pass):
         for site in done:
             node = result.graph.value(site.output).producer
             assert node is not None
-            for index, array in enumerate((site.weight, site.bias), start=1):
-                if array is not None:
+            arrays = {"gamma": site.weight, "beta": site.bias}
+            for index, (name, array) in enumerate(arrays.items(), start=1):
+                if array is not None and self.target in (name, "both"):
                     put_constant(result.graph, node, index, self._rounded(array))
         skipped = [(s, other_kind(s)) for s in chosen if s not in done]
         return PassResult(result if done else model, bool(done), done, skipped)
