@@ -22,7 +22,13 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx import ops as onnx_ops
-from normswap.graph.onnx.evaluate import Input, double_runner, runtime_runner, slice_proto
+from normswap.graph.onnx.evaluate import (
+    Input,
+    double_runner,
+    reference_runner,
+    runtime_runner,
+    slice_proto,
+)
 from normswap.graph.onnx.nodes import (
     DOMAINS,
     captured_values,
@@ -147,7 +153,9 @@ class OnnxGraph(Graph):
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
         wanted = [v.raw for v in outputs]
         if dtype is not None:
-            return double_runner(self.model, [v.raw for v in inputs], wanted, dtype)
+            dtypes = {v.name: v.dtype for v in self._values.values() if v.dtype is not None}
+            given = [v.raw for v in inputs]
+            return double_runner(self.model, given, wanted, dtypes, self.not_in_double)
         # The sizes of a list of sizes and of a scalar are fixed, others may be any.
         typed: list[Input] = [(v.raw, v.dtype, v.shape if _is_sized(v) else None) for v in inputs]
         return runtime_runner(self.model, typed, wanted)
@@ -175,7 +183,7 @@ class OnnxGraph(Graph):
         return tensor.numpy()
 
     def _compute_constant(self, value: Value) -> Array:
-        return double_runner(self.model, [], [value.raw], dtype=None)([])[0]
+        return reference_runner(self.model, [], [value.raw])([])[0]
 
     # -- raising the opset -----------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from normswap.errors import NormswapError, quiet
 from normswap.graph.graph import Array
-from normswap.graph.onnx.evaluate import Input, Step, runtime_runner, slice_parts
+from normswap.graph.onnx.evaluate import Input, runtime_runner, slice_parts
 from normswap.graph.onnx.nodes import (
     captured_values,
     constant_tensor,
@@ -31,6 +31,7 @@ from normswap.graph.onnx.nodes import (
     nested_operators,
 )
 from normswap.graph.onnx.prepare import forget_shapes
+from normswap.graph.onnx.reference import Reference
 from normswap.graph.operators import operator
 
 BATCH = 2  # the size of a dynamic first axis
@@ -312,7 +313,7 @@ class _Sizes:
         if len(arrays) < len(reads) or operator(node.op_type).random or nested_operators(node):
             return {}
         try:
-            step = Step(node, self._graph.opset_imports, dtype=None)
+            step = Reference(node, self._graph.opset_imports, double=False)
             results = step.run([arrays[name] for name in step.reads])
         except Exception as error:  # an operator may raise anything; then this stays unknown
             _log.debug("%s cannot be computed: %s", node.name, error)
