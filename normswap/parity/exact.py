@@ -127,16 +127,19 @@ class _Exact:
         far = [o for o, tally in errors.items() if tally.original.maximum > limits[o]]
         if not far:
             return
-        neighbours = self._neighbours_or_none()
-        if neighbours is None:  # then nothing tells rounding from a fault
-            return
+        moved: dict[int, float] = {}
         for probe, ours, _ in compared:
             for draw in range(_SOME):
-                nearby = neighbours.run(probe.feeds, draw)
+                nearby = self._nearby(probe.feeds, draw)
+                if nearby is None:
+                    continue
                 for output in far:
-                    moved = np.abs(np.subtract(nearby[output], ours[output], dtype=np.float64))
-                    most = float(np.max(moved, where=np.isfinite(moved), initial=0))
-                    limits[output] = max(limits[output], _ROUNDINGS * most)
+                    if nearby[output].shape == ours[output].shape:
+                        most = _largest_difference(nearby[output], ours[output])
+                        moved[output] = max(moved.get(output, 0.0), most)
+        far = [output for output in far if output in moved]  # else nothing tells it from rounding
+        for output in far:
+            limits[output] = max(limits[output], _ROUNDINGS * moved[output])
         for output in far:
             error = errors[output].original.maximum
             if error > limits[output]:
@@ -186,24 +189,24 @@ class _Exact:
         errors: dict[int, BoundedErrors],
         draws: Iterable[int],
     ) -> None:
-        """Adds how far the original's neighbours are from the truth."""
-        neighbours = self._neighbours_or_none()
-        if neighbours is None:  # then the original's own error is all there is
-            return
+        """Adds how far the original's neighbours are from the truth; where none can be run, the
+        original's own error is all there is."""
         for probe, _, truths in compared:
             for draw in draws:
-                nearby = neighbours.run(probe.feeds, draw)
+                nearby = self._nearby(probe.feeds, draw)
+                if nearby is None:
+                    continue
                 for output, tally in errors.items():
                     tally.add_neighbour(draw, truths[output], nearby[output])
 
-    def _neighbours_or_none(self) -> Neighbours | None:
+    def _nearby(self, feeds: Mapping[str, Array], draw: int) -> list[Array] | None:
+        """What a neighbour of the original yields; None where none can be run."""
+        model = self._pair.reference
         try:
-            self._neighbours = self._neighbours or Neighbours(
-                self._pair.reference, self._pair.reference.graph.outputs
-            )
+            self._neighbours = self._neighbours or Neighbours(model, model.graph.outputs)
+            return self._neighbours.run(feeds, draw)
         except NormswapError:
             return None
-        return self._neighbours
 
     def _in_double(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
@@ -224,11 +227,17 @@ class _Exact:
         left = sorted(self._pair.reference.graph.not_in_double)
         if left:
             message = (
-                f"{', '.join(left)}: computed in its own dtype in the float64 evaluation too, which "
-                "knows no other; the errors of the reference lack its part"
+                f"{', '.join(left)}: computed in its own dtype in the float64 evaluation too, "
+                "which knows no other; the errors of the reference lack its part"
             )
             self._pair.found("float64", message, fatal=False)
         return replace(self._pair.report("exact", outputs), errors=errors)
+
+
+def _largest_difference(a: Array, b: Array) -> float:
+    """Between two arrays of one shape, where both are finite."""
+    apart = np.abs(np.subtract(a, b, dtype=np.float64))
+    return float(np.max(apart, where=np.isfinite(apart), initial=0))
 
 
 _FACTOR = 2.0
@@ -289,6 +298,8 @@ class BoundedErrors:
 
     def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
         """Counts what the original's neighbour ``draw`` gives, where that is finite."""
+        if nearby.shape != truth.shape:
+            return
         with np.errstate(invalid="ignore"):
             error = np.asarray(nearby, np.float64) - truth
         self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
@@ -321,7 +332,7 @@ class Neighbours:
     Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
     gammas, position embeddings: there are some in every block) is off by an ulp, up or down at
     random; zeros are exact. What comes out differs from the model's ``values`` by as much as
-    rounding may.
+    rounding may. Constants that give a result its shape stay as they are.
     Raises NormswapError where the runtime refuses to take constants as inputs.
     """
 
@@ -334,7 +345,10 @@ class Neighbours:
         self._run = graph.slice([*inputs, *constants], values)
 
     def run(self, feeds: Mapping[str, Array], draw: int) -> list[Array]:
-        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours."""
+        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours.
+
+        Raises NormswapError for one that cannot run: sizes may be computed from its numbers.
+        """
         rng = np.random.default_rng(draw)
         inputs = [one_ulp_off(rng, feeds[name]) for name in self._names]
         outputs = self._run([*inputs, *self._constants.one_ulp_off(rng)])
@@ -366,6 +380,8 @@ def _is_small_constant(value: Value) -> bool:
     if not value.is_constant or value.producer is not None or not value.uses:
         return False
     if value.dtype is None or not is_floating(value.dtype) or value.shape is None:
+        return False
+    if any(node.operator.takes_sizes and index for node, index in value.uses):
         return False
     return 1 < math.prod(value.shape) <= _SMALL
 

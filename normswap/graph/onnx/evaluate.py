@@ -63,15 +63,7 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     slice.
     """
     proto, fetched = slice_proto(model, inputs, outputs)
-    import onnxruntime  # proofs and sizes need none
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # errors are raised, not printed
-    try:
-        session = _session(proto, options)
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise NormswapError(f"ONNX Runtime refuses the graph: {first_line(error)}") from error
+    session = runtime_session(proto)
     names = [str(value.name) for value, _, _ in inputs]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -151,7 +143,9 @@ class _Own:
     def convert(self, result: Result) -> Result:
         return as_arrays(result)
 
-    def in_runtime(self, node: ir.Node, reads: Sequence[str], results: list[Result]) -> list[Result]:
+    def in_runtime(
+        self, node: ir.Node, reads: Sequence[str], results: list[Result]
+    ) -> list[Result]:
         """What a node yields in ONNX Runtime. Raises NormswapError where that refuses it."""
         by_name = {str(v.name): v for v in (*node.inputs, *captured_values(node)) if v is not None}
         given: list[Input] = [
@@ -175,9 +169,13 @@ class _Doubles(_Own):
     def convert(self, result: Result) -> Result:
         return in_double(result)
 
-    def in_runtime(self, node: ir.Node, reads: Sequence[str], results: list[Result]) -> list[Result]:
+    def in_runtime(
+        self, node: ir.Node, reads: Sequence[str], results: list[Result]
+    ) -> list[Result]:
         own = [
-            array.astype(self._dtypes.get(name) or np.float32) if array.dtype == np.float64 else array
+            array.astype(self._dtypes.get(name) or np.float32)
+            if array.dtype == np.float64
+            else array
             for name, array in zip(reads, results, strict=True)
         ]
         found = super().in_runtime(node, reads, own)
@@ -253,6 +251,22 @@ def _tensor(value: ir.Value) -> onnx.TensorProto:
     proto.dims.extend(tensor.shape.numpy())
     proto.raw_data = tensor.tobytes()
     return proto
+
+
+def runtime_session(proto: onnx.ModelProto) -> Any:
+    """A session of ONNX Runtime on the CPU that changes nothing of the graph.
+
+    Raises NormswapError where the runtime refuses it.
+    """
+    import onnxruntime  # proofs and sizes need none
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # errors are raised, not printed
+    try:
+        return _session(proto, options)
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise NormswapError(f"ONNX Runtime refuses the graph: {first_line(error)}") from error
 
 
 def _session(proto: onnx.ModelProto, options: Any) -> Any:

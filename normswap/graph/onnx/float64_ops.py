@@ -103,8 +103,8 @@ class BatchNormalization(_Op):
             ]
             saved = (*running, *now)
             mean, var = now
-        scale, bias, mean, var = (p.reshape(shape) for p in (scale, bias, mean, var))
-        y = scale * ((x - mean) / np.sqrt(var + epsilon)) + bias
+        gamma, beta, centre, spread = (p.reshape(shape) for p in (scale, bias, mean, var))
+        y = gamma * ((x - centre) / np.sqrt(spread + epsilon)) + beta
         return (y, *saved)[:outputs]
 
 
@@ -151,16 +151,15 @@ class Resize(_Resize):
 
     def _run(self, x: Array, *given: Any, mode: str | None = None, **chosen: Any) -> tuple[Array]:
         if int(self.run_params["opsets"][""]) < 11:
-            return _asymmetric(x, given[0], mode, np.where(given[0] < 1, np.ceil, np.floor))
+            nearest = [np.ceil if scale < 1 else np.floor for scale in given[0]]
+            return _asymmetric(x, given[0], mode, nearest)
         roi, scales, sizes = (*given, None, None, None)[:3]
         scales = None if scales is None or not scales.size else scales
         result: tuple[Array] = super()._run(x, roi, scales, sizes, mode=mode, **chosen)
         return result
 
 
-class Upsample(_Resize):
-    op_domain: ClassVar[str] = ""
-
+class Upsample(_Op):
     def _run(self, x: Array, scales: Any = None, mode: str | None = None, **_: Any) -> tuple[Array]:
         scales = np.asarray(scales, np.float64)
         return _asymmetric(x, scales, mode, [np.floor] * len(scales))
@@ -247,7 +246,8 @@ class Loop(_Loop):
         bindings: Any = None,
     ) -> tuple[Any, ...]:
         number, going, *states = self.body.input_names
-        held, kept = list(carried), [[] for _ in range(self.K)]
+        held = list(carried)
+        kept: list[list[Array]] = [[] for _ in range(self.K)]
         most = None if count is None else int(np.reshape(count, ()))
         on, index = condition is None or bool(np.reshape(condition, ())), 0
         while on and (most is None or index < most):
@@ -335,7 +335,9 @@ class MaxPool(_MaxPool):
         reach = [d * (k - 1) + 1 for d, k in zip(spread, kernel, strict=True)]
         pads = _padding(chosen.get("auto_pad"), x.shape[2:], reach, steps, chosen.get("pads"))
         if chosen.get("ceil_mode"):
-            for axis, (size, window, step) in enumerate(zip(x.shape[2:], reach, steps, strict=True)):
+            for axis, (size, window, step) in enumerate(
+                zip(x.shape[2:], reach, steps, strict=True)
+            ):
                 padded = size + pads[axis] + pads[axis + rank]
                 more = -(padded - window) % step
                 if padded + more - window < size + pads[axis]:  # the last window starts inside
@@ -438,7 +440,7 @@ class ConvTranspose(_ConvTranspose):
             return result
         names = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
         convolve = getattr(torch.nn.functional, names[rank - 1])
-        result = convolve(
+        y = convolve(
             _tensor(x), _tensor(w), None if b is None else _tensor(b),
             stride=tuple(chosen.get("strides") or [1] * rank),
             padding=tuple(pads[:rank]) if pads else 0,
@@ -446,7 +448,7 @@ class ConvTranspose(_ConvTranspose):
             groups=chosen.get("group") or 1,
             dilation=tuple(chosen.get("dilations") or [1] * rank),
         )  # fmt: skip
-        return (result.numpy(),)
+        return (y.numpy(),)
 
 
 _OPS: dict[str, type[OpRun]] = {

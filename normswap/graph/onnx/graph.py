@@ -191,12 +191,15 @@ class OnnxGraph(Graph):
         before, wanted = self.opset, operator(op).opset
         if before >= wanted:
             return
-        may_differ = raise_opset(self.model, wanted, self._types())
-        if self.opset < wanted:
-            raise NormswapError(_too_old(op, before))
-        if not may_differ:
+        try:
+            has_changed = raise_opset(self.model, wanted, self._types())
+        except NormswapError as error:
+            raise NormswapError(
+                f"{op} needs opset {wanted}, and {error}; export the model again with a newer opset"
+            ) from error
+        if not has_changed:
             return
-        # The converter keeps the names, and values of the same names have the same types.
+        # Names stay, and values of the same names have the same types.
         types = {v.name: (v.shape, v.dtype) for v in self.values() if v.shape is not None}
         computed = {v.name for node in self.model.graph for v in node.outputs if v.name}
         is_known = computed <= types.keys()
@@ -346,11 +349,3 @@ def _attribute(attribute: ir.Attr) -> Any:
 
 def _is_sized(value: Value) -> bool:
     return value.shape == () or (value.producer is not None and value.producer.op == "Shape")
-
-
-def _too_old(op: str, opset: int) -> str:
-    """Why a graph in ``opset`` cannot hold ``op``."""
-    return (
-        f"{op} needs opset {operator(op).opset}, and opset {opset} could not be raised to it; "
-        f"export the model again with a newer opset"
-    )

@@ -9,8 +9,8 @@ operators has the newest version's meaning alone. Here the defaults are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from normswap.errors import NormswapError, first_line
-from normswap.graph.graph import Array, is_floating
+from normswap.graph.graph import is_floating
 from normswap.graph.onnx.float64_ops import float64_ops
 from normswap.graph.onnx.nodes import DOMAINS, captured_values, nested_operators
 
@@ -95,7 +95,9 @@ def in_double(result: Result) -> Result:
 class _Versioned(ReferenceEvaluator):
     """Every operator by its own version, in the bodies of others and of functions too."""
 
-    convert: ClassVar[Callable[[Result], Result]] = staticmethod(as_arrays)
+    @staticmethod
+    def convert(result: Result) -> Result:
+        return as_arrays(result)
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
         if node.domain in DOMAINS:
@@ -115,11 +117,15 @@ class _Versioned(ReferenceEvaluator):
 class _InDouble(_Versioned):
     """The same with every floating value in float64."""
 
-    convert = staticmethod(in_double)
+    @staticmethod
+    def convert(result: Result) -> Result:
+        return in_double(result)
 
     def _init(self) -> None:
         super()._init()
-        self.rt_inits_ = {name: in_double(held) for name, held in self.rt_inits_.items()}
+        self.rt_inits_: dict[str, Result]
+        for name, held in self.rt_inits_.items():
+            self.rt_inits_[name] = in_double(held)
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
         for attribute in node.attribute:
