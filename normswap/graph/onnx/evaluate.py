@@ -221,7 +221,7 @@ def _stepwise(
             return kept[name]
         tensor = constants[name].const_value
         assert tensor is not None  # else it would be an input or the result of a step
-        array: Array = kind.convert(tensor.numpy())
+        array: Array = kind.convert(_as_fed(tensor))
         if array.nbytes <= room[0]:
             kept[name] = array
             room[0] -= array.nbytes
@@ -242,6 +242,12 @@ def _stepwise(
         return [load(name) for name in wanted]
 
     return run
+
+
+def _as_fed(tensor: ir.TensorProtocol) -> Array:
+    """The array of a constant as it would be fed: texts are text."""
+    array = tensor.numpy()
+    return np.array(array, np.str_).astype(object) if array.dtype == object else array
 
 
 def _tensor(value: ir.Value) -> onnx.TensorProto:
