@@ -315,7 +315,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("Tile", move="tile", parameters=("repeats",), takes_sizes=True),
-    Operator("Upsample", since=7, move="other", takes_sizes=True),
+    Operator("Upsample", move="other", takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
     Operator("aten.im2col.default", move="other"),
