@@ -20,8 +20,8 @@ from normswap.graph.operators import (
 from normswap.norms.site import KINDS
 
 _SOURCE = Path(normswap.__file__).parent
-# They state what operators are, or what a map does at them.
-_TABLES = ("graph/operators.py", "passes/algebra/rules.py")
+# They state what operators are, what a map does at them, or what other versions of them meant.
+_TABLES = ("graph/operators.py", "passes/algebra/rules.py", "graph/onnx/opset_rules.py")
 # It translates torch's vocabulary into ONNX's.
 _ADAPTER = "graph/fx/aten.py"
 _KNOWN = {row.name for row in OPERATORS} | {f"{row.domain}.{row.name}" for row in OPERATORS}
