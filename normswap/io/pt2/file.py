@@ -9,11 +9,12 @@ torch builds the program from these checked objects. Nothing is read twice.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import torch
 
@@ -80,15 +81,45 @@ def write_pt2(
     Raises NormswapError if ``path`` cannot be written or torch cannot serialise the program.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        sink = _Sink(file)
         try:
             # To a file object: given a path, torch names the archive's root after it.
-            torch.export.save(program, file, extra_files=dict(notes or {}))
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(notes or {}))
         except OSError:
             raise
         except Exception as error:
             raise NormswapError(
                 f"{path}: torch.export.save failed ({first_line(error)})"
             ) from error
+        if sink.error is not None:
+            raise sink.error
+
+
+class _Sink(io.RawIOBase):
+    """What torch writes an archive to. Torch ends the process where a write fails, so the first
+    ``error`` is kept, and all that follows is dropped."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Does nothing: torch writes in order, and goes back to the start at the end."""
+        return 0
+
+    def write(self, content: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except BaseException as error:  # an interrupt too
+                self.error = error
+        return len(content)
 
 
 def refuse_pickle(path: PathLike) -> NoReturn:
