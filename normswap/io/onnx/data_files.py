@@ -21,7 +21,7 @@ import onnx_ir as ir
 from normswap.errors import NormswapError, first_line, plain
 from normswap.io.atomic import DISK_ERRORS, Replacement, sync, sync_folder
 from normswap.io.mapped import MappedFile, stream
-from normswap.io.onnx.tensors import InlineTensor, MappedTensor, Placed, Slot, slots
+from normswap.io.onnx.tensors import InlineTensor, MappedTensor, Placed, Slot, slots, write_tensor
 
 DATA_FILE = "normswap.data_file"
 """Key in a graph's ``meta``: the location of the main data file that it was read with."""
@@ -237,7 +237,7 @@ class DataFiles:
                 start = tensor.offset or 0
                 stream(tensor.raw, start, start + tensor.nbytes, out)  # its file may be removed
             else:
-                tensor.tofile(out) if hasattr(tensor, "tofile") else out.write(tensor.tobytes())
+                write_tensor(tensor, out)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
