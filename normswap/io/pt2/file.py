@@ -20,6 +20,7 @@ import torch
 
 from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.atomic import PathLike, atomic_path
+from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_archive, refuse
 
 _LONGEST_NOTE = 1 << 16
@@ -42,6 +43,7 @@ def read_pt2(path: PathLike, trust: bool = False) -> torch.export.ExportedProgra
         problem = "is not a file" if path.exists() else "there is no such file"
         raise NormswapError(f"{path}: {problem}; name a .pt2 file")
     if trust:
+        _check_checksums(path)
         return _load_unchecked(path)
     try:
         archive, mapping = open_archive(path)
@@ -153,6 +155,21 @@ def _check_members(path: Path, archive: Archive) -> None:
             refuse(path, name)
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise BadArchive("was written on a big-endian machine")
+
+
+def _check_checksums(path: Path) -> None:
+    """Torch does not look at those of weights. Archives that are not its own are left to it."""
+    try:
+        archive, mapping = open_archive(path)
+    except BadArchive:
+        return
+    for name in archive.names:
+        try:
+            archive.verify(name)
+        except BadArchive as error:
+            raise NormswapError(f"{path}: {error}; {SAVE_AGAIN}") from error
+        start, length = archive.span(name)
+        release_pages(mapping, start, start + length)
 
 
 def _load_unchecked(path: Path) -> torch.export.ExportedProgram:
