@@ -81,6 +81,11 @@ class Program(click.Group):
             status = super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+        except click.UsageError as error:  # it has what was given in it
+            from normswap.errors import visible
+
+            shown = visible(error.format_message(), keep="\n\t")
+            raise click.UsageError(shown, error.ctx) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
