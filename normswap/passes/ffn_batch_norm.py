@@ -48,7 +48,9 @@ class InsertFfnBatchNorm(Pass):
     def __call__(self, model: Model) -> PassResult:
         result = model.copy()
         located = model.sites
-        chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
+        chosen = [
+            s for s in select_sites(located, self.sites) if s.role.endswith("_mlp") and not s.fixed
+        ]
         if not chosen:
             return PassResult(model, False)
         batches = calibration_batches(

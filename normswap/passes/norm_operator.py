@@ -34,6 +34,8 @@ class OperatorForms:
         return ChosenForms({site: norm_operator(site.kind) for site in todo}, skipped)
 
     def candidates(self, graph: Graph, site: Site) -> list[str]:
+        if site.fixed:
+            return []
         default = _default(site)
         with_sum = []
         if _sum_read_by(graph, site) is not None and (op := norm_with_sum_operator(site.kind)):
@@ -130,7 +132,8 @@ def _default(site: Site) -> str | None:
 
 
 def _why_not(site: Site) -> str:
-    return "it is one operator already" if site.spelling == "op" else other_kind(site)
+    one = "it is one operator already" if site.spelling == "op" else ""
+    return site.fixed or one or other_kind(site)
 
 
 def _sum_read_by(graph: Graph, site: Site) -> Node | None:

@@ -17,7 +17,7 @@ from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import NormsWritten, Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine
 from normswap.passes.norm_operator import replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import select_sites, why_left
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 
@@ -46,18 +46,19 @@ class RmsNorm(Pass):
     def __call__(self, model: Model) -> PassResult:
         located = model.sites
         chosen = select_sites(located, self.sites)
-        todo = [site for site in chosen if site.kind == "layer_norm"]
+        left = {s: why for s in chosen if (why := why_left(s, ("layer_norm",)))}
+        todo = [site for site in chosen if site not in left]
         if not todo:
-            return PassResult(model, False, [], [(s, other_kind(s)) for s in chosen])
+            return PassResult(model, False, [], list(left.items()))
         result = model.copy()
         try:
             result.graph.require(norm_operator("rms_norm"))
         except NormswapError as error:
-            why = {s: str(error) if s in todo else other_kind(s) for s in chosen}
-            return PassResult(model, False, [], list(why.items()))
+            skipped = [(s, left.get(s) or str(error)) for s in chosen]
+            return PassResult(model, False, [], skipped)
         swap = _Swap(result.graph, located)
         swap.centre(todo)
-        skipped = [(s, swap.reasons.get(s) or other_kind(s)) for s in chosen if s not in swap.done]
+        skipped = [(s, left.get(s) or swap.reasons[s]) for s in chosen if s not in swap.done]
         if not swap.done:
             return PassResult(model, False, [], skipped)
         written = swap.write()

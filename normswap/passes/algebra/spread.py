@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_nodes
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.rules import Place, Rule, Unseen, rule_of
 from normswap.passes.algebra.weight_edits import Variables, Weight, WeightEdits
@@ -33,8 +33,7 @@ _CONDITION = 10.0
 
 def nodes_of(graph: Graph, site: Site) -> list[Node]:
     """The nodes of a site that compute with data."""
-    between = graph.ancestors([graph.value(site.output)], stop=[graph.value(site.input)])
-    return [node for node in between if node.dynamic_inputs()]
+    return [node for node in site_nodes(graph, site) if node.dynamic_inputs()]
 
 
 def norm_nodes(graph: Graph, sites: Sequence[Site]) -> frozenset[Node]:
@@ -54,7 +53,7 @@ class Norms:
         self.reasons: dict[Site, str] = {}
         self.outputs: dict[Value, Site] = {}
         self.readers: dict[Node, list[tuple[Value, Site]]] = {}
-        kinds = [site for site in sites if unseen in rule_of(site.kind).unseen]
+        kinds = [s for s in sites if unseen in rule_of(s.kind).unseen and not s.fixed]
         nodes = {site: nodes_of(graph, site) for site in kinds}
         inside = {node for own in nodes.values() for node in own}
         for site, own in nodes.items():
