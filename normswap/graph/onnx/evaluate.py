@@ -92,6 +92,18 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     return run
 
 
+def fault_of(model: ir.Model) -> str:
+    """Why ONNX Runtime refuses the model; '' where it takes it."""
+    try:
+        inputs: list[Input] = [
+            (v, v.dtype.numpy() if v.dtype is not None else None, None) for v in model.graph.inputs
+        ]
+        runtime_runner(model, inputs, model.graph.outputs)
+    except Exception as error:  # a damaged model may lead to any
+        return _first_line(error)
+    return ""
+
+
 def slice_proto(
     model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]
 ) -> tuple[onnx.ModelProto, list[str]]:
@@ -137,7 +149,8 @@ def double_runner(
 
     def convert(array: Array) -> Array:
         array = np.asarray(array)
-        return array.astype(dtype) if dtype is not None and is_floating(array.dtype) else array
+        floats = dtype is not None and is_floating(array.dtype)
+        return array.astype(dtype, copy=False) if floats else array
 
     kept: dict[str, Array] = {}  # constants, so that many runs convert them once
     room = [_KEPT_LIMIT]
