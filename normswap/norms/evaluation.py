@@ -219,18 +219,22 @@ class Probes:
         """As many such probes as determine a weight and a bias per position of the axes ``over``.
 
         A single row of statistics does not: a line goes through any two of its points. Not more
-        probes than the bound on memory allows, and of large values no more than give every position
-        a line: there the other sorts of probes have to tell the rows apart.
+        probes than the bound on memory allows, and of large values two rows where every position
+        has more: there the other sorts of probes tell the rows apart.
         """
-        large = math.prod(self._shape) > _ELEMENTS
-        taken = set(over) if large else {*statistics.axes, *over}
-        rows = math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+        rows = self._rows({*statistics.axes, *over})
         count = -(-_LINE // rows)
+        if math.prod(self._shape) > _ELEMENTS and self._rows(set(over)) >= _LINE:
+            count = -(-2 // rows)
         if count <= self._count or count * math.prod(self._shape) > WHOLE:
             return self
         if count not in self._more:
             self._more[count] = Probes(self._run, self._shape, count)
         return self._more[count]
+
+    def _rows(self, taken: set[int]) -> int:
+        """How many rows a probe has along the axes ``taken``."""
+        return math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
 
     def of(self, name: str, index: int) -> Array | None:
         """Exit ``index`` on the probes ``name`` [count, *shape]; None if it is of another shape."""
