@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from normswap.errors import NormswapError, blaming, plain
+from normswap.errors import NormswapError, blaming, first_line, plain, root_cause
 from normswap.graph.graph import Value, is_floating
 from normswap.graph.onnx.evaluate import fault_of
 from normswap.graph.onnx.graph import OnnxGraph, read_graph
@@ -51,7 +51,8 @@ def load(
         model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
     """
     if isinstance(source, ir.Model):
-        return model_from_onnx(source.clone(), source.graph.name or "model")
+        name = source.graph.name or "model"
+        return model_from_onnx(cloned(source, name), name)
     if not isinstance(source, str | os.PathLike):
         from normswap.io.torch_model import model_from_torch
 
@@ -78,6 +79,15 @@ def load(
     return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
 
 
+def cloned(model: ir.Model, name: str) -> ir.Model:
+    """A copy of a model. Raises NormswapError, which begins with ``name``, for a damaged one."""
+    try:
+        return model.clone()
+    except Exception as error:  # whatever a damaged graph or function leads to
+        reason = plain(first_line(root_cause(error)))
+        raise NormswapError(f"{name}: is damaged ({reason}); export it again") from error
+
+
 def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:
     """The model of an ``onnx_ir.Model``, which it owns from then on.
 
@@ -94,7 +104,7 @@ def _model_of(graph: OnnxGraph, name: str, path: Path | None) -> Model:
     specs = []
     for value in graph.inputs:
         raw: ir.Value = value.raw
-        if raw.shape is None or value.dtype is None:
+        if raw.shape is None or value.dtype is None or not isinstance(raw.type, ir.TensorType):
             raise NormswapError(
                 f"its input '{plain(value.name)}' has no declared shape or type, or is no tensor"
             )

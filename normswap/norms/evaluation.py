@@ -276,5 +276,5 @@ class _Made(dict[str, Array]):
 def touched(changed: Array) -> list[Array]:
     """Along each axis the positions at which ``changed`` [probes, *shape] holds."""
     mask = changed.any(axis=0)
-    every = range(mask.ndim)
-    return [np.flatnonzero(mask.any(axis=tuple(a for a in every if a != axis))) for axis in every]
+    rest = [tuple(a for a in range(mask.ndim) if a != axis) for axis in range(mask.ndim)]
+    return [np.flatnonzero(np.any(mask, axis=others)) for others in rest]

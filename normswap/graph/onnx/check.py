@@ -26,7 +26,9 @@ _NAMED_ANEW = 15_000_000  # the names that inlining tries: all that are taken, f
 def check_functions(model: ir.Model) -> None:
     """Raises NormswapError for functions that call themselves, or that hold more once they are
     inlined than is read: each level of functions may multiply what the one below holds."""
-    bodies = {key: list(f.all_nodes()) for key, f in model.functions.items()}
+    bodies: dict[ir.OperatorIdentifier | None, list[ir.Node]] = {
+        key: list(function.all_nodes()) for key, function in model.functions.items()
+    }
     bodies[None] = list(model.graph.all_nodes())
     called = {
         key: Counter(n.op_identifier() for n in body if n.op_identifier() in model.functions)
@@ -39,7 +41,7 @@ def check_functions(model: ir.Model) -> None:
             if other not in depths:
                 raise NormswapError(f"its function '{plain(other[1])}' calls itself")
         depths[key] = 1 + max((depths[other] for other in called[key]), default=-1)
-    copies = Counter({None: 1})
+    copies: Counter[ir.OperatorIdentifier | None] = Counter({None: 1})
     for key in reversed(order):
         for other, count in called[key].items():
             copies[other] += count * copies[key]
