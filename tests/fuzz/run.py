@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.fuzz.seeds import Seed
-from tests.fuzz.trial import trial, warm
+from tests.fuzz.trial import silence, trial, warm
 
 FINE = ("refused", "rewritten", "unchanged")
 _TOGETHER = 25  # mutants that a child runs one after the other, unless one ends it
@@ -133,9 +133,10 @@ def _run_all(
     seeds: Sequence[Seed], numbers: Sequence[int], seed: int, folder: Path, writing: int
 ) -> None:
     """The child: never returns."""
-    silence = os.open(os.devnull, os.O_RDWR)
+    nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(silence, stream)
+        os.dup2(nothing, stream)
+    silence()
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
     if pages:
         room = pages * resource.getpagesize() + _MEMORY

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 def test_a_short_run(tmp_path: Path) -> None:
     made = seeds(("onnx", "data"), many=False)
-    findings = run.fuzz(made, range(120), SEED, save=tmp_path)
+    findings = run.fuzz(made, range(60), SEED, save=tmp_path)
     assert not findings.wrong, (findings.wrong, findings.first, SEED)
     assert findings.counts["rewritten"]
 

@@ -3,6 +3,7 @@ original in ONNX Runtime."""
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import logging
 import traceback
@@ -29,11 +30,18 @@ _LOOSE = 1e-3  # of the largest value: beyond it the exact contract is asked
 _model: list[Model] = []
 
 
-def warm() -> None:
-    """Imports and makes what every trial needs, before the process is forked."""
+def silence() -> None:
+    """Logs and warns of nothing from now on."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     onnxruntime.set_default_logger_severity(4)
+    faulthandler.disable()
+
+
+def warm() -> None:
+    """Makes what every trial needs, before the process is forked."""
+    if _model:
+        return
     net = nn.Sequential(nn.Flatten(), nn.LayerNorm(48), nn.Linear(48, 3)).eval()
     known = Preprocessing("RGB", (0.5,) * 3, (0.5,) * 3, resize="squash", size=(4, 4))
     model = ns.load(net, example_inputs={"input": torch.randn(2, 3, 4, 4)})
@@ -113,10 +121,9 @@ def _agree(one: Any, other: Any) -> bool:
         return bool(np.array_equal(one, other))
     with np.errstate(all="ignore"):
         a, b = one.astype(np.float64), other.astype(np.float64)
-        finite = np.isfinite(a) & np.isfinite(b)
+        finite = np.isfinite(a)  # where the original overflows, nothing can be said
         scale = np.abs(a[finite]).max(initial=0)
-        same = np.isfinite(a) == np.isfinite(b)
-        return bool(same.all() and (np.abs(a - b)[finite] <= _LOOSE * scale).all())
+        return bool((np.abs(a - b)[finite] <= _LOOSE * scale).all())
 
 
 def _of_refusal(error: NormswapError, path: Path) -> str:

@@ -117,6 +117,8 @@ def _check_node(node: ir.Node, version: int) -> None:
     for name, declared in schema.attributes.items():
         if declared.required and name not in node.attributes:
             raise NormswapError(f"{_called(node)} lacks its attribute {name}")
+    if node.op_type == "Constant" and len(schema.attributes.keys() & node.attributes) != 1:
+        raise NormswapError(f"{_called(node)} has no value, or several")
     types = _attribute_types().get((schema.domain, node.op_type), {})
     for name, attribute in node.attributes.items():
         if name in types and attribute.type.name not in types[name]:
@@ -187,6 +189,13 @@ def _attribute_types() -> dict[tuple[str, str], dict[str, set[str]]]:
         for name, declared in schema.attributes.items():
             known.setdefault(name, set()).add(declared.type.name)
     return types
+
+
+def is_declared(node: ir.Node, attribute: str) -> bool:
+    """Whether the operator has, or once had, such an attribute. ONNX Runtime ignores others."""
+    domain = "" if node.domain in DOMAINS else node.domain
+    types = _attribute_types().get((domain, node.op_type))
+    return types is None or attribute in types
 
 
 def _called(node: ir.Node) -> str:

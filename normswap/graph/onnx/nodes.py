@@ -55,7 +55,10 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
         tensor: ir.TensorProtocol = held.value
         tensor.name = value.name
         return tensor
-    return ir.convenience.get_const_tensor(value)
+    try:
+        return ir.convenience.get_const_tensor(value)
+    except ValueError:  # sparse, or no value at all
+        return None
 
 
 def constant_values(graph: ir.Graph) -> set[ir.Value]:

@@ -242,7 +242,8 @@ def _inferred(proto: onnx.ModelProto, values: Iterable[ir.Value]) -> dict[str, T
     except Exception as error:  # inference is best effort: what it cannot give stays unknown
         _log.debug("shape inference failed: %s", error)
         graph = proto.graph
-    infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    # An input may be an output as well; then the input says more.
+    infos = {info.name: info for info in (*graph.output, *graph.value_info, *graph.input)}
     return {str(v.name): _type(v, infos.get(str(v.name))) for v in values}
 
 
