@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _LONGEST = 200
 
@@ -54,6 +54,30 @@ def plain(name: object) -> str:
     """A name read from a file, made fit for one line: visible and short."""
     text = str(name)
     return visible(text) if len(text) <= _LONGEST else f"{visible(text[:_LONGEST])}..."
+
+
+@contextlib.contextmanager
+def blaming(name: str, fault: Callable[[], str]) -> Iterator[None]:
+    """The boundary between what a model's file can cause and errors of our own.
+
+    ``name``: of the file; a NormswapError of the block that lacks it gets it. ``fault``: says why
+    no runtime can run the model, '' where one can. An unexpected error is the file's fault if
+    there is such a reason, and becomes a NormswapError with it. Else it is ours, and passes.
+    """
+    try:
+        yield
+    except NormswapError as error:
+        if name in str(error):
+            raise
+        raise NormswapError(f"{name}: {error}") from error
+    except MemoryError as error:
+        reason = f"it takes more memory than there is ({first_line(error)})"
+        raise NormswapError(f"{name}: {reason}") from error
+    except Exception as error:
+        reason = fault()
+        if not reason:
+            raise
+        raise NormswapError(f"{name}: is damaged ({plain(reason)}); export it again") from error
 
 
 @contextlib.contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, blaming, first_line
 from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
@@ -79,9 +80,25 @@ class Model:
         """
         known: tuple[int, Location] | None = self.__dict__.get("_location")
         if known is None or known[0] != self.graph.version:
-            known = (self.graph.version, locate(self.graph))
+            with self.blamed():
+                known = (self.graph.version, locate(self.graph))
             self.__dict__["_location"] = known
         return known[1]
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """A block of work on the model: an error that is its file's fault is one line that names
+        the file (see ``errors.blaming``)."""
+        return blaming(str(self.path or self.name), self._fault)
+
+    def _fault(self) -> str:
+        """Why the model does not run on its examples; '' where it does."""
+        try:
+            run = self.graph.whole()
+            if not any(node.operator.repeats for node in self.graph.nodes):  # it may never end
+                run([self.examples[spec.name] for spec in self.inputs])
+        except Exception as error:  # a damaged model may lead to any
+            return first_line(error)
+        return ""
 
     @property
     def sites(self) -> tuple[Site, ...]:

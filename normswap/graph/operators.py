@@ -81,6 +81,7 @@ class Operator:
             with.
         reads_sizes_only: it reads the shape of its input and none of its values.
         control_flow: it runs bodies of other operators, or does not.
+        repeats: it runs a body again and again, as often as its inputs say.
         random: another result in every run.
 
     Its parameters:
@@ -118,6 +119,7 @@ class Operator:
     takes_sizes: bool = False
     reads_sizes_only: bool = False
     control_flow: bool = False
+    repeats: bool = False
     random: bool = False
 
     has_bias: bool = False
@@ -402,10 +404,11 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("aten.view*", takes_sizes=True),
     # Control flow
     Operator("If", control_flow=True),
-    Operator("Loop", control_flow=True),
-    Operator("Scan", since=8, control_flow=True),
+    Operator("Loop", control_flow=True, repeats=True),
+    Operator("Scan", since=8, control_flow=True, repeats=True),
+    Operator("SequenceMap", since=17, control_flow=True, repeats=True),
     Operator("cond", control_flow=True),
-    Operator("while_loop", control_flow=True),
+    Operator("while_loop", control_flow=True, repeats=True),
     # Random numbers
     Operator("Bernoulli", since=15, random=True),
     Operator("Multinomial", since=7, random=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,41 +204,55 @@ class Probes:
         self._count = count or repeats(shape)
         self._more: dict[int, Probes] = {}
         random = np.random.default_rng(0)
-        unit = random.standard_normal((self._count, *shape))
+        unit = self._unit = random.standard_normal((self._count, *shape))
         means = random.standard_normal((*unit.shape[:-1], 1))
-        plain = unit + 0.5 * means
-        outliers = plain.copy()
-        outliers[..., shape[-1] // 3] += _OUTLIER
-        outliers[..., -1] -= 0.5 * _OUTLIER
-        nudged = plain.copy()
         self.nudged_at = tuple(size // 2 for size in shape)
         at: tuple[Any, ...] = (slice(None), *self.nudged_at)
-        nudged[at] += _NUDGE
-        self._unit = unit
-        self.inputs = {
-            "plain": plain,
-            "nudged": nudged,
-            "large": _LARGE * (unit + 3 * means),
-            "tiny": _TINY * unit,
-            "vanishing": _VANISHING * unit,
-            "outliers": outliers,
-        }
+
+        def plain() -> Array:
+            return unit + 0.5 * means
+
+        def nudged() -> Array:
+            x = plain()
+            x[at] += _NUDGE
+            return x
+
+        def outliers() -> Array:
+            x = plain()
+            x[..., shape[-1] // 3] += _OUTLIER
+            x[..., -1] -= 0.5 * _OUTLIER
+            return x
+
+        self.inputs: dict[str, Array] = _Made(
+            plain=plain,
+            nudged=nudged,
+            large=lambda: _LARGE * (unit + 3 * means),
+            tiny=lambda: _TINY * unit,
+            vanishing=lambda: _VANISHING * unit,
+            outliers=outliers,
+        )
         self._outputs: dict[str, list[Array | None]] = {}
 
     def to_fit(self, statistics: Statistics, over: tuple[int, ...]) -> Probes:
         """As many such probes as determine a weight and a bias per position of the axes ``over``.
 
         A single row of statistics does not: a line goes through any two of its points. Not more
-        probes than the bound on memory allows.
+        probes than the bound on memory allows, and of large values two rows where every position
+        has more: there the other sorts of probes tell the rows apart.
         """
-        taken = {*statistics.axes, *over}
-        rows = math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+        rows = self._rows({*statistics.axes, *over})
         count = -(-_LINE // rows)
+        if math.prod(self._shape) > _ELEMENTS and self._rows(set(over)) >= _LINE:
+            count = -(-2 // rows)
         if count <= self._count or count * math.prod(self._shape) > WHOLE:
             return self
         if count not in self._more:
             self._more[count] = Probes(self._run, self._shape, count)
         return self._more[count]
+
+    def _rows(self, taken: set[int]) -> int:
+        """How many rows a probe has along the axes ``taken``."""
+        return math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
 
     def of(self, name: str, index: int) -> Array | None:
         """Exit ``index`` on the probes ``name`` [count, *shape]; None if it is of another shape."""
@@ -265,7 +279,20 @@ class Probes:
         return name
 
 
+class _Made(dict[str, Array]):
+    """Arrays that are made when they are first asked for."""
+
+    def __init__(self, **makers: Callable[[], Array]) -> None:
+        super().__init__()
+        self._makers = makers
+
+    def __missing__(self, name: str) -> Array:
+        self[name] = self._makers[name]()
+        return self[name]
+
+
 def touched(changed: Array) -> list[Array]:
     """Along each axis the positions at which ``changed`` [probes, *shape] holds."""
     mask = changed.any(axis=0)
-    return [np.unique(positions) for positions in np.nonzero(mask)]
+    rest = [tuple(a for a in range(mask.ndim) if a != axis) for axis in range(mask.ndim)]
+    return [np.flatnonzero(np.any(mask, axis=others)) for others in rest]

@@ -119,6 +119,8 @@ def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
         return "the shape of its input is unknown"
     if mean is None or variance is None:
         return TRAINING
+    if any(a is not None and a.ndim != 1 for a in (weight, bias, mean, variance)):
+        return "its statistics are of every position, not of a channel (spatial = 0)"
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
     before = None if before in taken else before

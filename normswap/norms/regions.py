@@ -34,7 +34,7 @@ def is_root(graph: Graph, node: Node) -> bool:
     takes_root = bool(node.operator.root)
     if node.op == "Pow":
         exponent = known_scalar(graph, node.input(1))
-        takes_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
+        takes_root = exponent is not None and (exponent < 0 or not exponent.is_integer())
     return takes_root and bool(node.inputs) and not node.data_input().is_constant
 
 

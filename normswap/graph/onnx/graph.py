@@ -22,6 +22,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx import ops as onnx_ops
+from normswap.graph.onnx.check import is_declared
 from normswap.graph.onnx.evaluate import (
     Input,
     double_runner,
@@ -133,7 +134,7 @@ class OnnxGraph(Graph):
             return None if value is None else self.constant(value)
 
         data = onnx_ops.data_inputs(op, len(read), is_constant)
-        own = {name: _attribute(a) for name, a in raw.attributes.items()}
+        own = {n: _attribute(a) for n, a in raw.attributes.items() if is_declared(raw, n)}
         known = [*read[:1], self._values[str(raw.outputs[0].name)]]
         ranks = [value.rank if value is not None else None for value in known]
         attributes = onnx_ops.attributes(op, own, ranks, constant, data)

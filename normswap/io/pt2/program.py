@@ -26,9 +26,11 @@ from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
 from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
+from normswap.io.pt2.deadline import TooLong, deadline
 
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, type(None), torch.dtype)
 _STRIDED = 7
+_SECONDS, _BYTES_A_SECOND = 8.0, 40_000  # of work for a program, and for its text
 
 
 def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.ExportedProgram:
@@ -47,7 +49,8 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
         check_program(serialized)
         weights, constants = parts.tensors("weights"), parts.tensors("constants")
         inputs = parts.sample_inputs()
-        with quiet("torch.export", "torch._export"):
+        size = archive.span(part)[1]
+        with quiet("torch.export", "torch._export"), deadline(_SECONDS + size / _BYTES_A_SECOND):
             program = ExportedProgramDeserializer().deserialize(
                 serialized, weights, constants, inputs
             )
@@ -55,6 +58,11 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
         return program
     except Unsafe as error:
         refuse(path, part, str(error))
+    except TooLong as error:
+        raise NormswapError(
+            f"{path}: the sizes in its program take torch too long to work out; {SAVE_AGAIN}, with "
+            "fewer dynamic sizes"
+        ) from error
     except (NormswapError, BadArchive):
         raise
     except Exception as error:  # torch raises whatever it meets in a program it cannot rebuild
