@@ -12,6 +12,10 @@ from normswap.norms.site import Rejection, Site, site_name
 
 TRAINING = "it normalises by the batch's own statistics"
 """The reason for which a BatchNorm in training mode is rejected."""
+VARYING = "its scale or shift differs from row to row"
+"""The reason for which an operator is rejected whose parameters broadcast along other axes."""
+PER_ELEMENT = "its parameters are those of each element, not of each channel"
+"""The reason for which a BatchNorm with ``spatial = 0`` (before opset 9) is rejected."""
 
 
 def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
@@ -60,12 +64,18 @@ def _norm(graph: Graph, node: Node) -> Site | str:
     groups = node.attributes.get("num_groups") if kind == "group_norm" else None
     first = 1 if groups else 2 if kind == "instance_norm" else rank - 1
     axes = tuple(range(node.attributes.get("axis", first), rank))
+    shape = tuple(x.shape[axis] for axis in axes)
+    if "axis" in node.attributes:  # its parameters may be of any shape that broadcasts
+        shaped = [_of_shape(array, shape) for array in affine]
+        if any(a is None and b is not None for a, b in zip(shaped, affine, strict=True)):
+            return VARYING
+        affine = shaped
     weight, bias = (*affine, None, None)[:2]
     return Site(
         name=site_name([node], node.inputs[1:3]),
         kind=kind,
         axes=axes,
-        normalized_shape=tuple(x.shape[axis] for axis in axes),
+        normalized_shape=shape,
         epsilon=_epsilon(node),
         weight=weight,
         bias=bias,
@@ -74,6 +84,19 @@ def _norm(graph: Graph, node: Node) -> Site | str:
         output=node.output.name,
         spelling="op",
     )
+
+
+def _of_shape(array: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """A parameter as one number for each that is normalised; None where rows have their own."""
+    if array is None:
+        return None
+    lead = max(array.ndim - len(shape), 0)
+    if any(size != 1 for size in array.shape[:lead]):
+        return None
+    try:
+        return np.broadcast_to(array.reshape(array.shape[lead:]), shape).copy()
+    except ValueError:
+        return None
 
 
 def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
@@ -86,6 +109,8 @@ def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
         return "its parameters or the shape of its input are not constant"
     if mean is None or variance is None:
         return TRAINING
+    if any(p is not None and p.ndim != 1 for p in parameters):
+        return PER_ELEMENT
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
     before = None if before in taken else before

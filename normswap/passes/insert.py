@@ -1,4 +1,7 @@
-"""Writing nodes: affine maps of a value in several shapes, transposes and casts where needed."""
+"""Writing nodes: affine maps of a value in several shapes, transposes and casts where needed.
+
+Constants are rounded to the value's dtype. Raises OutOfRange where that does not hold them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from normswap.fit.channelwise import BatchNormConstants
 from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.passes.algebra.rounding import rounded, written
 
 
 def insert_batch_norm(
@@ -21,12 +25,15 @@ def insert_batch_norm(
     perm = (0, axis, *(i for i in range(1, rank) if i != axis))
     inner = insert_transpose(graph, x, perm, f"{name}.channels_first", like)
     arrays = {
-        "weight": constants.weight,
-        "bias": constants.bias,
-        "running_mean": constants.mean,
-        "running_var": constants.variance,
+        "weight": (written, constants.weight),
+        "bias": (rounded, constants.bias),
+        "running_mean": (rounded, constants.mean),
+        "running_var": (written, constants.variance),
     }
-    parameters = [graph.add_constant(a.astype(x.dtype), f"{name}.{n}") for n, a in arrays.items()]
+    parameters = [
+        graph.add_constant(form(array, _dtype(x), f"{name}.{n}"), f"{name}.{n}")
+        for n, (form, array) in arrays.items()
+    ]
     normed = graph.insert(
         "BatchNormalization",
         [inner, *parameters],
@@ -44,9 +51,9 @@ def insert_scale_shift(
     graph: Graph, x: Value, scale: Array, shift: Array, name: str, like: Node | None
 ) -> Value:
     """``x * scale + shift``; both constants broadcast to the shape of ``x``."""
-    factor = graph.add_constant(scale.astype(x.dtype), f"{name}.scale")
+    factor = graph.add_constant(written(scale, _dtype(x), f"{name}.scale"), f"{name}.scale")
     scaled = graph.insert("Mul", [x, factor], name=f"{name}.scaled", like=like)
-    term = graph.add_constant(shift.astype(x.dtype), f"{name}.shift")
+    term = graph.add_constant(rounded(shift, _dtype(x), f"{name}.shift"), f"{name}.shift")
     return graph.insert("Add", [scaled, term], name=f"{name}.shifted", like=like)
 
 
@@ -60,12 +67,16 @@ def insert_linear(
     last = len(x.shape or ()) - 1
     perm = [i for i in range(last + 1) if i != axis] + [axis]
     inner = insert_transpose(graph, x, perm, f"{name}.channels_last", like)
-    matrix = graph.add_constant(weight.T.astype(x.dtype), f"{name}.weight")
+    matrix = graph.add_constant(written(weight.T, _dtype(x), f"{name}.weight"), f"{name}.weight")
     product = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
-    term = graph.add_constant(bias.astype(x.dtype), f"{name}.bias")
+    term = graph.add_constant(rounded(bias, _dtype(x), f"{name}.bias"), f"{name}.bias")
     total = graph.insert("Add", [product, term], name=name, like=like)
     back = [perm.index(i) for i in range(last + 1)]
     return insert_transpose(graph, total, back, f"{name}.channels_back", like)
+
+
+def _dtype(x: Value) -> np.dtype[Any]:
+    return np.dtype(np.float32) if x.dtype is None else x.dtype
 
 
 def insert_transpose(

@@ -43,7 +43,7 @@ class RmsNorm(Pass):
     summary: ClassVar[str] = "exact, the residual stream is centred by its weights."
     exact: ClassVar[bool] = True
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         located = model.sites
         chosen = select_sites(located, self.sites)
         todo = [site for site in chosen if site.kind == "layer_norm"]

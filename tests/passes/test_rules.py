@@ -195,7 +195,7 @@ def _check_law(graph: Graph, node: Node, known: dict[Value, ChannelMap]) -> None
     edits = WeightEdits(changed)
     twin = next(n for n in changed.nodes if n.output.name == node.output.name)
     for index, change in constants.items():
-        edits.change_constant(twin, index, change)
+        edits.changing_constant(twin, index, change)()
     edits.write()
     feeds = {
         v: RANDOM.integers(0, 2, v.shape) if v.dtype == np.int64 else _normal(*(v.shape or ()))

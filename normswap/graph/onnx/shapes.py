@@ -38,7 +38,7 @@ _IMAGE_RANK = 4
 _IMAGES = (224, 384, 336, 256, 518, 448, 512, 128, 64, 32, 16, 8)
 _TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
 _CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
-_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
+INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
 _LONGEST = 64  # elements of anything that is computed for its sizes
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
     ``model`` is as ``prepare`` leaves it. ``known`` is taken as it is.
     """
     graph, known = model.graph, known or {}
-    proto = _outline(model, example_shapes(model))
+    proto = outline(model, example_shapes(model))
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     types = {**_inferred(proto, values), **known}
     sizes = _Sizes(graph)
@@ -165,12 +165,12 @@ def _fits(model: ir.Model, shapes: dict[str, Shape]) -> bool:
 # -- ONNX's shape inference -----------------------------------------------------------------------
 
 
-def _outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+def outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
     """The main graph without its recorded shapes and its weights, its inputs at ``shapes``.
 
     Large initializers become inputs.
     """
-    proto = onnx.ModelProto(ir_version=max(model.ir_version, _INITIALIZERS_ALONE))
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, INITIALIZERS_ALONE))
     proto.opset_import.extend(
         onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
     )
