@@ -193,7 +193,7 @@ class _Folding:
         try:
             ahead = -change.invertible().inverted().shift
             x, name = self._entry(region), region.sites[0].name
-            shift = rounded(ahead, x.dtype or np.dtype(np.float32), f"{name}.shift")
+            shift = rounded(ahead, x.dtype or np.dtype(np.float32), f"'{name}.shift'")
             start = self._start(region, change.without_shift(), upward=False)
             plan = spread(self.edits, start).checked()
         except Refusal:

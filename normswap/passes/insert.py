@@ -5,7 +5,7 @@ Constants are rounded to the value's dtype. Raises OutOfRange where that does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,7 @@ def insert_batch_norm(
         "running_var": (written, constants.variance),
     }
     parameters = [
-        graph.add_constant(form(array, _dtype(x), f"{name}.{n}"), f"{name}.{n}")
-        for n, (form, array) in arrays.items()
+        _constant(graph, form, array, x, f"{name}.{n}") for n, (form, array) in arrays.items()
     ]
     normed = graph.insert(
         "BatchNormalization",
@@ -51,9 +50,9 @@ def insert_scale_shift(
     graph: Graph, x: Value, scale: Array, shift: Array, name: str, like: Node | None
 ) -> Value:
     """``x * scale + shift``; both constants broadcast to the shape of ``x``."""
-    factor = graph.add_constant(written(scale, _dtype(x), f"{name}.scale"), f"{name}.scale")
+    factor = _constant(graph, written, scale, x, f"{name}.scale")
     scaled = graph.insert("Mul", [x, factor], name=f"{name}.scaled", like=like)
-    term = graph.add_constant(rounded(shift, _dtype(x), f"{name}.shift"), f"{name}.shift")
+    term = _constant(graph, rounded, shift, x, f"{name}.shift")
     return graph.insert("Add", [scaled, term], name=f"{name}.shifted", like=like)
 
 
@@ -67,16 +66,18 @@ def insert_linear(
     last = len(x.shape or ()) - 1
     perm = [i for i in range(last + 1) if i != axis] + [axis]
     inner = insert_transpose(graph, x, perm, f"{name}.channels_last", like)
-    matrix = graph.add_constant(written(weight.T, _dtype(x), f"{name}.weight"), f"{name}.weight")
+    matrix = _constant(graph, written, weight.T, x, f"{name}.weight")
     product = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
-    term = graph.add_constant(rounded(bias, _dtype(x), f"{name}.bias"), f"{name}.bias")
+    term = _constant(graph, rounded, bias, x, f"{name}.bias")
     total = graph.insert("Add", [product, term], name=name, like=like)
     back = [perm.index(i) for i in range(last + 1)]
     return insert_transpose(graph, total, back, f"{name}.channels_back", like)
 
 
-def _dtype(x: Value) -> np.dtype[Any]:
-    return np.dtype(np.float32) if x.dtype is None else x.dtype
+def _constant(graph: Graph, form: Callable[..., Array], array: Array, x: Value, name: str) -> Value:
+    """``array`` in the dtype of ``x``, by ``rounded`` or ``written``."""
+    dtype = np.dtype(np.float32) if x.dtype is None else x.dtype
+    return graph.add_constant(form(array, dtype, f"'{name}'"), name)
 
 
 def insert_transpose(

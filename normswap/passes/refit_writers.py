@@ -167,7 +167,7 @@ class _Refit(Stop):
         arrays = linear.as_stored(weight, np.where(alive, fit.bias / divided, old_bias))
         try:
             for array, dtype in zip(arrays, linear.dtypes, strict=True):
-                rounded(np.asarray(array), dtype, linear.name)
+                rounded(np.asarray(array), dtype, f"'{linear.name}'")
         except Refusal as refusal:
             self._plan.notes.append(f"'{linear.name}' keeps its weight: {refusal}")
             return {}

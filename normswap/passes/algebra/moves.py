@@ -277,9 +277,14 @@ def _pads_with_zeros(node: Node) -> bool:
 
 def resize(graph: Graph, node: Node, output: int) -> Move:
     """Interpolation: weights that add up to one, alike for all channels of an axis that keeps its
-    size."""
+    size. Those of ONNX's cubic one add up to one only as far as its float32 coefficient says."""
     axes = _resized_axes(graph, node)
-    return Move(lambda change: _unvarying(change, axes, node), lambda change, part: change)
+
+    def ahead(change: ChannelMap) -> ChannelMap:
+        change = _unvarying(change, axes, node)
+        return _unshifted(change, node, "is cubic") if _text(node, "mode") == "cubic" else change
+
+    return Move(ahead, lambda change, part: change)
 
 
 def _resized_axes(graph: Graph, node: Node) -> Sequence[int]:

@@ -28,12 +28,12 @@ def rounded(array: Array, dtype: np.dtype[Any], name: str) -> Array:
     """``array`` as ``dtype``. Raises OutOfRange, with the ``name`` of what is to hold it, where a
     number is not finite, or would not be."""
     if not np.all(np.isfinite(array)):
-        raise OutOfRange(f"'{name}' would hold numbers that are not finite")
+        raise OutOfRange(f"{name} would hold numbers that are not finite")
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(array, dtype)
     if not np.all(np.isfinite(result)):
         largest, limit = float(np.abs(array).max()), float(ml_dtypes.finfo(dtype).max)
-        raise OutOfRange(f"'{name}' would hold {largest:.3g}, and {dtype} ends at {limit:.3g}")
+        raise OutOfRange(f"{name} would hold {largest:.3g}, and {dtype} ends at {limit:.3g}")
     return result
 
 
@@ -76,7 +76,7 @@ def check_precision(
             then = np.maximum(then, _rounding(before, np.abs(before), dtype, axes))
         if np.any(now > _LOSES * then):
             raise OutOfRange(
-                f"'{name}' would hold numbers around {_worst(now, terms, axes):.1e}, where {dtype} "
+                f"{name} would hold numbers around {_worst(now, terms, axes):.1e}, where {dtype} "
                 f"loses precision"
             )
 

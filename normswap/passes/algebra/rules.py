@@ -411,7 +411,7 @@ RULES: dict[str, Rule] = {
     "Resize": _through(
         moves.resize,
         "the same on axes that keep their size",
-        f"values filled in (tf_crop_and_resize); {_ON_ITS_AXES}",
+        f"values filled in (tf_crop_and_resize); t where ONNX's is cubic; {_ON_ITS_AXES}",
         reads_sizes=True,
     ),
     "Upsample": _through(moves.resize, "the same on axes that keep their size", _ON_ITS_AXES),

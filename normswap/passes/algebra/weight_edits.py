@@ -134,7 +134,7 @@ class WeightEdits:
         Raises Refusal where the constant's dtype cannot hold the result.
         """
         changes = [*self._constants.get((node, index), []), change]
-        old, name = self._original(node, index), node.data_input(index).name
+        old, name = self._original(node, index), f"'{node.data_input(index).name}'"
         array, dtype = _applied(changes, old), stored_dtype(node, index)
         assert dtype is not None  # of a constant that is part of a computed sum
         if vanishes(array, dtype):
@@ -177,8 +177,9 @@ class WeightEdits:
 
 
 def _applied(changes: Sequence[ChannelMap], array: Array) -> Array:
-    for change in changes:
-        array = change.apply(array)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
+        for change in changes:
+            array = change.apply(array)
     return array
 
 
@@ -186,7 +187,8 @@ def _rounded(weight: Weight, absorbed: Absorbed) -> tuple[Array, Array | None]:
     """The weight and bias that are to be stored, the bias None where there is to be none. Raises
     Refusal where the dtype cannot hold them."""
     try:
-        array, shift = _changed(weight, absorbed)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
+            array, shift = _changed(weight, absorbed)
         stored, bias = weight.as_stored(array, shift)
         if weight.bias is None and not np.any(shift):
             bias = None
@@ -201,10 +203,11 @@ def _rounded(weight: Weight, absorbed: Absorbed) -> tuple[Array, Array | None]:
                 *(a.reshape(shape) for a in (stored, np.abs(terms), before)),
                 dtype=dtype,
                 channels=[(2, 3), (1, 3)],
-                name=weight.name,
+                name=f"'{weight.name}'",
             )
-        new_bias = None if bias is None else rounded(bias, bias_dtype, f"the bias of {weight.name}")
-        return rounded(stored, dtype, weight.name), new_bias
+        array = rounded(stored, dtype, f"'{weight.name}'")
+        of_bias = f"the bias of '{weight.name}'"
+        return array, None if bias is None else rounded(bias, bias_dtype, of_bias)
     finally:
         _forget(weight)
 
