@@ -62,6 +62,8 @@ class Place:
     def refusal(self) -> Refusal:
         """For an operator that takes no part in a change of what it reads or computes."""
         called = f"{self.node.op} '{self.node.output.name}'"
+        if self.node.scope:
+            called += f" of '{self.node.scope}'"
         if any(v in self.known for v in self.node.outputs):
             return Refusal(f"{called} computes it")
         if self.downward:
