@@ -197,7 +197,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Tanh", activation="tanh"),
     # Arithmetic
     Operator("Add", arithmetic="sum", commutes=True, rowwise=True, join="add", writable=True),
-    Operator("Div", arithmetic="product", rowwise=True),
+    Operator("Div", arithmetic="product", rowwise=True, writable=True),
     Operator("Mean", arithmetic="many"),
     Operator(
         "Mul", arithmetic="product", commutes=True, rowwise=True, join="multiply", writable=True
@@ -213,7 +213,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Pow", rowwise=True),
     Operator("Reciprocal", rowwise=True),
     Operator("Rsqrt", root="square", rowwise=True),
-    Operator("Sqrt", root="square", rowwise=True),
+    Operator("Sqrt", root="square", rowwise=True, writable=True),
     # Norms
     Operator(
         "LayerNormalization",

@@ -23,7 +23,7 @@ from normswap.options import option
 from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
-from normswap.passes.select import Selection, select_sites
+from normswap.passes.select import Selection, select_sites, why_unsafe
 
 _JUDGED = 5  # every fifth sample
 KINDS = ("layer_norm", "rms_norm")
@@ -133,7 +133,7 @@ class Calibrated(Pass):
         data = needed_data(self.data, self.to)
         located = model.sites
         chosen, notes = _default_tower(located, self.sites)
-        todo = [s for s in chosen if s.kind in KINDS and len(s.axes) == 1]
+        todo = [s for s in chosen if not _reason(s)]
         skipped = [(s, _reason(s)) for s in chosen if s not in todo]
         if not todo:
             return PassResult(model, False, [], skipped, notes)
@@ -265,6 +265,9 @@ def _stays(stays: dict[str, int]) -> str:
 
 
 def _reason(site: Site) -> str:
+    """Why no norm is fitted in its place; '' if one may be."""
     if site.kind not in KINDS:
         return f"it is a {site.kind}"
-    return f"it normalises over {len(site.axes)} axes, a BatchNorm has one"
+    if len(site.axes) != 1:
+        return f"it normalises over {len(site.axes)} axes, a BatchNorm has one"
+    return why_unsafe(site)

@@ -18,7 +18,7 @@ from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import ROW_NORMS, replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import other_kind, select_sites, why_unsafe
 
 
 @dataclass(kw_only=True)
@@ -74,7 +74,7 @@ def why_unfoldable(site: Site) -> str:
         return other_kind(site)
     if not has_affine(site):
         return "it has neither weight nor bias"
-    return "" if len(site.axes) == 1 else "it normalises over several axes"
+    return why_unsafe(site) if len(site.axes) == 1 else "it normalises over several axes"
 
 
 def has_affine(site: Site) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+import numpy as np
+
 from normswap.errors import NormswapError
 from normswap.norms.site import ROLES, Site
 
@@ -65,6 +67,13 @@ def _matching(sites: Sequence[Site], pattern: str) -> list[Site]:
 def other_kind(site: Site) -> str:
     """The reason for which a pass skips a norm of a kind that it is not about."""
     return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+
+
+def why_unsafe(site: Site) -> str:
+    """Why a norm is left alone whatever its kind; '' if it is not."""
+    arrays = (site.weight, site.bias, site.mean, site.variance)
+    finite = all(np.all(np.isfinite(a)) for a in arrays if a is not None)
+    return "" if finite else "its parameters hold numbers that are not finite"
 
 
 def named_in(wanted: Selection | None) -> set[str]:

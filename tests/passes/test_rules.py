@@ -190,6 +190,7 @@ def _rolled(axis: int) -> Graph:
 
 # An operator of torch: how it is called, what the view calls it, and the axis of its channels.
 TORCH: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, tuple[int, ...], int]] = {
+    "index": (lambda x: x[:, torch.tensor([2, 0])], "Gather", TOKENS, 2),
     "flip": (lambda x: x.flip(1), "aten.flip.default", TOKENS, 2),
     "repeat": (lambda x: x.repeat(1, 2, 1), "Tile", TOKENS, 2),
     "avg_pool": (lambda x: F.avg_pool2d(x, 2), "AveragePool", IMAGE, 1),

@@ -398,9 +398,18 @@ def _embedding(a: Arguments) -> Reading:
 def _index(a: Arguments) -> Reading:
     indices = a["indices"]
     depth = next((i for i, index in enumerate(indices) if index is None), len(indices))
-    if depth == 0 or any(index is not None for index in indices[depth:]):
+    given = [axis for axis, index in enumerate(indices) if index is not None]
+    if depth == 0 and len(given) == 1 and _is_integer(indices[given[0]]):
+        return Reading("Gather", (*_slots("self"), ("indices", given[0])), {"axis": given[0]})
+    if depth == 0 or len(given) > depth:
         return Reading("aten.index.Tensor", _slots("self"))
     return Reading("GatherND", _slots("self"), {"depth": depth})
+
+
+def _is_integer(node: Any) -> bool:
+    """Whether an index is one of positions, not a mask."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
 
 
 @_reads(aten.unbind.int)
@@ -424,6 +433,8 @@ WRITTEN: dict[str, tuple[Slot, ...]] = {
     "Add": _slots("self", "other"),
     "Sub": _slots("self", "other"),
     "Mul": _slots("self", "other"),
+    "Div": _slots("self", "other"),
+    "Sqrt": _slots("self"),
     "MatMul": _slots("self", "other"),
     "Gemm": _slots("mat1", "mat2", "self"),
     "ReduceMean": _slots("self"),
@@ -448,6 +459,8 @@ def call_for(
         return aten.mean.dim, (nodes[0], list(attributes["axes"]), keep)
     if op == "Gemm":
         return aten.addmm.default, (nodes[2], nodes[0], nodes[1])
+    if op == "Sqrt":
+        return aten.sqrt.default, (nodes[0],)
     return _BINARY[op], (nodes[0], nodes[1])
 
 
@@ -455,5 +468,6 @@ _BINARY = {
     "Add": aten.add.Tensor,
     "Sub": aten.sub.Tensor,
     "Mul": aten.mul.Tensor,
+    "Div": aten.div.Tensor,
     "MatMul": aten.matmul.default,
 }
