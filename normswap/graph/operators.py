@@ -37,6 +37,7 @@ Move = Literal[
     "gather",
     "roll",
     "tile",
+    "resize",
     "other",
 ]
 RUNTIME_DOMAIN = "com.microsoft"
@@ -144,9 +145,9 @@ class Operator:
 
     @property
     def keeps_channels(self) -> bool:
-        """Whether it moves, repeats, pads or averages elements of its first input along axes, so
-        that those of the others stay apart."""
-        moves = self.move in ("gather", "split", "pad", "roll", "tile")
+        """Whether it moves, repeats, pads, resizes or averages elements of its first input along
+        axes, so that those of the others stay apart."""
+        moves = self.move in ("gather", "split", "pad", "roll", "tile", "resize")
         return self.passes_through or moves or self.statistic in ("mean", "sum")
 
     @property
@@ -191,6 +192,7 @@ OPERATORS: tuple[Operator, ...] = (
         writable=True,
     ),
     Operator("Conv", product="convolution", has_bias=True, defaults={"group": 1}),
+    Operator("ConvTranspose", product="convolution", has_bias=True, defaults={"group": 1}),
     Operator("Einsum", since=12, product="einsum"),
     Operator("aten.conv*", product="convolution"),
     # Attention
@@ -217,7 +219,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Tanh", activation="tanh"),
     # Arithmetic
     Operator("Add", arithmetic="sum", commutes=True, rowwise=True, join="add", writable=True),
-    Operator("Div", arithmetic="product", rowwise=True),
+    Operator("Div", arithmetic="product", rowwise=True, writable=True),
     Operator("Mean", arithmetic="many"),
     Operator(
         "Mul", arithmetic="product", commutes=True, rowwise=True, join="multiply", writable=True
@@ -233,7 +235,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Pow", rowwise=True),
     Operator("Reciprocal", rowwise=True),
     Operator("Rsqrt", root="square", rowwise=True),
-    Operator("Sqrt", root="square", rowwise=True),
+    Operator("Sqrt", root="square", rowwise=True, writable=True),
     # Norms
     Operator(
         "LayerNormalization",
@@ -330,8 +332,7 @@ OPERATORS: tuple[Operator, ...] = (
     _reduction("ReduceMin"),
     _reduction("ReduceSum", "sum", pool="sum", rowwise=True),
     _reduction("ReduceSumSquare", "sum of squares", rowwise=True),
-    Operator("aten.adaptive_avg_pool1d.default", pool="mean"),
-    Operator("aten.adaptive_avg_pool2d.default", pool="mean"),
+    Operator("aten.adaptive_avg_pool*d.default", pool="mean", move="resize"),
     Operator("aten.amax.default", pool="maximum"),
     Operator("aten.avg_pool2d.default", pool="local mean"),
     Operator("aten.linalg_vector_norm*", statistic="norm", root="inside"),
@@ -373,7 +374,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("QuantizeLinear", since=10, move="other"),
-    Operator("Resize", since=10, move="other", takes_sizes=True),
+    Operator("Resize", since=10, move="resize", takes_sizes=True),
     Operator("ScatterND", since=11, move="other"),
     Operator("SpaceToDepth", move="other"),
     Operator(
@@ -384,9 +385,10 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("Tile", move="tile", parameters=("repeats",), takes_sizes=True),
-    Operator("Upsample", move="other", takes_sizes=True),
+    Operator("Upsample", move="resize", takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
+    Operator("aten.flip.default", move="roll"),
     Operator("aten.im2col.default", move="other"),
     Operator("aten.index.Tensor", move="other"),
     Operator("aten.pixel_shuffle.default", move="other"),

@@ -13,6 +13,10 @@ from normswap.norms.site import Rejection, Site, site_name
 
 TRAINING = "it normalises by the batch's own statistics"
 """The reason for which a BatchNorm in training mode is rejected."""
+VARYING = "its scale or shift differs from row to row"
+"""The reason for which an operator is rejected whose parameters broadcast along other axes."""
+PER_ELEMENT = "its parameters are those of each element, not of each channel"
+"""The reason for which a BatchNorm with ``spatial = 0`` (before opset 9) is rejected."""
 
 
 def operator_norms(graph: Graph, covered: Container[Node]) -> tuple[list[Site], list[Rejection]]:
@@ -66,12 +70,18 @@ def _norm(graph: Graph, node: Node, kind: str) -> Site | str:
         return TRAINING
     if kind == "layer_norm" and "axes" in node.attributes and rank > 3:
         kind = "instance_norm" if axes == tuple(range(2, rank)) else kind
+    sizes = tuple(shape[axis] for axis in axes)
+    if "axis" in node.attributes:  # its parameters may be of any shape that broadcasts
+        shaped = [_of_shape(array, sizes) for array in parameters]
+        if any(a is None and b is not None for a, b in zip(shaped, parameters, strict=True)):
+            return VARYING
+        parameters = shaped
     weight, bias = (*parameters, None, None)[:2]
     return Site(
         name=site_name([node], affine),
         kind=kind,
         axes=axes,
-        normalized_shape=tuple(shape[axis] for axis in axes),
+        normalized_shape=sizes,
         epsilon=_epsilon(node),
         weight=weight,
         bias=bias,
@@ -107,6 +117,19 @@ def _normalised(graph: Graph, node: Node) -> Value:
     return node.data_input()
 
 
+def _of_shape(array: Array | None, shape: tuple[int, ...]) -> Array | None:
+    """A parameter as one number for each that is normalised; None where rows have their own."""
+    if array is None:
+        return None
+    lead = max(array.ndim - len(shape), 0)
+    if any(size != 1 for size in array.shape[:lead]):
+        return None
+    try:
+        return np.broadcast_to(array.reshape(array.shape[lead:]), shape).copy()
+    except ValueError:
+        return None
+
+
 def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
     """A BatchNorm with running statistics; transposes that bring its channels to axis 1 belong
     to it, unless they are ``taken`` by the one before."""
@@ -120,7 +143,7 @@ def _batch_norm(graph: Graph, node: Node, taken: set[Node]) -> Site | str:
     if mean is None or variance is None:
         return TRAINING
     if any(a is not None and a.ndim != 1 for a in (weight, bias, mean, variance)):
-        return "its statistics are of every position, not of a channel (spatial = 0)"
+        return PER_ELEMENT
     before = x.producer
     after = y.uses[0][0] if len(y.uses) == 1 and y not in graph.outputs else None
     before = None if before in taken else before

@@ -35,7 +35,7 @@ class FoldAffine(Pass):
 
     exact: ClassVar[bool] = True
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         located = model.sites
         chosen = select_sites(located, self.sites)
         skipped = [(s, why) for s in chosen if (why := why_unfoldable(s))]
