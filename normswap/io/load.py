@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from normswap.errors import NormswapError, blaming, first_line, plain, root_cause
 from normswap.graph.graph import Value, is_floating
-from normswap.graph.onnx.evaluate import fault_of
 from normswap.graph.onnx.graph import OnnxGraph, read_graph
+from normswap.graph.onnx.loading import refusal
 from normswap.io.notes import with_notes
 from normswap.io.onnx import read_onnx
 from normswap.model import InputSpec, Model
@@ -95,7 +95,7 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
     that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
     input has no rank or no dtype.
     """
-    with blaming(str(path or name), lambda: fault_of(model)):
+    with blaming(str(path or name), lambda: refusal(model)):
         loaded = _model_of(read_graph(model), name, path)
         return with_notes(loaded, model.metadata_props.get)
 

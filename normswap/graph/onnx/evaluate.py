@@ -77,18 +77,6 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     return run
 
 
-def fault_of(model: ir.Model) -> str:
-    """Why ONNX Runtime refuses the model; '' where it takes it."""
-    try:
-        inputs: list[Input] = [
-            (v, v.dtype.numpy() if v.dtype is not None else None, None) for v in model.graph.inputs
-        ]
-        runtime_runner(model, inputs, model.graph.outputs)
-    except Exception as error:  # a damaged model may lead to any
-        return first_line(error)
-    return ""
-
-
 def slice_proto(
     model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]
 ) -> tuple[onnx.ModelProto, list[str]]:
