@@ -26,6 +26,7 @@ from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
 from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
+from normswap.io.pt2.sizes import WrongSize, check_sizes
 
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, type(None), torch.dtype)
 _STRIDED = 7
@@ -52,9 +53,15 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
                 serialized, weights, constants, inputs
             )
         check_calls(program.graph_module)
+        check_sizes(program)
         return program
     except Unsafe as error:
         refuse(path, part, str(error))
+    except WrongSize as error:
+        raise NormswapError(
+            f"{path}: the parameters of an operator ({error}) do not have the size of its input; "
+            f"{SAVE_AGAIN}"
+        ) from error
     except (NormswapError, BadArchive):
         raise
     except Exception as error:  # torch raises whatever it meets in a program it cannot rebuild
