@@ -27,6 +27,7 @@ from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
 from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
 from normswap.io.pt2.deadline import TooLong, deadline
+from normswap.io.pt2.sizes import WrongSize, check_sizes
 
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, type(None), torch.dtype)
 _STRIDED = 7
@@ -55,6 +56,7 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
                 serialized, weights, constants, inputs
             )
         check_calls(program.graph_module)
+        check_sizes(program)
         return program
     except Unsafe as error:
         refuse(path, part, str(error))
@@ -62,6 +64,11 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
         raise NormswapError(
             f"{path}: the sizes in its program take torch too long to work out; {SAVE_AGAIN}, with "
             "fewer dynamic sizes"
+        ) from error
+    except WrongSize as error:
+        raise NormswapError(
+            f"{path}: the parameters of an operator ({error}) do not have the size of its input; "
+            f"{SAVE_AGAIN}"
         ) from error
     except (NormswapError, BadArchive):
         raise
