@@ -162,7 +162,8 @@ class Graph(abc.ABC):
 
     There is one subclass for each ``kind`` of graph ("fx", "onnx"), its adapter. It fills
     ``inputs``, ``outputs`` and ``nodes`` and implements the abstract methods. ``nodes`` is in
-    topological order at all times. ``version`` counts the edits.
+    topological order at all times. ``version`` counts the edits. ``not_in_double``: operators that
+    runs in float64 have so far computed in their own dtype, for want of anything better.
     """
 
     kind: str
@@ -177,6 +178,7 @@ class Graph(abc.ABC):
         self._values: dict[str, Value] = {}
         self._folded: dict[Value, Array] = {}
         self.version = 0
+        self.not_in_double: set[str] = set()
 
     # -- reading ---------------------------------------------------------------------------------
 

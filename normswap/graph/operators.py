@@ -74,7 +74,8 @@ class Operator:
     How it treats its input:
         rowwise: alike for every row, so that what holds for a few rows holds for all.
         barrier: no norm reaches across it, although no other field says so.
-        takes_sizes: integers that it reads give its result a shape and are not computed with.
+        takes_sizes: numbers behind its first input give its result a shape and are not computed
+            with.
         reads_sizes_only: it reads the shape of its input and none of its values.
         control_flow: it runs bodies of other operators, or does not.
         repeats: it runs a body again and again, as often as its inputs say.
@@ -305,7 +306,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("QuantizeLinear", since=10, move="other"),
-    Operator("Resize", since=10, move="other"),
+    Operator("Resize", since=10, move="other", takes_sizes=True),
     Operator("ScatterND", since=11, move="other"),
     Operator("SpaceToDepth", move="other"),
     Operator(
@@ -316,6 +317,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("Tile", move="tile", parameters=("repeats",), takes_sizes=True),
+    Operator("Upsample", move="other", takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
     Operator("aten.im2col.default", move="other"),

@@ -53,6 +53,19 @@ def exact_contract(
     number in place of s / 2, which is all of such an input. Nothing is added for that: both models
     run in one runtime, so the original shows it, and a candidate that alone flushes is at fault.
 
+    An original that is far from its own float64 evaluation proves nothing, however it came about
+    (an operator that one of the two computes wrongly): a bound of twice its error would let any
+    fault pass. So e(original) may itself be at most the larger of
+
+    * sqrt(eps) * max |truth|: half of the digits of the dtype are right, and
+    * 100 times the most that an ulp in the inputs and biases moves the original. Rounding a sum of
+      n terms is a change of its terms by up to n ulps, and by sqrt(n) in all but rare cases (Higham
+      and Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019): 100 for the 10,000
+      terms of the largest products.
+
+    More than that is a fatal finding of its own, ``reference``. Large and subnormal values are not
+    judged so: there the original may overflow or flush to zero.
+
     ``probes``: feeds by the reference's input names. Inputs and outputs of the two models are
     matched by name where the names agree and by position otherwise. Integer outputs must be equal.
     ``runs``: how both are run, by default as their own graphs do.
@@ -85,7 +98,7 @@ class _Exact:
 
     def examine(self, kind: str, probes: Sequence[Probe]) -> None:
         errors: dict[int, BoundedErrors] = {}
-        compared = [(probe, truths) for probe in probes if (truths := self._compare(probe, errors))]
+        compared = [(probe, *r) for probe in probes if (r := self._compare(probe, errors))]
         drawn = 0
         while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
             self._try_neighbours(compared, errors, draws)
@@ -100,9 +113,48 @@ class _Exact:
                     f"{result.max_original:.3g} ({result.rms_original:.3g})"
                 )
                 self._pair.found("error_bound", message, self._pair.outputs[output][0], kind)
+        if kind not in EXTREMES:
+            self._judge_reference(kind, compared, errors)
 
-    def _compare(self, probe: Probe, errors: dict[int, BoundedErrors]) -> list[Array] | None:
-        """Counts the errors on one probe; the reference in float64, if both models ran."""
+    def _judge_reference(
+        self,
+        kind: str,
+        compared: Sequence[tuple[Probe, list[Array], list[Array]]],
+        errors: Mapping[int, BoundedErrors],
+    ) -> None:
+        """Looks for outputs of the reference that are far from their own float64 evaluation."""
+        limits = {o: math.sqrt(float(ulp(t.dtype, 1.0))) * t.scale for o, t in errors.items()}
+        far = [o for o, tally in errors.items() if tally.original.maximum > limits[o]]
+        if not far:
+            return
+        moved: dict[int, float] = {}
+        for probe, ours, _ in compared:
+            for draw in range(_SOME):
+                nearby = self._nearby(probe.feeds, draw)
+                if nearby is None:
+                    continue
+                for output in far:
+                    if nearby[output].shape == ours[output].shape:
+                        most = _largest_difference(nearby[output], ours[output])
+                        moved[output] = max(moved.get(output, 0.0), most)
+        far = [output for output in far if output in moved]  # else nothing tells it from rounding
+        for output in far:
+            limits[output] = max(limits[output], _ROUNDINGS * moved[output])
+        for output in far:
+            error = errors[output].original.maximum
+            if error > limits[output]:
+                message = (
+                    f"the reference is {error:.3g} from its own evaluation in float64, where "
+                    f"rounding explains {limits[output]:.3g}: an operator in it is computed in "
+                    "another meaning by one of the two, and nothing can be proven against it"
+                )
+                self._pair.found("reference", message, self._pair.outputs[output][0], kind)
+
+    def _compare(
+        self, probe: Probe, errors: dict[int, BoundedErrors]
+    ) -> tuple[list[Array], list[Array]] | None:
+        """Counts the errors on one probe; the reference's outputs in its own dtypes and in float64,
+        if both models ran."""
         results = self._pair.run(probe.feeds, probe.name)
         if results is None:
             return None
@@ -129,26 +181,32 @@ class _Exact:
             own, other = self._histograms.setdefault(output, (ErrorHistogram(), ErrorHistogram()))
             own.add(exact, original)
             other.add(exact, rewritten)
-        return truths
+        return results[0], truths
 
     def _try_neighbours(
         self,
-        compared: Sequence[tuple[Probe, list[Array]]],
+        compared: Sequence[tuple[Probe, list[Array], list[Array]]],
         errors: dict[int, BoundedErrors],
         draws: Iterable[int],
     ) -> None:
-        """Adds how far the original's neighbours are from the truth."""
-        try:
-            self._neighbours = self._neighbours or Neighbours(
-                self._pair.reference, self._pair.reference.graph.outputs
-            )
-        except NormswapError:  # then the original's own error is all there is
-            return
-        for probe, truths in compared:
+        """Adds how far the original's neighbours are from the truth; where none can be run, the
+        original's own error is all there is."""
+        for probe, _, truths in compared:
             for draw in draws:
-                nearby = self._neighbours.run(probe.feeds, draw)
+                nearby = self._nearby(probe.feeds, draw)
+                if nearby is None:
+                    continue
                 for output, tally in errors.items():
                     tally.add_neighbour(draw, truths[output], nearby[output])
+
+    def _nearby(self, feeds: Mapping[str, Array], draw: int) -> list[Array] | None:
+        """What a neighbour of the original yields; None where none can be run."""
+        model = self._pair.reference
+        try:
+            self._neighbours = self._neighbours or Neighbours(model, model.graph.outputs)
+            return self._neighbours.run(feeds, draw)
+        except NormswapError:
+            return None
 
     def _in_double(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
@@ -166,7 +224,20 @@ class _Exact:
             OutputErrors(self._pair.outputs[i][0], own.result(), other.result())
             for i, (own, other) in sorted(self._histograms.items())
         ]
+        left = sorted(self._pair.reference.graph.not_in_double)
+        if left:
+            message = (
+                f"{', '.join(left)}: computed in its own dtype in the float64 evaluation too, "
+                "which knows no other; the errors of the reference lack its part"
+            )
+            self._pair.found("float64", message, fatal=False)
         return replace(self._pair.report("exact", outputs), errors=errors)
+
+
+def _largest_difference(a: Array, b: Array) -> float:
+    """Between two arrays of one shape, where both are finite."""
+    apart = np.abs(np.subtract(a, b, dtype=np.float64))
+    return float(np.max(apart, where=np.isfinite(apart), initial=0))
 
 
 _FACTOR = 2.0
@@ -175,6 +246,7 @@ _DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can meas
 # In doubt, draws of the original's neighbours: some, and the rest unless the error is hopelessly
 # many times its bound.
 _SOME, _ALL, _HOPELESS = 2, 16, 8.0
+_ROUNDINGS = 100.0  # by how many times what an ulp moves rounding may move an original
 
 
 def ulp(dtype: np.dtype[Any], magnitude: Array | float) -> Array:
@@ -226,6 +298,8 @@ class BoundedErrors:
 
     def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
         """Counts what the original's neighbour ``draw`` gives, where that is finite."""
+        if nearby.shape != truth.shape:
+            return
         with np.errstate(invalid="ignore"):
             error = np.asarray(nearby, np.float64) - truth
         self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
@@ -258,7 +332,7 @@ class Neighbours:
     Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
     gammas, position embeddings: there are some in every block) is off by an ulp, up or down at
     random; zeros are exact. What comes out differs from the model's ``values`` by as much as
-    rounding may.
+    rounding may. Constants that give a result its shape stay as they are.
     Raises NormswapError where the runtime refuses to take constants as inputs.
     """
 
@@ -271,7 +345,10 @@ class Neighbours:
         self._run = graph.slice([*inputs, *constants], values)
 
     def run(self, feeds: Mapping[str, Array], draw: int) -> list[Array]:
-        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours."""
+        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours.
+
+        Raises NormswapError for one that cannot run: sizes may be computed from its numbers.
+        """
         rng = np.random.default_rng(draw)
         inputs = [one_ulp_off(rng, feeds[name]) for name in self._names]
         outputs = self._run([*inputs, *self._constants.one_ulp_off(rng)])
@@ -303,6 +380,8 @@ def _is_small_constant(value: Value) -> bool:
     if not value.is_constant or value.producer is not None or not value.uses:
         return False
     if value.dtype is None or not is_floating(value.dtype) or value.shape is None:
+        return False
+    if any(node.operator.takes_sizes and index for node, index in value.uses):
         return False
     return 1 < math.prod(value.shape) <= _SMALL
 

@@ -47,7 +47,9 @@ class ModelSummary:
 class Finding:
     """Something a reader must know. ``fatal`` ones make the validation fail.
 
-    ``kind``: 'error_bound' (an exact contract is broken), 'integer' (integers differ),
+    ``kind``: 'error_bound' (an exact contract is broken), 'reference' (the reference is far from
+    its own float64 evaluation: nothing can be proven against it), 'float64' (operators that this
+    evaluation computes in their own dtype), 'integer' (integers differ),
     'non_finite', 'shape', 'dtype', 'constant' (the output does not depend on the input, so its
     agreement says nothing), 'failed' (a model could not be run), 'identical' (bit-equal outputs),
     'unchanged' (both models are the same, operator by operator),

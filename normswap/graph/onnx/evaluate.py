@@ -15,21 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Runner, is_floating, topological
-from normswap.graph.onnx.float64_ops import float64_ops
-from normswap.graph.onnx.nodes import captured_values, nested_operators
+from normswap.graph.onnx.nodes import captured_values
+from normswap.graph.onnx.reference import Reference, Result, as_arrays, in_double
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
-_FLOAT_TYPES = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-}
 Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
 """A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
 
@@ -70,15 +63,7 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     slice.
     """
     proto, fetched = slice_proto(model, inputs, outputs)
-    import onnxruntime  # proofs and sizes need none
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # errors are raised, not printed
-    try:
-        session = _session(proto, options)
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise NormswapError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+    session = runtime_session(proto)
     names = [str(value.name) for value, _, _ in inputs]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -87,7 +72,7 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
         try:
             return list(session.run(fetched, {k: v for k, v in feeds.items() if k in used}))
         except Exception as error:
-            raise NormswapError(f"ONNX Runtime fails: {_first_line(error)}") from error
+            raise NormswapError(f"ONNX Runtime fails: {first_line(error)}") from error
 
     return run
 
@@ -100,7 +85,7 @@ def fault_of(model: ir.Model) -> str:
         ]
         runtime_runner(model, inputs, model.graph.outputs)
     except Exception as error:  # a damaged model may lead to any
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -134,24 +119,112 @@ def double_runner(
     model: ir.Model,
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
-    dtype: Any = np.float64,
+    dtypes: Mapping[str, np.dtype[Any]],
+    left_out: set[str],
 ) -> Runner:
-    """The same by onnx's reference evaluator, node by node, with every float in ``dtype``.
+    """The same by onnx's reference evaluator, node by node, with everything floating in float64.
 
-    ``dtype=None`` keeps the dtypes. Raises ValueError as ``slice_parts`` does, and NormswapError
-    for an operator that the evaluator lacks.
+    An operator that the evaluator lacks is run by ONNX Runtime, in the ``dtypes`` of the values
+    that it reads (by name); its own name is then added to ``left_out``.
+    Raises ValueError as ``slice_parts`` does, and NormswapError for an operator that neither runs.
     """
+    return _stepwise(model, inputs, outputs, _Doubles(model, dtypes, left_out))
+
+
+def reference_runner(
+    model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> Runner:
+    """The same in the values' own dtypes. Raises as ``double_runner`` does."""
+    return _stepwise(model, inputs, outputs, _Own(model))
+
+
+class _Own:
+    """How one node is computed, in the dtypes of what it reads."""
+
+    double = False
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    def step(self, node: ir.Node) -> _Step:
+        try:
+            return _Step(Reference(node, self._model.opset_imports, self.double), self, node)
+        except NormswapError:
+            return _Step(None, self, node)
+
+    def convert(self, result: Result) -> Result:
+        return as_arrays(result)
+
+    def in_runtime(
+        self, node: ir.Node, reads: Sequence[str], results: list[Result]
+    ) -> list[Result]:
+        """What a node yields in ONNX Runtime. Raises NormswapError where that refuses it."""
+        by_name = {str(v.name): v for v in (*node.inputs, *captured_values(node)) if v is not None}
+        given: list[Input] = [
+            (by_name[name], array.dtype, None) for name, array in zip(reads, results, strict=True)
+        ]
+        written = [value for value in node.outputs if value.name]
+        return list(runtime_runner(self._model, given, written)(results))
+
+
+class _Doubles(_Own):
+    """The same with everything floating in float64."""
+
+    double = True
+
+    def __init__(
+        self, model: ir.Model, dtypes: Mapping[str, np.dtype[Any]], left_out: set[str]
+    ) -> None:
+        super().__init__(model)
+        self._dtypes, self._left_out = dtypes, left_out
+
+    def convert(self, result: Result) -> Result:
+        return in_double(result)
+
+    def in_runtime(
+        self, node: ir.Node, reads: Sequence[str], results: list[Result]
+    ) -> list[Result]:
+        own = [
+            array.astype(self._dtypes.get(name) or np.float32)
+            if array.dtype == np.float64
+            else array
+            for name, array in zip(reads, results, strict=True)
+        ]
+        found = super().in_runtime(node, reads, own)
+        if any(is_floating(array.dtype) for array in (*own, *found)):
+            self._left_out.add(f"{node.domain or 'ai.onnx'}.{node.op_type}")
+        return found
+
+
+class _Step:
+    """One node: by the reference evaluator, else in ONNX Runtime."""
+
+    def __init__(self, reference: Reference | None, kind: _Own, node: ir.Node) -> None:
+        self._reference, self._kind, self._node = reference, kind, node
+        reads = [*node.inputs, *captured_values(node)]
+        self.reads = list(dict.fromkeys(str(v.name) for v in reads if v is not None))
+        self.writes = [str(value.name) for value in node.outputs if value.name]
+
+    def run(self, results: list[Result]) -> list[Result]:
+        if self._reference is None:
+            return self._kind.in_runtime(self._node, self.reads, results)
+        try:
+            return self._reference.run(results)
+        except NormswapError as error:
+            try:
+                return self._kind.in_runtime(self._node, self.reads, results)
+            except (NormswapError, ValueError, AttributeError):
+                raise error from None
+
+
+def _stepwise(
+    model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], kind: _Own
+) -> Runner:
     nodes, held = slice_parts(inputs, outputs)
     constants = {str(value.name): value for value in [*held, *outputs]}
-    steps = [Step(node, model.opset_imports, dtype) for node in nodes]
+    steps = [kind.step(node) for node in nodes]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
-
-    def convert(array: Array) -> Array:
-        array = np.asarray(array)
-        floats = dtype is not None and is_floating(array.dtype)
-        return array.astype(dtype, copy=False) if floats else array
-
     kept: dict[str, Array] = {}  # constants, so that many runs convert them once
     room = [_KEPT_LIMIT]
 
@@ -160,21 +233,21 @@ def double_runner(
             return kept[name]
         tensor = constants[name].const_value
         assert tensor is not None  # else it would be an input or the result of a step
-        array = convert(tensor.numpy())
+        array: Array = kind.convert(_as_fed(tensor))
         if array.nbytes <= room[0]:
             kept[name] = array
             room[0] -= array.nbytes
         return array
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        known = {str(v.name): convert(a) for v, a in zip(inputs, arrays, strict=True)}
+        known = {str(v.name): kind.convert(a) for v, a in zip(inputs, arrays, strict=True)}
 
-        def load(name: str) -> Array:
+        def load(name: str) -> Result:
             return known[name] if name in known else constant(name)
 
         for index, step in enumerate(steps):
             results = step.run([load(name) for name in step.reads])
-            known.update({n: convert(r) for n, r in zip(step.writes, results, strict=True)})
+            known.update({n: kind.convert(r) for n, r in zip(step.writes, results, strict=True)})
             for name in step.reads:
                 if last[name] == index and name not in wanted:
                     known.pop(name, None)
@@ -183,33 +256,10 @@ def double_runner(
     return run
 
 
-class Step:
-    """One node as a graph of its own for the reference evaluator."""
-
-    def __init__(self, node: ir.Node, opsets: Mapping[str, int], dtype: Any) -> None:
-        proto = ir.serde.serialize_node(node)
-        if dtype is not None:
-            _cast_to_double(proto)
-        captured = [str(value.name) for value in captured_values(node)]
-        self.reads = list(dict.fromkeys([*(n for n in proto.input if n), *captured]))
-        self.writes = [name for name in proto.output if name]
-        graph = onnx.GraphProto(name="step", node=[proto])
-        graph.input.extend(onnx.ValueInfoProto(name=name) for name in self.reads)
-        graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.writes)
-        try:
-            ops = float64_ops({node.op_type, *nested_operators(node)})
-            self._evaluator = ReferenceEvaluator(graph, opsets=dict(opsets), new_ops=ops)
-        except (NotImplementedError, RuntimeError) as error:
-            raise NormswapError(
-                f"the operator {node.domain or 'ai.onnx'}.{node.op_type} cannot be evaluated in "
-                f"float64: {_first_line(error)}"
-            ) from error
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """The arrays of ``writes`` from those of ``reads``."""
-        with np.errstate(all="ignore"):
-            results = self._evaluator.run(None, dict(zip(self.reads, arrays, strict=True)))
-        return [np.asarray(result) for result in results]
+def _as_fed(tensor: ir.TensorProtocol) -> Array:
+    """The array of a constant as it would be fed: texts are text."""
+    array = tensor.numpy()
+    return np.array(array, np.str_).astype(object) if array.dtype == object else array
 
 
 def _tensor(value: ir.Value) -> onnx.TensorProto:
@@ -219,6 +269,22 @@ def _tensor(value: ir.Value) -> onnx.TensorProto:
     proto.dims.extend(tensor.shape.numpy())
     proto.raw_data = tensor.tobytes()
     return proto
+
+
+def runtime_session(proto: onnx.ModelProto) -> Any:
+    """A session of ONNX Runtime on the CPU that changes nothing of the graph.
+
+    Raises NormswapError where the runtime refuses it.
+    """
+    import onnxruntime  # proofs and sizes need none
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # errors are raised, not printed
+    try:
+        return _session(proto, options)
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise NormswapError(f"ONNX Runtime refuses the graph: {first_line(error)}") from error
 
 
 def _session(proto: onnx.ModelProto, options: Any) -> Any:
@@ -233,17 +299,3 @@ def _session(proto: onnx.ModelProto, options: Any) -> Any:
         path = Path(folder) / "slice.onnx"
         onnx.save(proto, path, save_as_external_data=True, location="slice.data")
         return onnxruntime.InferenceSession(path, options, providers)
-
-
-def _cast_to_double(proto: onnx.NodeProto) -> None:
-    """Casts between float types become casts to float64, in subgraphs as well."""
-    for attribute in proto.attribute:
-        if attribute.name in ("to", "dtype") and attribute.i in _FLOAT_TYPES:
-            attribute.i = onnx.TensorProto.DOUBLE
-        for graph in [attribute.g, *attribute.graphs]:
-            for node in graph.node:
-                _cast_to_double(node)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -23,7 +23,13 @@ from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx import ops as onnx_ops
 from normswap.graph.onnx.check import is_declared
-from normswap.graph.onnx.evaluate import Input, double_runner, runtime_runner, slice_proto
+from normswap.graph.onnx.evaluate import (
+    Input,
+    double_runner,
+    reference_runner,
+    runtime_runner,
+    slice_proto,
+)
 from normswap.graph.onnx.nodes import (
     DOMAINS,
     captured_values,
@@ -148,7 +154,9 @@ class OnnxGraph(Graph):
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
         wanted = [v.raw for v in outputs]
         if dtype is not None:
-            return double_runner(self.model, [v.raw for v in inputs], wanted, dtype)
+            dtypes = {v.name: v.dtype for v in self._values.values() if v.dtype is not None}
+            given = [v.raw for v in inputs]
+            return double_runner(self.model, given, wanted, dtypes, self.not_in_double)
         # The sizes of a list of sizes and of a scalar are fixed, others may be any.
         typed: list[Input] = [(v.raw, v.dtype, v.shape if _is_sized(v) else None) for v in inputs]
         return runtime_runner(self.model, typed, wanted)
@@ -176,7 +184,7 @@ class OnnxGraph(Graph):
         return tensor.numpy()
 
     def _compute_constant(self, value: Value) -> Array:
-        return double_runner(self.model, [], [value.raw], dtype=None)([])[0]
+        return reference_runner(self.model, [], [value.raw])([])[0]
 
     # -- raising the opset -----------------------------------------------------------------------
 
@@ -184,12 +192,15 @@ class OnnxGraph(Graph):
         before, wanted = self.opset, operator(op).opset
         if before >= wanted:
             return
-        may_differ = raise_opset(self.model, wanted, self._types())
-        if self.opset < wanted:
-            raise NormswapError(_too_old(op, before))
-        if not may_differ:
+        try:
+            has_changed = raise_opset(self.model, wanted, self._types())
+        except NormswapError as error:
+            raise NormswapError(
+                f"{op} needs opset {wanted}, and {error}; export the model again with a newer opset"
+            ) from error
+        if not has_changed:
             return
-        # The converter keeps the names, and values of the same names have the same types.
+        # Names stay, and values of the same names have the same types.
         types = {v.name: (v.shape, v.dtype) for v in self.values() if v.shape is not None}
         computed = {v.name for node in self.model.graph for v in node.outputs if v.name}
         is_known = computed <= types.keys()
@@ -339,11 +350,3 @@ def _attribute(attribute: ir.Attr) -> Any:
 
 def _is_sized(value: Value) -> bool:
     return value.shape == () or (value.producer is not None and value.producer.op == "Shape")
-
-
-def _too_old(op: str, opset: int) -> str:
-    """Why a graph in ``opset`` cannot hold ``op``."""
-    return (
-        f"{op} needs opset {operator(op).opset}, and opset {opset} could not be raised to it; "
-        f"export the model again with a newer opset"
-    )

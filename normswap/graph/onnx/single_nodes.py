@@ -20,8 +20,9 @@ import onnx
 import onnx_ir as ir
 
 from normswap.graph.graph import Array
-from normswap.graph.onnx.evaluate import Input, Step, slice_proto
+from normswap.graph.onnx.evaluate import Input, slice_proto
 from normswap.graph.onnx.nodes import captured_values, repeats_a_body
+from normswap.graph.onnx.reference import Reference
 from normswap.graph.operators import operator
 
 Shape = tuple[int, ...]
@@ -89,13 +90,15 @@ class SingleNodes:
         if not shapes or not all(s is not None and math.prod(s) <= SMALL for s in shapes):
             return {}
         try:
-            step = Step(node, self._model.opset_imports, dtype=None)
+            step = Reference(node, self._model.opset_imports, double=False)
             results = step.run([arrays[name] for name in step.reads])
         except Exception as error:  # an operator may raise anything; then this stays unknown
             _log.debug("%s cannot be computed: %s", node.name, error)
             return {}
         written = zip(step.writes, results, strict=True)
-        return {name: array for name, array in written if array.size <= SMALL}
+        return {
+            name: array for name, array in written if getattr(array, "size", SMALL + 1) <= SMALL
+        }
 
     def run(
         self, node: ir.Node, types: Mapping[str, Type], arrays: Mapping[str, Array]
