@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.norms.formula import Statistics
 from normswap.norms.regions import Region
 
 WHOLE = 20_000_000
 """The most elements (160 MB) that a value may have to be evaluated as a whole."""
+_GROWTH = 16  # by which a value may be larger than the entry of its region
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
@@ -32,13 +34,18 @@ class RegionRunner:
         averages: other numbers for some of its constants (see ``rounded_averages``).
 
     Raises:
-        NormswapError, ValueError: for an operator that cannot be evaluated in float64.
+        NormswapError, ValueError: for an operator that cannot be evaluated in float64, and for a
+            region that makes much more of its entry.
     """
 
     def __init__(
         self, graph: Graph, region: Region, averages: dict[Value, Array] | None = None
     ) -> None:
         self.region = region
+        limit = max(WHOLE, _GROWTH * math.prod(region.entry.shape or ()))
+        for value in (v for node in region.nodes for v in node.outputs):
+            if value.shape is not None and math.prod(value.shape) > limit:
+                raise NormswapError(f"'{value.name}' has more than {limit:,} elements")
         averages = averages or {}
         self._fixed = [*_known_sizes(graph, region), *averages.values()]
         inputs = [region.entry, *region.sizes, *averages]
