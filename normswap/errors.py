@@ -14,8 +14,12 @@ class NormswapError(Exception):
     """Bad input or usage.
 
     The message is one line that names the file or the site, says what is wrong and what to do.
-    The command line prints it and exits with status 2.
+    The command line prints it and exits with status 2. Names in it may come from files: they are
+    made ``visible`` here, for every way in which an error is shown.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(visible(message))
 
 
 def first_line(error: BaseException) -> str:
@@ -32,10 +36,24 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def visible(text: object, keep: str = "") -> str:
+    """``text`` with an escape for each character that a terminal obeys or hides: ``\\x1b``,
+    ``\\u202e``, ``\\n``; those in ``keep`` stay as they are."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """The escape of one character, as Python writes it."""
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def plain(name: object) -> str:
-    """A name read from a file, made fit for one line: short, without control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in str(name)[:_LONGEST])
-    return text if len(str(name)) <= _LONGEST else f"{text}..."
+    """A name read from a file, made fit for one line: visible and short."""
+    text = str(name)
+    return visible(text) if len(text) <= _LONGEST else f"{visible(text[:_LONGEST])}..."
 
 
 @contextlib.contextmanager

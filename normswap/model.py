@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,13 @@ class InputSpec:
 @dataclass(frozen=True)
 class Step:
     """One pass that a model went through: its name, how many sites it did, the names of those it
-    left alone with the reasons, and its notes."""
+    left alone with the reasons, its notes, and the names of the ``sites`` that it did."""
 
     name: str
     done: int
     skipped: list[tuple[str, str]]
     notes: list[str]
+    sites: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Model:
     ``graph.inputs``. ``output_names``: in the order of ``graph.outputs``. ``examples``: one array
     per input by name, of a shape that the model takes. ``preprocessing``: how images
     are made into its image input, or why that cannot be said, if anything is known of it.
-    ``path``: the file it was loaded from. ``history``: the passes that it went through.
+    ``path``: the file that holds it, None for one that no file holds as it is. ``history``: the
+    passes that it went through.
     """
 
     graph: Graph
@@ -70,6 +72,13 @@ class Model:
     @property
     def kind(self) -> str:
         return self.graph.kind
+
+    @property
+    def label(self) -> str:
+        """What reports call it: its name, with the passes behind it where no file holds it."""
+        if self.path is not None or not self.history:
+            return self.name
+        return f"{self.name} after {', '.join(step.name for step in self.history)}"
 
     @property
     def location(self) -> Location:
@@ -106,8 +115,9 @@ class Model:
         return self.location.sites
 
     def copy(self) -> Model:
-        """A model whose graph may be edited, not located yet; weights are shared until replaced."""
-        return replace(self, graph=self.graph.copy())
+        """A model whose graph may be edited, not located yet and of no file; weights are shared
+        until replaced."""
+        return replace(self, graph=self.graph.copy(), path=None)
 
     def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:
         """The outputs by name for inputs by name, as in inference or all in ``dtype``.

@@ -10,6 +10,7 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Runner, Value
+from normswap.norms.constants import known_constant
 from normswap.norms.formula import Statistics
 from normswap.norms.regions import Region
 
@@ -19,6 +20,7 @@ _GROWTH = 16  # by which a value may be larger than the entry of its region
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
+_OTHER_BATCH = 2  # the size of the first axis where it is the first of those already
 _ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
 _LARGE, _TINY, _VANISHING = 1e5, 1e-9, 1e-30
 _OUTLIER = 1e2
@@ -33,24 +35,24 @@ class RegionRunner:
         graph, region: what to evaluate.
         averages: other numbers for some of its constants (see ``rounded_averages``).
 
-    Raises:
-        NormswapError, ValueError: for an operator that cannot be evaluated in float64, and for a
-            region that makes much more of its entry.
+    Attributes:
+        problem: why the region cannot be evaluated, or failed when it was; '' if nothing is wrong.
     """
 
     def __init__(
         self, graph: Graph, region: Region, averages: dict[Value, Array] | None = None
     ) -> None:
         self.region = region
-        limit = max(WHOLE, _GROWTH * math.prod(region.entry.shape or ()))
-        for value in (v for node in region.nodes for v in node.outputs):
-            if value.shape is not None and math.prod(value.shape) > limit:
-                raise NormswapError(f"'{value.name}' has more than {limit:,} elements")
         averages = averages or {}
-        self._fixed = [*_known_sizes(graph, region), *averages.values()]
         inputs = [region.entry, *region.sizes, *averages]
-        self._run: Runner = graph.slice(inputs, region.exits, np.float64)
         self.problem = ""
+        self._run: Runner | None = None
+        try:
+            _check_growth(region)
+            self._fixed = [*_known_sizes(graph, region), *averages.values()]
+            self._run = graph.slice(inputs, region.exits, np.float64)
+        except Exception as error:  # a file may hold any operator, and damage any attribute
+            self.problem = _first_line(error)
 
     def __call__(self, probes: Array) -> list[Array | None]:
         """Each exit for each of ``probes`` [n, *shape]; None for one of another shape or dtype.
@@ -73,16 +75,35 @@ class RegionRunner:
         ]
 
     def _results(self, probes: Array) -> list[list[Array]] | None:
+        if self._run is None:
+            return None
         try:
             with np.errstate(all="ignore"):
                 return [self._run([probe, *self._fixed]) for probe in probes]
         except Exception as error:  # an operator may raise anything on shapes it does not take
-            self.problem = str(error).strip().splitlines()[0] if str(error).strip() else "fails"
+            self.problem = _first_line(error)
             return None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an evaluation for every operator of the region."""
+        return self._run is not None
 
     @property
     def is_rowwise(self) -> bool:
         return all(node.operator.rowwise for node in self.region.nodes)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_growth(region: Region) -> None:
+    """Raises NormswapError for a region that makes much more of its entry."""
+    limit = max(WHOLE, _GROWTH * math.prod(region.entry.shape or ()))
+    for value in (v for node in region.nodes for v in node.outputs):
+        if value.shape is not None and math.prod(value.shape) > limit:
+            raise NormswapError(f"'{value.name}' has more than {limit:,} elements")
 
 
 def probe_shapes(region: Region) -> Iterator[tuple[int, ...]]:
@@ -117,7 +138,8 @@ def _cut(shape: tuple[int, ...], keep: Sequence[int]) -> tuple[int, ...]:
     sizes, cuts = list(shape), iter(_CUT * len(shape))
     for axis, size in enumerate(shape):
         if axis not in keep and (size > 1 or axis == 0):
-            sizes[axis] = next(cuts) if axis == 0 else min(size, next(cuts))
+            cut = next(cuts)
+            sizes[axis] = min(size, cut) if axis else _OTHER_BATCH if size == cut else cut
     return tuple(sizes)
 
 
@@ -133,7 +155,7 @@ def rounded_averages(graph: Graph, region: Region) -> dict[Value, Array]:
         for value in node.inputs:
             if value is None or not value.is_constant or value.dtype not in _ROUNDED:
                 continue
-            array = graph.constant(value)
+            array = known_constant(graph, value)
             if array is None or not array.size or array.size > max(counts, default=0):
                 continue
             number = float(array.flat[0])

@@ -29,7 +29,9 @@ class _Structure:
     def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
         self.graph = graph
         self.residuals = residuals(graph)
-        self.by_sum = {r.add.output: r for r in self.residuals}
+        self.by_sum = {r.total: r for r in self.residuals}
+        self.forks = {r.skip: r for r in self.residuals if r.projected}
+        self.parts = {graph.value(s.input) for s in sites} | set(self.by_sum)
         self.streams = {r.skip for r in self.residuals}
         self.norms = {graph.value(s.output).origin: graph.value(s.input).origin for s in sites}
         self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
@@ -44,6 +46,9 @@ class _Structure:
         x, y = self.graph.value(site.input), self.graph.value(site.output)
         if y in self.around:
             return self._role_inside(x, y)
+        fork = None if _comes_from_product(x) else self._fork_behind(y)
+        if fork is not None:
+            return "pre_attention" if fork.attends else "pre_mlp"
         residual = self.by_sum.get(x.origin)
         if residual is not None and self._is_post_norm(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
@@ -53,12 +58,12 @@ class _Structure:
                 return "embedding"
             between = x in self.behind_sums and (products or _comes_from_product(x))
             return "downsample" if between else "other"
-        return "final" if self._is_stream_end(x) else "other"
+        return "final" if self._is_stream_end(x) and not self._continues(y) else "other"
 
     def _role_inside(self, x: Value, y: Value) -> str:
         """That of a norm in the branch of a residual connection."""
         around = sorted(self.around[y], key=lambda r: len(r.inside))
-        closing = next((r for r in around if r.skip is x.origin), None)
+        closing = next((r for r in around if _is_part(x, r.skip)), None)
         if closing is not None:
             return "pre_attention" if closing.attends else "pre_mlp"
         residual = around[0]
@@ -69,6 +74,37 @@ class _Structure:
         if _convolves(x, residual.skip):
             return "pre_attention" if residual.attends else "pre_mlp"
         return "other"
+
+    def _fork_behind(self, y: Value) -> Residual | None:
+        """The residual connection whose branch and whose projected skip both start from ``y``, or
+        from an activation of it."""
+        pending, seen = [y], set[Value]()
+        while pending:
+            value = pending.pop(0)
+            if value in seen:
+                continue
+            seen.add(value)
+            if value.origin in self.forks:
+                return self.forks[value.origin]
+            for node in value.readers:
+                if node.operator.passes_through or node.operator.activation or _shifts(node):
+                    pending.extend(node.outputs)
+        return None
+
+    def _continues(self, y: Value) -> bool:
+        """Whether more of the network follows than a head: a norm or a residual connection that
+        depends on ``y``. One of a single token belongs to a head that pools them."""
+        behind, pending = {y}, [y]
+        while pending:
+            for node in pending.pop().readers:
+                reads = [] if node.operator.reads_sizes_only else node.outputs
+                pending += (fresh := [v for v in reads if v not in behind])
+                behind.update(fresh)
+        of_tokens = any(_extent(v) > 1 for v in self.parts)
+        return any(
+            v in behind and not (of_tokens and v.shape is not None and _extent(v) < 2)
+            for v in self.parts
+        )
 
     def _is_post_norm(self, residual: Residual, y: Value) -> bool:
         """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm
@@ -111,6 +147,27 @@ class _Structure:
             if node is not None and (_averages(node) or _selects(node) or _shifts(node)):
                 pending.extend(node.dynamic_inputs())
         return not self.residuals and not _comes_from_product(x)
+
+
+def _is_part(x: Value, whole: Value) -> bool:
+    """Whether ``x`` is ``whole``, moved and scaled perhaps, or put together with other values."""
+    pending, seen = [x], set[Value]()
+    while pending:
+        value = pending.pop().origin
+        if value is whole:
+            return True
+        node = value.producer
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        if _selects(node) or _shifts(node):
+            pending.extend(node.dynamic_inputs())
+    return False
+
+
+def _extent(value: Value) -> int:
+    """How many axes behind the first one have more than one position."""
+    return sum(size > 1 for size in (value.shape or ())[1:])
 
 
 def _shifts(node: Node) -> bool:

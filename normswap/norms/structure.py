@@ -6,7 +6,8 @@ Read from the graph alone: nothing depends on the names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.site import Site
 
 _BLOCK = 1000  # operators in the branch of a residual connection, at most
+_STAGE = 2  # residual connections inside another one that make it no block
 _IMAGE_RANK = 4
 
 
@@ -58,6 +60,8 @@ def _is_token_ids(value: Value) -> bool:
         for node, index in pending.pop().uses:
             if node.op == "Gather" and index == 1 and node.data_input().is_constant:
                 return True
+            if node.operator.norm_with_sum and index == 0:  # of embeddings that it looks up
+                return True
             if node.operator.passes_through:
                 pending.extend(node.outputs)
     return False
@@ -68,39 +72,57 @@ def _is_token_ids(value: Value) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """A residual connection, the sum ``skip + branch`` with a product somewhere in the branch.
+    """A residual connection, the sum ``skip + branch`` with a product or a pooling in the branch.
 
     Attributes:
         add: the node of the sum.
-        skip: the operand that the branch starts from, before any moves.
-        branch: the other operand.
+        total: the sum.
+        skip: the value that both operands start from: the other operand before any moves and
+            scales, or what a ``projected`` one is computed from.
+        branch: the operand with the most in it.
         inside: the values that ``branch`` is computed from, as far back as ``skip``.
         attends: whether there is an attention in the branch.
+        projected: whether the other operand is a product or a pooling of ``skip``, which changes
+            the width or the grid.
     """
 
     add: Node
+    total: Value
     skip: Value
     branch: Value
     inside: frozenset[Value]
     attends: bool
+    projected: bool
 
 
 def residuals(graph: Graph) -> list[Residual]:
     """The residual connections of a graph, in the order of execution."""
     position = {node: index for index, node in enumerate(graph.nodes)}
-    connections = []
+    connections: list[Residual] = []
+    sums: set[Value] = set()
     for node in graph.nodes:
-        operands = node.dynamic_inputs()
-        if node.op != "Add" or len(operands) != 2:
+        if (summed := _summed(node)) is None:
             continue
-        if any(v.shape is None or v.shape != node.output.shape for v in operands):
+        first, second, total = summed
+        if any(v.shape is None or v.shape != node.output.shape for v in (first, second)):
             continue
-        for skip, branch in (operands, operands[::-1]):
-            residual = _residual(node, skip.origin, branch, position)
+        for skip, branch in ((first, second), (second, first)):
+            residual = _residual(node, total, skip, branch, position, sums)
             if residual is not None:
                 connections.append(residual)
+                sums.add(total)
                 break
     return connections
+
+
+def _summed(node: Node) -> tuple[Value, Value, Value] | None:
+    """The two values that a node adds, and the sum; None for any other node."""
+    row, operands = node.operator, node.dynamic_inputs()
+    if node.op == "Add" and len(operands) == 2:
+        return operands[0], operands[1], node.output
+    if row.norm_with_sum == "" or len(operands) < 2 or len(node.outputs) <= row.sum_output:
+        return None
+    return operands[0], operands[1], node.outputs[row.sum_output]
 
 
 def is_attention(node: Node) -> bool:
@@ -124,7 +146,52 @@ def _computed(node: Node) -> set[Value]:
     return {v for v in node.dynamic_inputs() if not v.origin.is_constant}
 
 
-def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) -> Residual | None:
+def _residual(
+    add: Node,
+    total: Value,
+    skip: Value,
+    branch: Value,
+    position: dict[Node, int],
+    sums: AbstractSet[Value],
+) -> Residual | None:
+    """The residual connection of a sum whose operand ``branch`` starts from ``skip``, or from what
+    that is computed from in a few steps. ``sums``: those of the residual connections before it."""
+    for start, projected in _starts(skip):
+        found = _inside(branch, start, position)
+        if found is None:
+            continue
+        inside, nodes = found
+        products = sum(_multiplies(n) or is_attention(n) for n in nodes)
+        attends = any(is_attention(n) for n in nodes)
+        if projected:  # two layers side by side are none, nor are stages that a pyramid adds up
+            block = (products > 1 or attends) and len(inside & sums) < _STAGE
+        else:
+            block = products > 0 or any(_pools(n) for n in nodes)
+        if block:
+            return Residual(add, total, start, branch, inside, attends, projected)
+    return None
+
+
+def _starts(skip: Value) -> Iterator[tuple[Value, bool]]:
+    """What the operand of a sum is computed from by moves, scales, poolings and at most one
+    product, nearest first; whether by more than moves and scales."""
+    value, products, pools = skip.origin, 0, False
+    yield value, False
+    while (node := value.producer) is not None:
+        products += is_product(node)
+        pools |= _pools(node)
+        steps = is_product(node) or _pools(node) or node.operator.norm == "batch_norm"
+        if products > 1 or not (steps or _scales(node)) or not node.dynamic_inputs():
+            return
+        value = node.dynamic_inputs()[0].origin
+        yield value, bool(products) or pools
+
+
+def _inside(
+    branch: Value, skip: Value, position: dict[Node, int]
+) -> tuple[frozenset[Value], set[Node]] | None:
+    """The values and nodes from ``skip`` to ``branch``; None if that does not depend on it, or by
+    more than a block."""
     start = position[skip.producer] if skip.producer else -1
     inside: set[Value] = set()
     nodes: set[Node] = set()
@@ -145,9 +212,19 @@ def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) 
         inside.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    if not closes or not any(_multiplies(n) or is_attention(n) for n in nodes):
-        return None
-    return Residual(add, skip, branch, frozenset(inside), any(is_attention(n) for n in nodes))
+    return (frozenset(inside), nodes) if closes else None
+
+
+def _pools(node: Node) -> bool:
+    """Whether it makes a smaller grid of tokens of theirs, window by window."""
+    return node.operator.pool.startswith("local") or node.operator.pool == "maximum"
+
+
+def _scales(node: Node) -> bool:
+    """A product or sum with a constant, or an amount of padding."""
+    return (node.operator.commutes and len(node.dynamic_inputs()) == 1) or (
+        node.operator.move == "pad"
+    )
 
 
 # -- feed-forward networks -------------------------------------------------------------------------
@@ -173,7 +250,7 @@ def ffn_of(graph: Graph, residuals: Sequence[Residual], site: Site) -> Ffn | Non
     """
     x, y = graph.value(site.input), graph.value(site.output)
     for residual in residuals:
-        is_its = y in residual.inside or x.origin is residual.add.output
+        is_its = y in residual.inside or x.origin is residual.total
         if is_its and not residual.attends:
             second = _last_linear(graph, residual.branch)
             first = None if second is None else _first_linears(graph, second.input, residual)

@@ -37,7 +37,7 @@ class Fused(Pass):
 
     chooser: Chooser | None = field(default=None, repr=False)
 
-    def __call__(self, model: Model) -> NormsWritten:
+    def run(self, model: Model) -> NormsWritten:
         chosen = select_sites(model.sites, self.sites)
         forms = OperatorForms()
         plan = forms.defaults(chosen)

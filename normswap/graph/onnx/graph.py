@@ -31,6 +31,7 @@ from normswap.graph.onnx.evaluate import (
     runtime_runner,
     slice_proto,
 )
+from normswap.graph.onnx.loading import refusal
 from normswap.graph.onnx.nodes import (
     DOMAINS,
     captured_values,
@@ -41,7 +42,7 @@ from normswap.graph.onnx.nodes import (
 )
 from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
-from normswap.graph.onnx.shapes import Types, infer
+from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
 
 _LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
@@ -141,6 +142,8 @@ class OnnxGraph(Graph):
         known = [*read[:1], self._values[str(raw.outputs[0].name)]]
         ranks = [value.rank if value is not None else None for value in known]
         attributes = onnx_ops.attributes(op, own, ranks, constant, data)
+        if "training_mode" in attributes and operator(op).norm:
+            attributes["training_mode"] = onnx_ops.trains(own, self.opset, len(raw.outputs))
         if op == "GatherND":
             indices = read[1]
             depth = indices.shape[-1] if indices is not None and indices.shape else None
@@ -177,6 +180,23 @@ class OnnxGraph(Graph):
 
     def as_attribute(self, number: float) -> float:
         return float(np.float32(number))
+
+    def settle_weights(self) -> list[str]:
+        """In files before IR version 4 every initializer has to be an input, and none can be
+        overridden: they get that version, for new initializers are no inputs."""
+        graph, before = self.model.graph, self.model.ir_version
+        settled = [value for value in graph.inputs if value.name in graph.initializers]
+        for value in settled:
+            graph.inputs.remove(value)
+        if before < INITIALIZERS_ALONE:
+            self.model.ir_version = INITIALIZERS_ALONE
+        if settled:
+            self.version += 1
+            self.prune()
+        return [str(v.name) for v in settled] if before >= INITIALIZERS_ALONE else []
+
+    def load_refusal(self) -> str:
+        return refusal(self.model)
 
     def _types(self) -> Types:
         return {v.name: (v.shape, v.dtype) for v in self._values.values()}

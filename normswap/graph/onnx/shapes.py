@@ -38,7 +38,7 @@ _TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
 _MANY_AXES, _SMALL_SIDES = 6, (4, 2)  # the rank from which on sizes are small, and these
 _TRIED = 200_000  # nodes in all whose shapes are inferred for different sizes
 _CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
-_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
+INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
 _log = logging.getLogger(__name__)
 
 Types = Mapping[str, Type]
@@ -52,7 +52,7 @@ def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
     ``model`` is as ``prepare`` leaves it. ``known`` is taken as it is.
     """
     graph, known = model.graph, known or {}
-    proto = _outline(model, example_shapes(model))
+    proto = outline(model, example_shapes(model))
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     types = {**_inferred(proto, values), **known}
     nodes = SingleNodes(model)
@@ -164,12 +164,12 @@ def _fits(model: ir.Model, shapes: dict[str, Shape]) -> bool:
 # -- ONNX's shape inference -----------------------------------------------------------------------
 
 
-def _outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+def outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
     """The main graph without its recorded shapes and its weights, its inputs at ``shapes``.
 
     Large initializers become inputs.
     """
-    proto = onnx.ModelProto(ir_version=max(model.ir_version, _INITIALIZERS_ALONE))
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, INITIALIZERS_ALONE))
     proto.opset_import.extend(
         onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
     )

@@ -96,9 +96,8 @@ class SingleNodes:
             _log.debug("%s cannot be computed: %s", node.name, error)
             return {}
         written = zip(step.writes, results, strict=True)
-        return {
-            name: array for name, array in written if getattr(array, "size", SMALL + 1) <= SMALL
-        }
+        tensors = {name: array for name, array in written if isinstance(array, np.ndarray)}
+        return {name: array for name, array in tensors.items() if array.size <= SMALL}
 
     def run(
         self, node: ir.Node, types: Mapping[str, Type], arrays: Mapping[str, Array]

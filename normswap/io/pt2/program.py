@@ -23,6 +23,7 @@ from torch._export.serde.serialize import (
 )
 
 from normswap.errors import NormswapError, first_line, quiet
+from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
 from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
 from normswap.io.pt2.deadline import TooLong, deadline
@@ -116,9 +117,14 @@ class _Parts:
             return pickled
         config = self.document(f"{folder}/{self.model}_{kind}_config.json")["config"]
         tensors = {}
+        verified: set[str] = set()
         for name, meta in config.items():
             check_path(name)
-            tensors[name] = self._tensor(f"{folder}/{meta['path_name']}", meta)
+            part = f"{folder}/{meta['path_name']}"
+            if part not in verified:
+                self._verify(part)
+                verified.add(part)
+            tensors[name] = self._tensor(part, meta)
         return tensors
 
     def sample_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -130,6 +136,11 @@ class _Parts:
         if not isinstance(inputs, tuple) or len(inputs) != 2 or not isinstance(inputs[1], dict):
             refuse(self.path, part)
         return inputs
+
+    def _verify(self, part: str) -> None:
+        self.archive.verify(part)
+        start, length = self.archive.span(part)
+        release_pages(self.mapping, start, start + length)
 
     def _tensor(self, part: str, meta: Any) -> torch.Tensor:
         if not meta["use_pickle"]:

@@ -77,6 +77,10 @@ class ChannelMap:
         return bool(np.any(self.shift))
 
     @property
+    def is_finite(self) -> bool:
+        return bool(np.all(np.isfinite(self.linear)) and np.all(np.isfinite(self.shift)))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes along which the map varies, 1 for all others."""
         return np.broadcast_shapes(self.linear.shape[: self.rank], self.shift.shape)
