@@ -57,17 +57,18 @@ def plain(name: object) -> str:
 
 
 @contextlib.contextmanager
-def blaming(name: str, fault: Callable[[], str]) -> Iterator[None]:
+def blaming(name: str, fault: Callable[[], str], short: str = "") -> Iterator[None]:
     """The boundary between what a model's file can cause and errors of our own.
 
-    ``name``: of the file; a NormswapError of the block that lacks it gets it. ``fault``: says why
-    no runtime can run the model, '' where one can. An unexpected error is the file's fault if
-    there is such a reason, and becomes a NormswapError with it. Else it is ours, and passes.
+    ``name``: of the file; a NormswapError of the block that lacks it, and its ``short`` form, gets
+    it. ``fault``: says why no runtime can run the model, '' where one can. If there is such a
+    reason, an unexpected error is the file's fault, and becomes a NormswapError with it. Else it is
+    ours, and passes.
     """
     try:
         yield
     except NormswapError as error:
-        if name in str(error):
+        if name in str(error) or (short and short in str(error)):
             raise
         raise NormswapError(f"{name}: {error}") from error
     except MemoryError as error:

@@ -97,7 +97,7 @@ class Model:
     def blamed(self) -> AbstractContextManager[None]:
         """A block of work on the model: an error that is its file's fault is one line that names
         the file (see ``errors.blaming``)."""
-        return blaming(str(self.path or self.name), self._fault)
+        return blaming(str(self.path or self.name), self._fault, self.name)
 
     def _fault(self) -> str:
         """Why the model does not run on its examples; '' where it does."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.norms.constants import known_constant
 from normswap.norms.formula import Statistics
@@ -15,6 +16,7 @@ from normswap.norms.regions import Region
 
 WHOLE = 20_000_000
 """The most elements (160 MB) that a value may have to be evaluated as a whole."""
+_GROWTH = 16  # by which a value may be larger than the entry of its region
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
@@ -46,6 +48,7 @@ class RegionRunner:
         self.problem = ""
         self._run: Runner | None = None
         try:
+            _check_growth(region)
             self._fixed = [*_known_sizes(graph, region), *averages.values()]
             self._run = graph.slice(inputs, region.exits, np.float64)
         except Exception as error:  # a file may hold any operator, and damage any attribute
@@ -93,6 +96,14 @@ class RegionRunner:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_growth(region: Region) -> None:
+    """Raises NormswapError for a region that makes much more of its entry."""
+    limit = max(WHOLE, _GROWTH * math.prod(region.entry.shape or ()))
+    for value in (v for node in region.nodes for v in node.outputs):
+        if value.shape is not None and math.prod(value.shape) > limit:
+            raise NormswapError(f"'{value.name}' has more than {limit:,} elements")
 
 
 def probe_shapes(region: Region) -> Iterator[tuple[int, ...]]:

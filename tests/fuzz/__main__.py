@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="how many mutants")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after that long")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--save", type=Path, help="a folder for an example of each cause")
     parser.add_argument("--only", type=int, help="the number of one mutant, to look at it")
@@ -33,7 +34,7 @@ def main() -> int:
         return _look_at(made, given.only, given.seed)
     start = time.monotonic()
     shares = [
-        (made, range(job, given.count, given.jobs), given.seed, given.save)
+        (made, range(job, given.count, given.jobs), given.seed, given.save, given.seconds)
         for job in range(given.jobs)
     ]
     with multiprocessing.get_context("fork").Pool(given.jobs) as pool:
@@ -45,7 +46,9 @@ def main() -> int:
             total.first[cause] = min(number, total.first.get(cause, number))
         total.slowest = max(total.slowest, part.slowest)
     seconds = time.monotonic() - start
-    print(f"{given.count} mutants of {len(made)} files in {seconds:.0f} s, seed {given.seed}")
+    print(
+        f"{total.counts.total()} mutants of {len(made)} files in {seconds:.0f} s, seed {given.seed}"
+    )
     print(f"the slowest: number {total.slowest[1]}, {total.slowest[0]:.1f} s")
     for cause, count in sorted(total.counts.items(), key=lambda item: -item[1]):
         print(f"{count:8d}  {cause}  (first: --only {total.first[cause]})")

@@ -47,17 +47,22 @@ class Findings:
 
 
 def fuzz(
-    seeds: Sequence[Seed], numbers: Sequence[int], seed: int, save: Path | None = None
+    seeds: Sequence[Seed],
+    numbers: Sequence[int],
+    seed: int,
+    save: Path | None = None,
+    seconds: float = float("inf"),
 ) -> Findings:
     """Runs the mutants with these ``numbers``, each of which follows from it and from ``seed``.
 
-    ``save``: a folder for the first mutant of each cause.
+    ``save``: a folder for the first mutant of each cause. ``seconds``: after which it ends early.
     """
     warm()
+    end = time.monotonic() + seconds
     findings = Findings()
     pending = list(numbers)
     with tempfile.TemporaryDirectory() as folder:
-        while pending:
+        while pending and time.monotonic() < end:
             done = _child(seeds, pending[:_TOGETHER], seed, Path(folder), findings, save)
             pending = pending[done:]
     return findings

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from normswap import NormswapError, load, locate
+from normswap import NormswapError, fold, fold_affine, load, locate, swap
 from normswap.graph.onnx import single_nodes
 
 NORM = "y = LayerNormalization<axis = -1>(z, gamma) "
@@ -128,6 +128,38 @@ def test_what_is_large_is_not_computed(how: str) -> None:
     text = f"(float[2,3,8] x) => (float[2,3,8] y) {{ {HUGE[how]} {tail} }}"
     model = load(_model(text, **used))
     assert [site.kind for site in locate(model)] == ["layer_norm"]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "w = ConstantOfShape(sizes)",
+        "w = Expand(one, sizes)",
+        "w = Tile(one, sizes)",
+        "f = ConstantOfShape(sizes) w = Transpose(f)",
+        "f = ConstantOfShape(sizes) s = ReduceMax<keepdims = 0>(f) w = Add(s, square)",
+        'f = Einsum<equation = "i,j,k,l,m,n->ijklmn">(v, v, v, v, v, v) '
+        "s = ReduceMax<keepdims = 0>(f) w = Add(s, square)",
+    ],
+)
+def test_a_weight_that_is_computed_and_large_is_no_constant(weight: str) -> None:
+    body = f"{weight} z = Relu(x) l = LayerNormalization(z, gamma) y = MatMul(l, w)"
+    used = {**SIZES, "sizes": np.array([8, 1 << 34]), "square": np.ones((8, 8), np.float32)}
+    constants = {name: array for name, array in used.items() if name in body}
+    model = load(_model(f"(float[2,3,8] x) => (float[2,3,N] y) {{ {body} }}", **constants))
+    assert not model.graph.value("w").is_constant
+    assert len(locate(model)) == 1
+    fold(fold_affine(swap(model, to="rmsnorm").model).model)
+
+
+def test_a_region_that_makes_much_of_its_entry_is_not_evaluated() -> None:
+    body = (
+        "e = Expand(x, sizes) m = ReduceMean<axes = [-1]>(e) d = Sub(e, m) q = Mul(d, d) "
+        "v = ReduceMean<axes = [-1]>(q) r = Sqrt(v) n = Div(d, r) y = ReduceMax<axes = [0]>(n)"
+    )
+    sizes = np.array([1 << 20, 3, 1 << 10])
+    model = load(_model(f"(float[3,1] x) => (float[1,3,K] y) {{ {body} }}", sizes=sizes))
+    assert all(site.input != "x" for site in locate(model))
 
 
 def test_doubled_again_and_again_behind_an_operator_that_inference_does_not_know() -> None:

@@ -10,6 +10,7 @@ the ``Value`` and ``Node`` objects::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -43,6 +44,8 @@ from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
+
+_LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
 
 
 def read_graph(model: ir.Model) -> OnnxGraph:
@@ -84,7 +87,7 @@ class OnnxGraph(Graph):
         for value in [*values.values(), *(v for node in self.nodes for v in node.outputs)]:
             value.producer, value.uses = None, []
         self._values, self._folded, self.nodes = {}, {}, []
-        graph, constants = self.model.graph, constant_values(self.model.graph)
+        graph, constants = self.model.graph, _held_constants(self.model.graph, types)
         fed = [raw for raw in graph.inputs if raw.name not in graph.initializers]
         computed = [raw for node in graph for raw in node.outputs if raw.name]
         for raw in [*fed, *graph.initializers.values(), *computed]:
@@ -355,6 +358,26 @@ class OnnxGraph(Graph):
             if unique in self._values and wanted not in self._values:
                 self._rename(self._values[unique], wanted)
                 del self._wanted_names[unique]
+
+
+def _held_constants(graph: ir.Graph, types: Types) -> set[ir.Value]:
+    """The constants without those that are computed from a few numbers and take more memory than a
+    file may ask for, and without what is computed from these."""
+    constants, large = constant_values(graph), set[ir.Value]()
+    for node in graph:
+        written = [value for value in node.outputs if value.name]
+        if node.outputs[0].const_value is not None or not constants.intersection(written):
+            continue
+        shapes = [types.get(str(value.name), (None, None))[0] for value in written]
+        counts = [None if shape is None else math.prod(shape) for shape in shapes]
+        sized = operator(node.op_type).takes_sizes or operator(node.op_type).product == "einsum"
+        if (
+            not large.isdisjoint([*node.inputs, *captured_values(node)])
+            or any(count is not None and count > _LARGEST_CONSTANT for count in counts)
+            or (sized and None in counts)
+        ):
+            large.update(node.outputs)
+    return constants - large
 
 
 def _reading(node: Node) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from normswap.errors import quiet
 from normswap.graph.graph import Array
 from normswap.graph.onnx import single_nodes
-from normswap.graph.onnx.nodes import captured_values, constant_tensor
+from normswap.graph.onnx.nodes import captured_values, constant_tensor, constant_values
 from normswap.graph.onnx.prepare import forget_shapes
 from normswap.graph.onnx.single_nodes import SMALL, Shape, SingleNodes, Type, numpy_dtype
 from normswap.graph.operators import operator
@@ -343,15 +343,17 @@ def _node_by_node(
     """The types that are still unknown, as far as what each node reads is known."""
     if all(None not in types[str(v.name)] for node in graph for v in node.outputs if v.name):
         return {}
-    constants = graph.initializers.values()
-    all_types: dict[str, Type] = {str(v.name): _type_of_constant(v) for v in constants}
+    held = graph.initializers.values()
+    all_types: dict[str, Type] = {str(v.name): _type_of_constant(v) for v in held}
     all_types |= types
+    constants = constant_values(graph)
     shapes = {name: shape for name, (shape, _) in all_types.items()}
     found: dict[str, Type] = {}
     for node in graph:
         sizes.compute(node, shapes)
         unknown = {str(v.name) for v in node.outputs if v.name and None in all_types[str(v.name)]}
-        for how in (nodes.inferred, nodes.run):
+        fixed = node.outputs[0] in constants  # what it is does not follow from zeros
+        for how in (nodes.inferred,) if fixed else (nodes.inferred, nodes.run):
             if unknown:
                 results = how(node, all_types, sizes.read_by(node))
                 known = {n: t for n, t in results.items() if n in unknown and None not in t}

@@ -114,8 +114,11 @@ class ChannelMap:
         if self.axis is None:
             return 1.0
         matrix = np.moveaxis(self.linear, self.axis, -2)
-        lengths = np.linalg.norm(matrix, axis=-1, keepdims=True)
-        return float(np.max(np.linalg.cond(matrix / lengths)))
+        with np.errstate(all="ignore"):
+            scaled = matrix / np.linalg.norm(matrix, axis=-1, keepdims=True)
+        if not np.all(np.isfinite(scaled)):  # a row of zeros, or what a file may hold
+            return float("inf")
+        return float(np.max(np.linalg.cond(scaled)))
 
     def inverted(self) -> ChannelMap:
         """x = A^-1 y - A^-1 t. Raises Refusal for a map that came without its inverse."""
