@@ -17,7 +17,7 @@ from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.site import Site
 
 _BLOCK = 1000  # operators in the branch of a residual connection, at most
-_STAGE = 2  # residual connections inside another one that make it no block
+_STAGE = 2  # residual connections inside another one that make it a skip around a stage
 _IMAGE_RANK = 4
 
 
@@ -80,10 +80,11 @@ class Residual:
         skip: the value that both operands start from: the other operand before any moves and
             scales, or what a ``projected`` one is computed from.
         branch: the operand with the most in it.
-        inside: the values that ``branch`` is computed from, as far back as ``skip``.
+        inside: the values that depend on ``skip`` and that ``branch`` is computed from.
         attends: whether there is an attention in the branch.
         projected: whether the other operand is a product or a pooling of ``skip``, which changes
             the width or the grid.
+        is_block: whether it is of one block; a long skip around several blocks is not.
     """
 
     add: Node
@@ -93,6 +94,7 @@ class Residual:
     inside: frozenset[Value]
     attends: bool
     projected: bool
+    is_block: bool
 
 
 def residuals(graph: Graph) -> list[Residual]:
@@ -163,12 +165,13 @@ def _residual(
         inside, nodes = found
         products = sum(_multiplies(n) or is_attention(n) for n in nodes)
         attends = any(is_attention(n) for n in nodes)
+        is_block = len(inside & sums) < _STAGE
         if projected:  # two layers side by side are none, nor are stages that a pyramid adds up
-            block = (products > 1 or attends) and len(inside & sums) < _STAGE
+            closes = (products > 1 or attends) and is_block
         else:
-            block = products > 0 or any(_pools(n) for n in nodes)
-        if block:
-            return Residual(add, total, start, branch, inside, attends, projected)
+            closes = products > 0 or any(_pools(n) for n in nodes)
+        if closes:
+            return Residual(add, total, start, branch, inside, attends, projected, is_block)
     return None
 
 
@@ -191,9 +194,9 @@ def _inside(
     branch: Value, skip: Value, position: dict[Node, int]
 ) -> tuple[frozenset[Value], set[Node]] | None:
     """The values and nodes from ``skip`` to ``branch``; None if that does not depend on it, or by
-    more than a block."""
+    too much to look at."""
     start = position[skip.producer] if skip.producer else -1
-    inside: set[Value] = set()
+    before: set[Value] = set()
     nodes: set[Node] = set()
     closes = False
     pending = [branch]
@@ -203,16 +206,23 @@ def _inside(
         if value is skip or value.origin is skip:
             closes = True
             continue
-        if value in inside or node is None or position[node] < start:
+        if value in before or node is None or position[node] < start:
             continue
         if node.operator.reads_sizes_only:
             continue
-        if len(inside) > _BLOCK:
+        if len(before) > _BLOCK:
             return None
-        inside.add(value)
+        before.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    return (frozenset(inside), nodes) if closes else None
+    if not closes:
+        return None
+    inside, own = {skip}, set[Node]()
+    for node in sorted(nodes, key=position.__getitem__):
+        if any(v in inside or v.origin is skip for v in node.dynamic_inputs()):
+            inside.update(v for v in node.outputs if v in before)
+            own.add(node)
+    return frozenset(inside - {skip}), own
 
 
 def _pools(node: Node) -> bool:

@@ -221,7 +221,7 @@ TRANSFORMERS: dict[str, tuple[str, Options]] = {
     "MPNetModel": ("text", {}),
     "MT5EncoderModel": ("text", {}),
     "MarianModel": ("text decoder", {}),
-    "Mask2FormerModel": ("image", {}),
+    "Mask2FormerModel": ("image", {"decoder_layers": 3}),
     "MegatronBertModel": ("text", {}),
     "MistralModel": ("text", {}),
     "MobileBertModel": ("text", {"intra_bottleneck_size": 32, "true_hidden_size": 32}),
