@@ -31,8 +31,8 @@ class _Structure:
         self.residuals = residuals(graph)
         self.by_sum = {r.total: r for r in self.residuals}
         self.forks = {r.skip: r for r in self.residuals if r.projected}
-        self.parts = {graph.value(s.input) for s in sites}
-        self.parts |= {r.total for r in self.residuals if r.is_block}
+        self.inputs = {graph.value(s.input) for s in sites}
+        self.blocks = {r.total for r in self.residuals if r.is_block}
         self.streams = {r.skip for r in self.residuals}
         self.norms = {graph.value(s.output).origin: graph.value(s.input).origin for s in sites}
         self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
@@ -50,7 +50,7 @@ class _Structure:
         fork = None if _comes_from_product(x) else self._fork_behind(y)
         if fork is not None:
             return "pre_attention" if fork.attends else "pre_mlp"
-        residual = self.by_sum.get(x.origin)
+        residual = self.by_sum.get(y) or self.by_sum.get(x.origin)
         if residual is not None and self._is_post_norm(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
         products = self._products_to_stream(y)
@@ -101,8 +101,9 @@ class _Structure:
                 reads = [] if node.operator.reads_sizes_only else node.outputs
                 pending += (fresh := [v for v in reads if v not in behind])
                 behind.update(fresh)
-        of_tokens = any(_extent(v) > 1 for v in self.parts)
-        parts = [v for v in self.parts if not (of_tokens and v.shape and _extent(v) < 2)]
+        parts = self.inputs | (self.blocks - {y})
+        if any(_extent(v) > 1 for v in parts):
+            parts = {v for v in parts if v.shape is None or _extent(v) > 1}
         return behind.isdisjoint(parts) and not behind.isdisjoint(self.graph.outputs)
 
     def _is_post_norm(self, residual: Residual, y: Value) -> bool:

@@ -118,13 +118,15 @@ def residuals(graph: Graph) -> list[Residual]:
 
 
 def _summed(node: Node) -> tuple[Value, Value, Value] | None:
-    """The two values that a node adds, and the sum; None for any other node."""
+    """The two values that a node adds, and the sum, or its norm where the node yields no other;
+    None for any other node."""
     row, operands = node.operator, node.dynamic_inputs()
     if node.op == "Add" and len(operands) == 2:
         return operands[0], operands[1], node.output
-    if row.norm_with_sum == "" or len(operands) < 2 or len(node.outputs) <= row.sum_output:
+    if not row.norm_with_sum or len(operands) < 2:
         return None
-    return operands[0], operands[1], node.outputs[row.sum_output]
+    sums = [v for v in node.outputs[row.sum_output : row.sum_output + 1] if v.uses]
+    return operands[0], operands[1], (*sums, node.output)[0]
 
 
 def is_attention(node: Node) -> bool:
@@ -198,6 +200,7 @@ def _inside(
     start = position[skip.producer] if skip.producer else -1
     before: set[Value] = set()
     nodes: set[Node] = set()
+    norms: set[Value] = set()  # of ``skip``, by the operator that computes it
     closes = False
     pending = [branch]
     while pending:
@@ -205,6 +208,9 @@ def _inside(
         node = value.producer
         if value is skip or value.origin is skip:
             closes = True
+            continue
+        if node is skip.producer and node is not None and node.operator.norm_with_sum:
+            norms.add(value)
             continue
         if value in before or node is None or position[node] < start:
             continue
@@ -215,9 +221,9 @@ def _inside(
         before.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    if not closes:
+    if not closes and not norms:
         return None
-    inside, own = {skip}, set[Node]()
+    inside, own = {skip, *norms}, set[Node]()
     for node in sorted(nodes, key=position.__getitem__):
         if any(v in inside or v.origin is skip for v in node.dynamic_inputs()):
             inside.update(v for v in node.outputs if v in before)
