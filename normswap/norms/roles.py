@@ -72,7 +72,8 @@ class _Structure:
             return "query_key"
         if _ends(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
-        if _convolves(x, residual.skip):
+        inner = residual.projected and self._is_normalised(residual.skip)
+        if _convolves(x, residual.skip) and not inner:
             return "pre_attention" if residual.attends else "pre_mlp"
         return "other"
 
@@ -105,6 +106,13 @@ class _Structure:
         if any(_extent(v) > 1 for v in parts):
             parts = {v for v in parts if v.shape is None or _extent(v) > 1}
         return behind.isdisjoint(parts) and not behind.isdisjoint(self.graph.outputs)
+
+    def _is_normalised(self, value: Value) -> bool:
+        """Whether it is an activation of a norm."""
+        value = value.origin
+        while value.producer is not None and value.producer.operator.activation:
+            value = value.producer.data_input().origin
+        return value in self.norms
 
     def _is_post_norm(self, residual: Residual, y: Value) -> bool:
         """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm

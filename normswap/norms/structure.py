@@ -6,8 +6,7 @@ Read from the graph alone: nothing depends on the names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +100,7 @@ def residuals(graph: Graph) -> list[Residual]:
     """The residual connections of a graph, in the order of execution."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     connections: list[Residual] = []
-    sums: set[Value] = set()
+    sums: dict[Value, Residual] = {}
     for node in graph.nodes:
         if (summed := _summed(node)) is None:
             continue
@@ -112,7 +111,7 @@ def residuals(graph: Graph) -> list[Residual]:
             residual = _residual(node, total, skip, branch, position, sums)
             if residual is not None:
                 connections.append(residual)
-                sums.add(total)
+                sums[total] = residual
                 break
     return connections
 
@@ -156,18 +155,20 @@ def _residual(
     skip: Value,
     branch: Value,
     position: dict[Node, int],
-    sums: AbstractSet[Value],
+    sums: Mapping[Value, Residual],
 ) -> Residual | None:
     """The residual connection of a sum whose operand ``branch`` starts from ``skip``, or from what
-    that is computed from in a few steps. ``sums``: those of the residual connections before it."""
-    for start, projected in _starts(skip):
+    that is computed from in a few steps. ``sums``: the residual connections before it by their
+    sums, from one of which a branch may start as well (attention and MLP side by side)."""
+    beside = [(sums[skip.origin].skip, False)] if skip.origin in sums else []
+    for start, projected in (*_starts(skip), *beside):
         found = _inside(branch, start, position)
         if found is None:
             continue
         inside, nodes = found
         products = sum(_multiplies(n) or is_attention(n) for n in nodes)
         attends = any(is_attention(n) for n in nodes)
-        is_block = len(inside & sums) < _STAGE
+        is_block = len(inside & sums.keys()) < _STAGE
         if projected:  # two layers side by side are none, nor are stages that a pyramid adds up
             closes = (products > 1 or attends) and is_block
         else:

@@ -372,6 +372,19 @@ def test_a_group_norm_over_reshaped_rows(rows: str, into: str, affine: str) -> N
         np.testing.assert_array_equal(site.bias, BETA)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_group_norm_with_its_channels_last(affine: bool) -> None:
+    """As Keras has it: over height, width and the channels of a group."""
+    inner = ROWS["spelled"].replace("axes = [-1]", "axes = [1, 2, 4]")
+    behind = "z = Mul(k, gamma) y = Add(z, beta)" if affine else "y = Identity(k)"
+    body = f"r = Reshape(x, into) {inner} shape = Shape(x) k = Reshape(n, shape) {behind}"
+    text = f"(float[B,{H},{W},{C}] x) => (float[B,{H},{W},{C}] y) {{ {body} }}"
+    site = _one(locate(_graph(text, into=np.array([-1, H, W, G, C // G]))))
+    assert (site.kind, site.groups, site.axes, site.input) == ("group_norm", G, (1, 2, 3), "x")
+    if affine:
+        np.testing.assert_array_equal(site.weight, GAMMA)
+
+
 @pytest.mark.parametrize("rows", ["spelled", "operator"])
 @pytest.mark.parametrize(
     "behind", ["y = Reshape(n, back)", "k = Mul(n, gamma) y = Reshape(k, back)"]

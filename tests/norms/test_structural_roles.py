@@ -134,6 +134,19 @@ class _PooledBranch(_Base):
         return z
 
 
+class _SideBySide(_Base):
+    """GPT-NeoX, Cohere: attention and MLP read the same stream, one sum after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.mlp = _Attention(), _Mlp()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.first(tokens)
+        y: Tensor = self.head(self.norm(x + self.attention(self.n(x)) + self.mlp(self.m(x))))
+        return y
+
+
 class _OtherStream(_Base):
     """TNT, CrossViT: one stream is normalised, projected and added to another."""
 
@@ -212,33 +225,55 @@ class _Dense(nn.Module):
 
 PLAIN = {"first.a": "pre_attention", "first.b": "pre_mlp", "norm": "final"}
 BLOCKS = {**PLAIN, "last.a": "pre_attention", "last.b": "pre_mlp"}
-STRUCTURES: list[tuple[type[nn.Module], dict[str, str]]] = [
-    (_ProjectedSkip, {**BLOCKS, "n": "pre_attention"}),
-    (_PooledSkip, {**BLOCKS, "n": "pre_mlp"}),
-    (_ScaledSkip, {**BLOCKS, "n": "pre_attention", "m": "pre_mlp"}),
-    (_ClassAttention, {**BLOCKS, "n": "pre_attention", "m": "pre_mlp"}),
-    (_PooledBranch, {**BLOCKS, "n": "pre_mlp", "m": "pre_mlp"}),
-    (_OtherStream, {**BLOCKS, "n": "other", "m": "other"}),
-    (_LongSkip, {**BLOCKS, "n": "embedding"}),
-    (_MaskedEmbedding, {**BLOCKS, "n": "embedding"}),
-    (_HeadWithNorm, {"first.a": "pre_attention", "first.b": "pre_mlp", "n": "final", "m": "other"}),
-    (_Decoder, {**BLOCKS, "n": "other", "m": "pre_attention"}),
-    (_Dense, {"a": "other", "b": "other", "c": "final"}),
-]
+STRUCTURES: dict[type[nn.Module], dict[str, str]] = {
+    _ProjectedSkip: {**BLOCKS, "n": "pre_attention"},
+    _PooledSkip: {**BLOCKS, "n": "pre_mlp"},
+    _ScaledSkip: {**BLOCKS, "n": "pre_attention", "m": "pre_mlp"},
+    _ClassAttention: {**BLOCKS, "n": "pre_attention", "m": "pre_mlp"},
+    _PooledBranch: {**BLOCKS, "n": "pre_mlp", "m": "pre_mlp"},
+    _SideBySide: {**PLAIN, "n": "pre_attention", "m": "pre_mlp"},
+    _OtherStream: {**BLOCKS, "n": "other", "m": "other"},
+    _LongSkip: {**BLOCKS, "n": "embedding"},
+    _MaskedEmbedding: {**BLOCKS, "n": "embedding"},
+    _HeadWithNorm: {
+        "first.a": "pre_attention", "first.b": "pre_mlp", "n": "final", "m": "other",
+    },
+    _Decoder: {**BLOCKS, "n": "other", "m": "pre_attention"},
+}  # fmt: skip
 
 
-def _roles(module: nn.Module, *inputs: Tensor) -> dict[str, str]:
-    return {s.name: s.role for s in ns.locate(ns.load(module.eval(), example_inputs=inputs))}
+class _All(nn.Module):
+    """All structures, so that they are captured once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for structure in STRUCTURES:
+            self.add_module(structure.__name__, structure())
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        return tuple(structure(tokens) for structure in self.children())
 
 
-@pytest.mark.parametrize(
-    ("structure", "wanted"), STRUCTURES, ids=[s.__name__ for s, _ in STRUCTURES]
-)
+def _roles(module: nn.Module) -> dict[str, str]:
+    model = ns.load(module.eval(), example_inputs=torch.randn(2, 6, D))
+    return {site.name: site.role for site in ns.locate(model)}
+
+
+@pytest.fixture(scope="module")
+def roles() -> dict[str, str]:
+    return _roles(_All())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_norms_are_called_by_what_reads_and_writes_them(
-    structure: type[nn.Module], wanted: dict[str, str]
+    structure: type[nn.Module], roles: dict[str, str]
 ) -> None:
-    roles = _roles(structure(), torch.randn(2, 6, D))
-    assert {name: role for name, role in roles.items() if name in wanted} == wanted
+    wanted = STRUCTURES[structure]
+    assert {name: roles[f"{structure.__name__}.{name}"] for name in wanted} == wanted
+
+
+def test_norms_without_any_residual_sum() -> None:
+    assert _roles(_Dense()) == {"a": "other", "b": "other", "c": "final"}
 
 
 # -- the architectures that have them --------------------------------------------------------------
