@@ -332,6 +332,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("aten.amax.default", pool="maximum"),
     Operator("aten.avg_pool*", pool="local mean"),
     Operator("aten.linalg_vector_norm*", statistic="norm", root="inside"),
+    Operator("aten.max.dim", pool="maximum"),
     Operator("aten.max_pool*", pool="local maximum"),
     Operator("aten.norm.*", statistic="norm", root="inside"),
     Operator("aten.std*", statistic="deviation", root="inside", rowwise=True),

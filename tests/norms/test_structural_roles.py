@@ -314,6 +314,10 @@ ARCHITECTURES: dict[str, RoleTable] = {
         ("*.pre_norm", "pre_mlp"), ("*", "other"),
     ),
     "timm repvit_m0_9": (("head.*", "final"), ("*.bn", "[!f]*")),
+    "hf HieraModel": (
+        ("*.layernorm_before", "pre_attention"), ("*.layernorm_after", "pre_mlp"),
+        ("model.pooler.layernorm", "final"),
+    ),
     "hf Swin2SRModel": (
         ("*.patch_embeddings.layernorm", "embedding"), ("*_before", "post_attention"),
         ("*_after", "post_mlp"), ("model.layernorm", "final"),
