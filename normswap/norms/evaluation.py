@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.norms.constants import known_constant
 from normswap.norms.formula import Statistics
@@ -52,7 +52,7 @@ class RegionRunner:
             self._fixed = [*_known_sizes(graph, region), *averages.values()]
             self._run = graph.slice(inputs, region.exits, np.float64)
         except Exception as error:  # a file may hold any operator, and damage any attribute
-            self.problem = _first_line(error)
+            self.problem = first_line(error)
 
     def __call__(self, probes: Array) -> list[Array | None]:
         """Each exit for each of ``probes`` [n, *shape]; None for one of another shape or dtype.
@@ -81,7 +81,7 @@ class RegionRunner:
             with np.errstate(all="ignore"):
                 return [self._run([probe, *self._fixed]) for probe in probes]
         except Exception as error:  # an operator may raise anything on shapes it does not take
-            self.problem = _first_line(error)
+            self.problem = first_line(error)
             return None
 
     @property
@@ -92,10 +92,6 @@ class RegionRunner:
     @property
     def is_rowwise(self) -> bool:
         return all(node.operator.rowwise for node in self.region.nodes)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_growth(region: Region) -> None:

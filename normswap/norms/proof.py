@@ -140,7 +140,7 @@ def _values(probes: Probes, index: int) -> dict[str, Array] | str:
 def _affine_axes(statistics: Statistics, rank: int) -> list[tuple[int, ...]]:
     """The axes that weight and bias may depend on: those of the norm, or the channels."""
     if statistics.groups is not None:
-        return [(1,)]
+        return [(statistics.channels,)]
     channels = [(1,)] if rank > 2 and statistics.centred and 1 not in statistics.axes else []
     return [statistics.axes, *channels]
 
@@ -257,10 +257,11 @@ def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistic
         return _BATCH
     choices = [Statistics(axes, True), Statistics(axes, False)]
     if rank > 1 and axes == tuple(range(1, rank)):
-        first, last, size = int(positions[1][0]), int(positions[1][-1]), changed.shape[2]
-        span = last - first + 1
-        if span < size and size % span == 0 and nudged_at[1] // span == first // span:
-            choices.insert(0, Statistics(axes, True, groups=size // span))
+        for channels in dict.fromkeys((rank - 1, 1)):
+            first, last = int(positions[channels][0]), int(positions[channels][-1])
+            size, span = changed.shape[channels + 1], last - first + 1
+            if span < size and size % span == 0 and nudged_at[channels] // span == first // span:
+                choices.insert(0, Statistics(axes, True, size // span, channels))
     return choices
 
 

@@ -31,14 +31,15 @@ class _Structure:
         self.residuals = residuals(graph)
         self.by_sum = {r.total: r for r in self.residuals}
         self.forks = {r.skip: r for r in self.residuals if r.projected}
-        self.parts = {graph.value(s.input) for s in sites} | set(self.by_sum)
+        self.inputs = {graph.value(s.input) for s in sites}
+        self.blocks = {r.total for r in self.residuals if r.is_block}
         self.streams = {r.skip for r in self.residuals}
         self.norms = {graph.value(s.output).origin: graph.value(s.input).origin for s in sites}
         self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
         self.behind_sums = graph.descendants(self.by_sum)
         self.around: dict[Value, list[Residual]] = {}
         outputs = {graph.value(site.output) for site in sites}
-        for residual in self.residuals:
+        for residual in (r for r in self.residuals if r.is_block):
             for value in residual.inside & outputs:
                 self.around.setdefault(value, []).append(residual)
 
@@ -49,7 +50,7 @@ class _Structure:
         fork = None if _comes_from_product(x) else self._fork_behind(y)
         if fork is not None:
             return "pre_attention" if fork.attends else "pre_mlp"
-        residual = self.by_sum.get(x.origin)
+        residual = self.by_sum.get(y) or self.by_sum.get(x.origin)
         if residual is not None and self._is_post_norm(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
         products = self._products_to_stream(y)
@@ -58,7 +59,7 @@ class _Structure:
                 return "embedding"
             between = x in self.behind_sums and (products or _comes_from_product(x))
             return "downsample" if between else "other"
-        return "final" if self._is_stream_end(x) and not self._continues(y) else "other"
+        return "final" if self._is_stream_end(x) and self._is_read_by_a_head(y) else "other"
 
     def _role_inside(self, x: Value, y: Value) -> str:
         """That of a norm in the branch of a residual connection."""
@@ -71,7 +72,8 @@ class _Structure:
             return "query_key"
         if _ends(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
-        if _convolves(x, residual.skip):
+        inner = residual.projected and self._is_normalised(residual.skip)
+        if _convolves(x, residual.skip) and not inner:
             return "pre_attention" if residual.attends else "pre_mlp"
         return "other"
 
@@ -91,20 +93,26 @@ class _Structure:
                     pending.extend(node.outputs)
         return None
 
-    def _continues(self, y: Value) -> bool:
-        """Whether more of the network follows than a head: a norm or a residual connection that
-        depends on ``y``. One of a single token belongs to a head that pools them."""
+    def _is_read_by_a_head(self, y: Value) -> bool:
+        """Whether the model's outputs depend on ``y`` and no norm and no block does. One of a
+        single token belongs to a head that pools them."""
         behind, pending = {y}, [y]
         while pending:
             for node in pending.pop().readers:
                 reads = [] if node.operator.reads_sizes_only else node.outputs
                 pending += (fresh := [v for v in reads if v not in behind])
                 behind.update(fresh)
-        of_tokens = any(_extent(v) > 1 for v in self.parts)
-        return any(
-            v in behind and not (of_tokens and v.shape is not None and _extent(v) < 2)
-            for v in self.parts
-        )
+        parts = self.inputs | (self.blocks - {y})
+        if any(_extent(v) > 1 for v in parts):
+            parts = {v for v in parts if v.shape is None or _extent(v) > 1}
+        return behind.isdisjoint(parts) and not behind.isdisjoint(self.graph.outputs)
+
+    def _is_normalised(self, value: Value) -> bool:
+        """Whether it is an activation of a norm."""
+        value = value.origin
+        while value.producer is not None and value.producer.operator.activation:
+            value = value.producer.data_input().origin
+        return value in self.norms
 
     def _is_post_norm(self, residual: Residual, y: Value) -> bool:
         """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm
@@ -129,7 +137,12 @@ class _Structure:
             for node in value.readers:
                 if is_product(node) and not products:
                     pending.append((node.output, 1))
-                elif node.operator.passes_through or _selects(node) or _shifts(node):
+                elif (
+                    node.operator.passes_through
+                    or _selects(node)
+                    or _shifts(node)
+                    or _masks(node, value)
+                ):
                     pending.extend((out, products) for out in node.outputs)
         return None
 
@@ -173,6 +186,13 @@ def _extent(value: Value) -> int:
 def _shifts(node: Node) -> bool:
     """A sum or product with a constant: a bias, a position embedding, a LayerScale."""
     return node.operator.commutes and len(node.dynamic_inputs()) == 1
+
+
+def _masks(node: Node, value: Value) -> bool:
+    """A product with a number for each token, which the graph computes."""
+    others = [v for v in node.dynamic_inputs() if v is not value]
+    numbers = len(others) == 1 and others[0].shape and others[0].shape[-1] == 1
+    return node.op == "Mul" and bool(numbers) and node.output.shape == value.shape
 
 
 def _selects(node: Node) -> bool:

@@ -6,8 +6,7 @@ Read from the graph alone: nothing depends on the names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.site import Site
 
 _BLOCK = 1000  # operators in the branch of a residual connection, at most
-_STAGE = 2  # residual connections inside another one that make it no block
+_STAGE = 2  # residual connections inside another one that make it a skip around a stage
 _IMAGE_RANK = 4
 
 
@@ -80,10 +79,11 @@ class Residual:
         skip: the value that both operands start from: the other operand before any moves and
             scales, or what a ``projected`` one is computed from.
         branch: the operand with the most in it.
-        inside: the values that ``branch`` is computed from, as far back as ``skip``.
+        inside: the values that depend on ``skip`` and that ``branch`` is computed from.
         attends: whether there is an attention in the branch.
         projected: whether the other operand is a product or a pooling of ``skip``, which changes
             the width or the grid.
+        is_block: whether it is of one block; a long skip around several blocks is not.
     """
 
     add: Node
@@ -93,13 +93,14 @@ class Residual:
     inside: frozenset[Value]
     attends: bool
     projected: bool
+    is_block: bool
 
 
 def residuals(graph: Graph) -> list[Residual]:
     """The residual connections of a graph, in the order of execution."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     connections: list[Residual] = []
-    sums: set[Value] = set()
+    sums: dict[Value, Residual] = {}
     for node in graph.nodes:
         if (summed := _summed(node)) is None:
             continue
@@ -110,19 +111,21 @@ def residuals(graph: Graph) -> list[Residual]:
             residual = _residual(node, total, skip, branch, position, sums)
             if residual is not None:
                 connections.append(residual)
-                sums.add(total)
+                sums[total] = residual
                 break
     return connections
 
 
 def _summed(node: Node) -> tuple[Value, Value, Value] | None:
-    """The two values that a node adds, and the sum; None for any other node."""
+    """The two values that a node adds, and the sum, or its norm where the node yields no other;
+    None for any other node."""
     row, operands = node.operator, node.dynamic_inputs()
     if node.op == "Add" and len(operands) == 2:
         return operands[0], operands[1], node.output
-    if row.norm_with_sum == "" or len(operands) < 2 or len(node.outputs) <= row.sum_output:
+    if not row.norm_with_sum or len(operands) < 2:
         return None
-    return operands[0], operands[1], node.outputs[row.sum_output]
+    sums = [v for v in node.outputs[row.sum_output : row.sum_output + 1] if v.uses]
+    return operands[0], operands[1], (*sums, node.output)[0]
 
 
 def is_attention(node: Node) -> bool:
@@ -152,23 +155,26 @@ def _residual(
     skip: Value,
     branch: Value,
     position: dict[Node, int],
-    sums: AbstractSet[Value],
+    sums: Mapping[Value, Residual],
 ) -> Residual | None:
     """The residual connection of a sum whose operand ``branch`` starts from ``skip``, or from what
-    that is computed from in a few steps. ``sums``: those of the residual connections before it."""
-    for start, projected in _starts(skip):
+    that is computed from in a few steps. ``sums``: the residual connections before it by their
+    sums, from one of which a branch may start as well (attention and MLP side by side)."""
+    beside = [(sums[skip.origin].skip, False)] if skip.origin in sums else []
+    for start, projected in (*_starts(skip), *beside):
         found = _inside(branch, start, position)
         if found is None:
             continue
         inside, nodes = found
         products = sum(_multiplies(n) or is_attention(n) for n in nodes)
         attends = any(is_attention(n) for n in nodes)
+        is_block = len(inside & sums.keys()) < _STAGE
         if projected:  # two layers side by side are none, nor are stages that a pyramid adds up
-            block = (products > 1 or attends) and len(inside & sums) < _STAGE
+            closes = (products > 1 or attends) and is_block
         else:
-            block = products > 0 or any(_pools(n) for n in nodes)
-        if block:
-            return Residual(add, total, start, branch, inside, attends, projected)
+            closes = products > 0 or any(_pools(n) for n in nodes)
+        if closes:
+            return Residual(add, total, start, branch, inside, attends, projected, is_block)
     return None
 
 
@@ -191,10 +197,11 @@ def _inside(
     branch: Value, skip: Value, position: dict[Node, int]
 ) -> tuple[frozenset[Value], set[Node]] | None:
     """The values and nodes from ``skip`` to ``branch``; None if that does not depend on it, or by
-    more than a block."""
+    too much to look at."""
     start = position[skip.producer] if skip.producer else -1
-    inside: set[Value] = set()
+    before: set[Value] = set()
     nodes: set[Node] = set()
+    norms: set[Value] = set()  # of ``skip``, by the operator that computes it
     closes = False
     pending = [branch]
     while pending:
@@ -203,16 +210,26 @@ def _inside(
         if value is skip or value.origin is skip:
             closes = True
             continue
-        if value in inside or node is None or position[node] < start:
+        if node is skip.producer and node is not None and node.operator.norm_with_sum:
+            norms.add(value)
+            continue
+        if value in before or node is None or position[node] < start:
             continue
         if node.operator.reads_sizes_only:
             continue
-        if len(inside) > _BLOCK:
+        if len(before) > _BLOCK:
             return None
-        inside.add(value)
+        before.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    return (frozenset(inside), nodes) if closes else None
+    if not closes and not norms:
+        return None
+    inside, own = {skip, *norms}, set[Node]()
+    for node in sorted(nodes, key=position.__getitem__):
+        if any(v in inside or v.origin is skip for v in node.dynamic_inputs()):
+            inside.update(v for v in node.outputs if v in before)
+            own.add(node)
+    return frozenset(inside - {skip}), own
 
 
 def _pools(node: Node) -> bool:

@@ -183,6 +183,29 @@ def test_a_norm_of_looked_up_embeddings_is_an_embedding_norm() -> None:
     assert "embeddings" in site.fixed
 
 
+@pytest.mark.parametrize("post", [False, True])
+def test_norms_of_sums_have_their_roles(post: bool) -> None:
+    """Two MLPs as ONNX Runtime writes them, with norms before them or behind."""
+    op = "com.microsoft.SkipLayerNormalization"
+    mlp = "{0}1 = MatMul({1}, w) {0}2 = Relu({0}1) {0}3 = MatMul({0}2, w) "
+    body = (
+        "x = MatMul(ids, w) "
+        + ("" if post else "n = LayerNormalization(x, gamma) ")
+        + mlp.format("p", "x" if post else "n")
+        + (f"a = {op}(x, p3, gamma) " if post else f"m, , , t = {op}(x, p3, gamma) ")
+        + mlp.format("q", "a" if post else "m")
+        + (f"b = {op}(a, q3, gamma) " if post else f"f = {op}(t, q3, gamma) ")
+        + f"y = MatMul({'b' if post else 'f'}, w)"
+    )
+    text = f"(float[2,4,{C}] ids) => (float[2,4,{C}] y) {{ {body} }}"
+    location = locate(_with_domain(text, "com.microsoft", w=np.eye(C, dtype=np.float32)))
+    roles = {site.output: site.role for site in location.sites}
+    if post:
+        assert roles == {"a": "post_mlp", "b": "post_mlp"}
+    else:
+        assert roles == {"n": "pre_mlp", "m": "pre_mlp", "f": "final"}
+
+
 @pytest.mark.parametrize("op", ["GroupNorm", "SkipGroupNorm"])
 def test_group_norms_of_onnx_runtime(op: str) -> None:
     reads = "x, gamma, beta" if op == "GroupNorm" else "x, gamma, beta, x"
@@ -347,6 +370,19 @@ def test_a_group_norm_over_reshaped_rows(rows: str, into: str, affine: str) -> N
     if affine == "affine":
         np.testing.assert_array_equal(site.weight, GAMMA)
         np.testing.assert_array_equal(site.bias, BETA)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_group_norm_with_its_channels_last(affine: bool) -> None:
+    """As Keras has it: over height, width and the channels of a group."""
+    inner = ROWS["spelled"].replace("axes = [-1]", "axes = [1, 2, 4]")
+    behind = "z = Mul(k, gamma) y = Add(z, beta)" if affine else "y = Identity(k)"
+    body = f"r = Reshape(x, into) {inner} shape = Shape(x) k = Reshape(n, shape) {behind}"
+    text = f"(float[B,{H},{W},{C}] x) => (float[B,{H},{W},{C}] y) {{ {body} }}"
+    site = _one(locate(_graph(text, into=np.array([-1, H, W, G, C // G]))))
+    assert (site.kind, site.groups, site.axes, site.input) == ("group_norm", G, (1, 2, 3), "x")
+    if affine:
+        np.testing.assert_array_equal(site.weight, GAMMA)
 
 
 @pytest.mark.parametrize("rows", ["spelled", "operator"])

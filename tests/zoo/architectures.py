@@ -195,8 +195,8 @@ TRANSFORMERS: dict[str, tuple[str, Options]] = {
     "FNetModel": ("text", {}),
     "FalconModel": ("text", {}),
     "FocalNetModel": ("image", {"embed_dim": 16, "depths": [1, 1, 1, 1]}),
-    "GLPNModel": ("image", {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1],
-                            "num_attention_heads": [1, 1, 2, 2]}),
+    "GLPNModel": ("image", {"image_size": 64, "hidden_sizes": [16, 16, 32, 32],
+                            "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2]}),
     "GPT2Model": ("text", {}),
     "GPTBigCodeModel": ("text", {}),
     "GPTJModel": ("text", {}),
@@ -221,7 +221,7 @@ TRANSFORMERS: dict[str, tuple[str, Options]] = {
     "MPNetModel": ("text", {}),
     "MT5EncoderModel": ("text", {}),
     "MarianModel": ("text decoder", {}),
-    "Mask2FormerModel": ("image", {}),
+    "Mask2FormerModel": ("image", {"decoder_layers": 3}),
     "MegatronBertModel": ("text", {}),
     "MistralModel": ("text", {}),
     "MobileBertModel": ("text", {"intra_bottleneck_size": 32, "true_hidden_size": 32}),
@@ -368,15 +368,24 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
 def build(name: str) -> Architecture:
     """The architecture called ``name``, the same weights at every call, moved away from where they
     begin."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         built = ARCHITECTURES[name]()
-        with torch.no_grad():
-            for parameter in built.module.parameters():
-                parameter.add_(0.03 * torch.randn_like(parameter)).requires_grad_(False)
-            for child in built.module.modules():
-                if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats:
-                    child.get_buffer("running_mean").normal_(0, 0.2)
-                    child.get_buffer("running_var").uniform_(0.5, 1.5)
-    built.module.eval()
+        for parameter in built.module.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter)).requires_grad_(False)
+        built.module.eval()
+        _take_statistics(built)
     return built
+
+
+def _take_statistics(built: Architecture) -> None:
+    """Gives BatchNorms the statistics of the inputs, or all that tells inputs apart would vanish
+    from layer to layer."""
+    norms = [m for m in built.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    if norms:
+        built.module(**built.inputs)
+    for norm in norms:
+        norm.eval()
