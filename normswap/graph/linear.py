@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 
 _GEMM_RANK = 2
 ADDER = "Add"
@@ -421,14 +421,20 @@ def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
 
 def stored_dtype(node: Node, index: int) -> np.dtype[Any] | None:
     """The dtype in which ``put_constant`` writes: the constant's own, or that of the result in
-    place of a number, which may be a literal of another type."""
+    place of integers and of a number, which may be a literal of another type."""
     old = node.data_input(index)
-    return old.dtype if old.shape else node.output.dtype
+    return old.dtype if _has_own_dtype(old) else node.output.dtype
+
+
+def _has_own_dtype(constant: Value) -> bool:
+    return bool(constant.shape) and constant.dtype is not None and is_floating(constant.dtype)
 
 
 def _dtypes(weight: Value, bias: Value | None) -> tuple[np.dtype[Any], np.dtype[Any]]:
     first = np.dtype(np.float32) if weight.dtype is None else weight.dtype
-    return first, first if bias is None or bias.dtype is None or not bias.shape else bias.dtype
+    if bias is None or bias.dtype is None or not _has_own_dtype(bias):
+        return first, first
+    return first, bias.dtype
 
 
 def _cast(array: Array, like: Value) -> Array:

@@ -156,6 +156,45 @@ def test_norms_are_spelled_out_if_the_runtime_does_not_load_the_new_opset() -> N
     np.testing.assert_allclose(new, old, atol=1e-4)
 
 
+def test_a_fused_norm_that_needs_such_an_opset_does_not_keep_the_others() -> None:
+    def spelled(x: str, y: str, centred: bool) -> list[onnx.NodeProto]:
+        steps = [("ReduceMean", [x], "m"), ("Sub", [x, "m"], "d")] if centred else []
+        z = "d" if centred else x
+        steps += [
+            ("Mul", [z, z], "q"),
+            ("ReduceMean", ["q"], "v"),
+            ("Add", ["v", "eps"], "e"),
+            ("Sqrt", ["e"], "r"),
+            ("Div", [z, "r"], "n"),
+            ("Mul", ["n", "g"], "y"),
+        ]
+        own = {out for _, _, out in steps} - {z if not centred else ""}
+        named = lambda v: y if v == "y" else f"{y}_{v}" if v in own else v  # noqa: E731
+        options = {"ReduceMean": {"axes": [-1]}}
+        return [helper.make_node(op, [named(i) for i in ins], [named(out)], **options.get(op, {}))
+                for op, ins, out in steps]  # fmt: skip
+
+    nodes = [
+        helper.make_node("RoiAlign", ["x", "rois", "batch"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["h"]),
+        *spelled("h", "k", True),
+        helper.make_node("MatMul", ["k", "u"], ["l"]),
+        *spelled("l", "y", False),
+    ]
+    arrays = {
+        "rois": np.array([[0, 0, 4, 4]], np.float32), "batch": np.array([0]),
+        "w": _normal(1, C), "eps": np.array(1e-5, np.float32),
+        **{name: WEIGHTS[name] for name in ("g", "u")},
+    }  # fmt: skip
+    model = _loaded(_proto(nodes, arrays, shape=(1, 3, 6, 6)))
+    assert {site.kind for site in ns.locate(model)} == {"layer_norm", "rms_norm"}
+    result = ns.swap(model, to="fused")
+    assert [site.kind for site in result.done] == ["layer_norm"]
+    ((_, why),) = result.skipped
+    assert "with RMSNormalization the new model could not be loaded" in why
+    _session(result.model)
+
+
 @dataclass(kw_only=True)
 class _Breaks(Pass):
     """Writes a weight that fits nothing."""
