@@ -114,6 +114,22 @@ OLD: list[tuple[onnx.NodeProto, dict[str, np.ndarray[Any, Any]], tuple[int, ...]
     (make_node("MeanVarianceNormalization", ["x"], ["y"], axes=[1]), {}, (9, 12, 13, 17)),
     (make_node("GlobalMaxPool", ["x"], ["y"]), {}, (7, 13)),
     *(
+        (
+            make_node("ConvTranspose", ["x", "w", "b"], ["y"], group=group, **chosen),
+            {"w": _f(5, 2, 3, 3), "b": _f(2 * group)},
+            (7, 11, 13),
+        )
+        for group in (1, 5)
+        for chosen in (
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+            {"auto_pad": "SAME_LOWER", "strides": [1, 2]},
+            {"output_shape": [9, 14], "strides": [2, 2]},
+            {"output_shape": [8, 12], "strides": [2, 2]},
+            {"pads": [1, 0, 0, 1], "strides": [2, 2]},
+            {"pads": [1, 1, 1, 1], "output_padding": [1, 2], "dilations": [2, 1], "strides": [2, 3]},
+        )
+    ),
+    *(
         (make_node("MaxPool", ["x"], ["y"], strides=[2, 2], kernel_shape=[3, 3], **chosen), {}, v)
         for chosen, v in (
             ({"auto_pad": "SAME_UPPER"}, (7, 8, 10, 11, 12)),
