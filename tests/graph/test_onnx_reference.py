@@ -126,7 +126,7 @@ OLD: list[tuple[onnx.NodeProto, dict[str, np.ndarray[Any, Any]], tuple[int, ...]
             {"output_shape": [9, 14], "strides": [2, 2]},
             {"output_shape": [8, 12], "strides": [2, 2]},
             {"pads": [1, 0, 0, 1], "strides": [2, 2]},
-            {"pads": [1, 1, 1, 1], "output_padding": [1, 2], "dilations": [2, 1], "strides": [2, 3]},
+            {"pads": [1] * 4, "output_padding": [1, 2], "dilations": [2, 1], "strides": [2, 3]},
         )
     ),
     *(
@@ -151,7 +151,8 @@ def test_versions_that_are_gone(
         pairs = zip(graph.whole(np.float64)([x]), run(model.SerializeToString(), [x]), strict=True)
         # The fifth output of a training BatchNormalization is what the runtime likes to keep.
         for own, expected in list(pairs)[:4]:
-            assert difference(own, expected, loose=1e-5) is None, version
+            # The runtime works in float32; another meaning is off by whole elements.
+            assert difference(own, expected, loose=1e-4) is None, version
         assert not graph.not_in_double
 
 
