@@ -207,3 +207,27 @@ def test_an_operator_of_a_runtime_is_left_to_it_and_said_to_be(tmp_path: Any) ->
     assert left.message.startswith("com.microsoft.FusedGemm: ")
     assert not left.fatal
     assert not any(f.kind in ("error_bound", "reference") for f in report.findings)
+
+
+def test_a_parameter_that_nothing_can_compute_stays_an_input() -> None:
+    graph = make_graph(
+        [
+            make_node("Unheard", ["sizes"], ["shape"], domain="example.com"),
+            make_node("Reshape", ["x", "shape"], ["r"]),
+            make_node("LayerNormalization", ["r", "g"], ["y"]),
+        ],
+        "unknown",
+        [make_tensor_value_info("x", onnx.TensorProto.FLOAT, (2, 8))],
+        [make_tensor_value_info("y", onnx.TensorProto.FLOAT, (2, 8))],
+        [
+            onnx.numpy_helper.from_array(np.array([2, 8]), "sizes"),
+            onnx.numpy_helper.from_array(np.ones(8, np.float32), "g"),
+        ],
+        value_info=[make_tensor_value_info("r", onnx.TensorProto.FLOAT, (2, 8))],
+    )
+    domains = [make_opsetid("", 17), make_opsetid("example.com", 1)]
+    model = make_model(graph, opset_imports=domains, ir_version=8)
+    reshape = read_graph(ir.serde.deserialize_model(model)).nodes[1]
+    assert "shape" not in reshape.attributes
+    assert [value.name for value in reshape.dynamic_inputs()] == ["x"]
+    assert len(reshape.inputs) == 2

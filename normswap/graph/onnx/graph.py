@@ -131,7 +131,7 @@ class OnnxGraph(Graph):
 
         def is_constant(index: int) -> bool:
             value = read[index]
-            return value is None or value.is_constant
+            return value is None or (value.is_constant and self._is_known(value))
 
         def constant(index: int) -> Array | None:
             value = read[index] if index < len(read) else None
@@ -205,6 +205,13 @@ class OnnxGraph(Graph):
         tensor = cast(ir.Value, value.raw).const_value
         assert tensor is not None
         return tensor.numpy()
+
+    def _is_known(self, value: Value) -> bool:
+        """Whether a constant can be computed; an operator may be one that nothing here knows."""
+        try:
+            return self.constant(value) is not None
+        except NormswapError:
+            return False
 
     def _compute_constant(self, value: Value) -> Array:
         return reference_runner(self.model, [], [value.raw])([])[0]
