@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.test_program import environment
 
-HEAVY = ("torch", "onnxruntime", "scipy", "matplotlib", "jinja2", "safetensors", "transformers")
+# ONNX Runtime is imported: what is written is loaded there.
+HEAVY = ("torch", "scipy", "matplotlib", "jinja2", "safetensors", "transformers")
 CODE = f"""
 import sys, normswap_cli.main as program
 try: program.main(sys.argv[1:], prog_name="normswap")
