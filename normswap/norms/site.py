@@ -46,6 +46,11 @@ class Site:
         groups: how many groups a group_norm divides its channels into.
         role: one of ``ROLES``.
         tower: 'image', 'text', 'both' or ''.
+
+    Example:
+        >>> site = locate(model)[0]
+        >>> site.name, site.role, site.epsilon, site.weight.shape
+        ('vit.layers.0.layernorm_before', 'pre_attention', 1e-12, (48,))
     """
 
     name: str

@@ -45,8 +45,8 @@ def validate(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
-    """Compares ``candidate`` with ``reference`` under a contract, at the outputs and at every norm of
-    the reference that is matched in the candidate (site_pairs.py).
+    """Compares ``candidate`` with ``reference`` under a contract, at the outputs and at every norm
+    of the reference that is matched in the candidate (site_pairs.py).
 
     Args:
         reference: the model as it was.

@@ -24,11 +24,15 @@ class Fused(Pass):
     older ONNX file is raised to it. What else reads an intermediate of the spelling keeps it.
     Skips norms that are one operator already, and instance and group norms.
 
-    ``chooser``: decides on the form of each norm; None for the operator of its kind. Those of
-    ``normswap.lowering.chooser_for`` measure the forms in the runtime that the model is made for.
-    Raises whatever the chooser does.
+    Attributes:
+        chooser: decides on the form of each norm; None for the operator of its kind. Those of
+            ``normswap.lowering.chooser_for`` measure the forms in the runtime that the model is
+            made for. Whatever it raises is raised.
+        sites: which norms; see ``select_sites``. All by default.
 
-    Example: ``Fused(sites="tower=image")(model).model``
+    Example:
+        >>> result = Fused(sites="tower=image")(model)
+        >>> result.model, len(result.done)
     """
 
     to: ClassVar[str] = "fused"

@@ -37,6 +37,13 @@ class RmsNorm(Pass):
     RMSNormalization needs opset 23: an older file is raised to it.
     Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
     is an output or is read by anything else, as in post-norm models.
+
+    Attributes:
+        sites: which norms; see ``select_sites``. All by default.
+
+    Example:
+        >>> result = RmsNorm()(model)
+        >>> [reason for site, reason in result.skipped]
     """
 
     to: ClassVar[str] = "rmsnorm"

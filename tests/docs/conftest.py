@@ -2,8 +2,8 @@
 
 ``vit/`` is the trained ViT of this repository as a folder of transformers, ``vit.pt2`` the same
 captured, ``vit.onnx`` exported with every LayerNorm spelled out, as is ``clip.onnx``.
-``vit-fp16.pt2`` is the ViT in half precision, spelled out, with a residual stream as large as that of
-big models. ``images/`` are images to calibrate with, ``test/`` has a folder for each class.
+``vit-fp16.pt2`` is the ViT in half precision, spelled out, with a residual stream as large as that
+of big models. ``images/`` are images to calibrate with, ``test/`` has a folder for each class.
 """
 
 from __future__ import annotations

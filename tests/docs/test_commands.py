@@ -1,9 +1,9 @@
 """What README.md and docs/ tell a user to type works, and prints what they show.
 
-A block of ``sh`` or ``python`` is run, in one folder for all pages: a file's name means the same on
-every page. A block of ``text`` behind it is what it prints. Under a comment 'parsed only: WHY' the
-options are checked and nothing is run; commands of other programs are checked against the files that
-they use.
+A block of ``sh`` or ``python`` is run, in one folder for all pages: a file's name means the same
+on every page. A block of ``text`` behind it is what it prints. Under a comment 'parsed only: WHY'
+the options are checked and nothing is run; commands of other programs are checked against the files
+that they use.
 """
 
 from __future__ import annotations
