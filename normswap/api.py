@@ -27,7 +27,7 @@ def locate(model: Model) -> list[Site]:
     Returns:
         One ``Site`` for each norm; none is an empty list.
 
-    Example:
+    Examples:
         >>> [site.name for site in locate(model) if site.role == "final"]
     """
     return list(model.sites)
@@ -72,7 +72,7 @@ def swap(
             matches no site; data that is missing, unfit, or given to an exact pass; a
             ``lowering`` that the pass does not know.
 
-    Example:
+    Examples:
         >>> result = swap(model, to="fused")
         >>> len(result.done), result.skipped
         >>> result = swap(model, Affine(refit_writers=True), data="images", sites="tower=image")
@@ -119,7 +119,7 @@ def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     Raises:
         NormswapError: a pattern that matches no site.
 
-    Example:
+    Examples:
         >>> folded = fold(swap(model, to="affine", data="images").model)
         >>> folded.model.sites  # none is left
         ()
@@ -144,7 +144,7 @@ def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     Raises:
         NormswapError: a pattern that matches no site.
 
-    Example:
+    Examples:
         >>> result = fold_affine(model, sites="role=pre_mlp")
     """
     from normswap.passes.fold_affine import FoldAffine

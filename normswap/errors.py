@@ -16,7 +16,7 @@ class NormswapError(Exception):
     The message is one line that names the file or the site, says what is wrong and what to do.
     The command line prints it and exits with status 2.
 
-    Example:
+    Examples:
         >>> try:
         ...     load("missing.onnx")
         ... except NormswapError as error:

@@ -35,7 +35,7 @@ class InputSpec:
         shape: a number per fixed size and a name per dynamic one.
         dtype: what arrays for it have.
 
-    Example:
+    Examples:
         >>> load("vit.onnx").inputs[0]
         InputSpec(name='pixel_values', shape=('batch', 1, 8, 8), dtype=dtype('float32'))
     """
@@ -71,7 +71,7 @@ class Model:
         path: the file it was loaded from.
         history: the passes that it went through.
 
-    Example:
+    Examples:
         >>> model = load("vit.onnx")
         >>> model.run({"pixel_values": images})["logits"].shape
         (2, 10)

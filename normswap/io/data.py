@@ -105,7 +105,7 @@ def load_data(
             whose preprocessing is not known; unknown names; other dtypes or shapes; NaN or
             infinity; inputs or labels of different counts; no samples.
 
-    Example:
+    Examples:
         >>> data = load_data("images/", model, samples=256)
         >>> data = load_data({"pixel_values": images, "labels": labels}, model)
     """

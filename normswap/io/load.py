@@ -49,7 +49,7 @@ def load(
     Raises:
         NormswapError: a source that is missing, broken, unsafe or of another kind.
 
-    Example:
+    Examples:
         >>> model = load("clip.onnx")
         >>> model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
     """

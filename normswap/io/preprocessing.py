@@ -59,7 +59,7 @@ class Preprocessing:
 
     Raises NormswapError for values of another type or without sense, such as a std of 0.
 
-    Example:
+    Examples:
         >>> imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         >>> Preprocessing("RGB", *imagenet, resize="shortest", size=(256, 256), crop=(224, 224))
     """

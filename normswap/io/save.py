@@ -30,7 +30,7 @@ def save(model: Model, path: str | Path) -> None:
         NormswapError: another suffix, a path that cannot be written, or an ONNX model that is to
             become ``.pt2``.
 
-    Example:
+    Examples:
         >>> save(swap(load("vit.onnx"), to="fused").model, "fused.onnx")
     """
     path = Path(path)

@@ -27,7 +27,7 @@ class Lowering:
     Raises:
         NormswapError: another target.
 
-    Example:
+    Examples:
         >>> swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))
     """
 

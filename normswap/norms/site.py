@@ -47,7 +47,7 @@ class Site:
         role: one of ``ROLES``.
         tower: 'image', 'text', 'both' or ''.
 
-    Example:
+    Examples:
         >>> site = locate(model)[0]
         >>> site.name, site.role, site.epsilon, site.weight.shape
         ('vit.layers.0.layernorm_before', 'pre_attention', 1e-12, (48,))

@@ -73,7 +73,7 @@ def validate(
         NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
             that is missing or not for that model, and an unknown contract.
 
-    Example:
+    Examples:
         >>> report = validate(load("vit.onnx"), load("fused.onnx"))
         >>> report.passed
         True

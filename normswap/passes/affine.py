@@ -43,7 +43,7 @@ class Affine(Calibrated):
             (attention out-projection, second linear layer of the FFN) towards the original's
             stream, shrinking towards the old weights.
 
-    Example:
+    Examples:
         >>> how = Affine(refit_writers=True, ensure="top1>=0.99")
         >>> result = swap(model, how, data="images")
     """

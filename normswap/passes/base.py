@@ -28,7 +28,7 @@ class PassResult:
         kept: sites that a swap left as they are for the sake of a requirement on the result
             (``--ensure``), each with the reason.
 
-    Example:
+    Examples:
         >>> result = swap(model, to="rmsnorm")
         >>> for site, reason in result.skipped:
         ...     print(site.name, reason)
@@ -116,7 +116,7 @@ class Pass(abc.ABC):
     Raises:
         NormswapError: a value that is none of an option's choices.
 
-    Example:
+    Examples:
         >>> @dataclass(kw_only=True)
         ... class Double(Pass):
         ...     to: ClassVar[str] = "double"

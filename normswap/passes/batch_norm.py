@@ -33,7 +33,7 @@ class BatchNorm(Calibrated):
             nothing at evaluation.
         ffn_position: 'before' or 'after' the FFN's activation.
 
-    Example:
+    Examples:
         >>> how = BatchNorm(fit="least-squares", ffn_batchnorm=True)
         >>> student = swap(model, how, data="images").model
     """

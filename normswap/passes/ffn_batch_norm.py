@@ -41,7 +41,7 @@ class InsertFfnBatchNorm(Pass):
         position: 'before' the activation (behind each first linear layer: two in a SwiGLU, one over
             both halves where they are packed) or 'after' it (in front of the second).
 
-    Example:
+    Examples:
         >>> InsertFfnBatchNorm(data=load_data("images", model))(model).model
     """
 

@@ -46,7 +46,7 @@ class Fold(Pass):
     Attributes:
         sites: which BatchNorms and maps; see ``select_sites``. All by default.
 
-    Example:
+    Examples:
         >>> result = Fold()(swap(model, to="batchnorm", data="images").model)
         >>> result.skipped  # each with the reason
         []

@@ -35,7 +35,7 @@ class FoldAffine(Pass):
     Attributes:
         sites: which norms; see ``select_sites``. All by default.
 
-    Example:
+    Examples:
         >>> FoldAffine(sites="role=pre_mlp")(model).model
     """
 

@@ -30,7 +30,7 @@ class Fused(Pass):
             made for. Whatever it raises is raised.
         sites: which norms; see ``select_sites``. All by default.
 
-    Example:
+    Examples:
         >>> result = Fused(sites="tower=image")(model)
         >>> result.model, len(result.done)
     """

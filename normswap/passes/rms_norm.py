@@ -41,7 +41,7 @@ class RmsNorm(Pass):
     Attributes:
         sites: which norms; see ``select_sites``. All by default.
 
-    Example:
+    Examples:
         >>> result = RmsNorm()(model)
         >>> [reason for site, reason in result.skipped]
     """

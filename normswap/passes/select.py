@@ -29,7 +29,7 @@ def select_sites(sites: Sequence[Site], wanted: Selection | None) -> list[Site]:
         NormswapError: a term that can match nothing in a model that has norms, and a given site
             that the model has not.
 
-    Example:
+    Examples:
         >>> select_sites(model.sites, "blocks.*,role=pre_mlp")
     """
     if wanted is None:

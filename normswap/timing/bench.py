@@ -70,7 +70,7 @@ def bench(
         NormswapError: models whose inputs differ, one that fits none of the runtimes, a runtime
             that is unknown or not installed, and inputs that do not fit.
 
-    Example:
+    Examples:
         >>> report = bench([load("vit.onnx"), load("fused.onnx")], batch=8)
     """
     pairs = _pairs(models, runtimes)

@@ -163,7 +163,7 @@ def distill(
             fewer than two samples, data without labels if they are asked for, batches that do not
             divide among processes, options out of range, and a loss that is not finite.
 
-    Example:
+    Examples:
         >>> student = swap(teacher, BatchNorm(ffn_batchnorm=True), data="images").model
         >>> norm_free = fold(distill(student, teacher, "images").model).model
     """

@@ -36,12 +36,12 @@ def test_a_function_says_what_it_takes_gives_and_raises(name: str) -> None:
     assert typed["return"] in ("None", None) or _section(function, "Returns")
     if name != "locate":  # which takes any model
         assert "NormswapError: " in _section(function, "Raises")
-    assert f"{name}(" in _section(function, "Example")
+    assert f"{name}(" in _section(function, "Examples")
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(CLASSES), ids=lambda kind: kind.__name__)
 def test_a_class_has_an_example_and_describes_its_options(kind: type) -> None:
-    assert _section(kind, "Example")
+    assert _section(kind, "Examples")
     told = "".join(inspect.getdoc(each) or "" for each in kind.__mro__ if each is not object)
     for name, annotation in kind.__annotations__.items():
         internal = name.startswith("_") or "ClassVar" in str(annotation)

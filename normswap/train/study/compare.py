@@ -72,7 +72,7 @@ def compare(
             swapped, a folder that holds another comparison, or this one without ``resume``, and a
             process that dies.
 
-    Example:
+    Examples:
         >>> compare("comparison", load("timm:vit_tiny_patch16_224?pretrained=false"), data="images")
     """
     from normswap.train.study.figures import write_figures  # matplotlib takes half a second
