@@ -2,8 +2,8 @@
 
 A block of ``sh`` or ``python`` is run, in one folder for all pages: a file's name means the same
 on every page. A block of ``text`` behind it is what it prints. Under a comment 'parsed only: WHY'
-the options are checked and nothing is run; commands of other programs are checked against the files
-that they use.
+the options are checked and nothing is run, and so it is under 'slow: WHY' but in ``make test-all``.
+Commands of other programs are checked against the files that they use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from click.testing import CliRunner
 
 from normswap_cli.main import main
 from tests.docs.pages import PAGES, ROOT, Block, Command, blocks, commands, matches, name_of
+from tests.effort import ALL
 
-_NOT_RUN = ("parsed only: ", "a listing: ")
+_NOT_RUN = ("parsed only: ", "a listing: ", *(() if ALL else ("slow: ",)))
 
 
 class Shell:
@@ -66,14 +67,15 @@ def test_a_page_does_what_it_says(
 ) -> None:
     monkeypatch.chdir(shell.folder)
     names: dict[str, Any] = {"__name__": "page"}  # what its blocks of Python share
-    printed = ""
+    printed, idle = "", False
     for block in blocks(page):
-        idle = block.note.startswith(_NOT_RUN)
+        if block.language != "text":
+            idle = block.note.startswith(_NOT_RUN)
         if block.language == "sh":
             printed = "".join(_did(command, shell, idle) for command in commands(block))
         elif block.language == "python":
             printed = _executed(block, names, idle)
-        elif block.language == "text":
+        elif block.language == "text" and not idle:
             assert matches(block.text, printed), (
                 f"{block.text}\nis not what was printed:\n{printed}"
             )
@@ -129,17 +131,18 @@ def _check_pip(words: list[str]) -> None:
 
 def _check_benchmark(words: list[str]) -> None:
     assert words[1] == "-m"
-    source = (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
+    assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
+    sources = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
     for word in words[3:]:
         flag = word.strip("[]")
-        assert not flag.startswith("--") or f'"{flag}"' in source, word
+        assert not flag.startswith("--") or f'"{flag}"' in sources, word
 
 
 def test_what_is_not_run_says_why() -> None:
     for page in PAGES:
         for block in blocks(page):
             why = block.note.partition(": ")[2]
-            assert not block.note.startswith(("parsed", "listing", "not run")) or why, name_of(page)
+            assert not block.note.startswith(("parsed", "a listing", "slow")) or why, name_of(page)
 
 
 def test_output_matches_with_ellipses() -> None:
