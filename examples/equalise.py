@@ -44,7 +44,7 @@ class Equalise(Pass):
     strength: float = option(1.0, "how far gammas become alike: 0 not at all, 1 entirely.")
     powers_of_two: bool = option(False, "scale by powers of two alone, which round nothing.")
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)
         result = model.copy()
         for kind in sorted({s.kind for s in chosen if s.kind in ROW_NORMS}):

@@ -100,7 +100,8 @@ def swap(
     if chooses_forms(type(how)):
         given["chooser"] = chooser_for(made_for.target, made_for.tune, progress)
     how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
-    result = lower(how(model), made_for.target, made_for.tune, progress)
+    with model.blamed():
+        result = lower(how(model), made_for.target, made_for.tune, progress)
     return result.recorded(f"swap to {how.to}")
 
 
@@ -126,7 +127,8 @@ def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     """
     from normswap.passes.fold import Fold
 
-    return Fold(sites=sites)(model).recorded("fold")
+    with model.blamed():
+        return Fold(sites=sites)(model).recorded("fold")
 
 
 def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
@@ -149,4 +151,5 @@ def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     """
     from normswap.passes.fold_affine import FoldAffine
 
-    return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")
+    with model.blamed():
+        return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")

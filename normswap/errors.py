@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _LONGEST = 200
 
@@ -14,7 +14,8 @@ class NormswapError(Exception):
     """Bad input or usage.
 
     The message is one line that names the file or the site, says what is wrong and what to do.
-    The command line prints it and exits with status 2.
+    The command line prints it and exits with status 2. Names in it may come from files: they are
+    made ``visible`` here, for every way in which an error is shown.
 
     Examples:
         >>> try:
@@ -22,6 +23,9 @@ class NormswapError(Exception):
         ... except NormswapError as error:
         ...     print(error)
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(visible(message))
 
 
 def first_line(error: BaseException) -> str:
@@ -38,10 +42,49 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+def visible(text: object, keep: str = "") -> str:
+    """``text`` with an escape for each character that a terminal obeys or hides: ``\\x1b``,
+    ``\\u202e``, ``\\n``; those in ``keep`` stay as they are."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """The escape of one character, as Python writes it."""
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def plain(name: object) -> str:
-    """A name read from a file, made fit for one line: short, without control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in str(name)[:_LONGEST])
-    return text if len(str(name)) <= _LONGEST else f"{text}..."
+    """A name read from a file, made fit for one line: visible and short."""
+    text = str(name)
+    return visible(text) if len(text) <= _LONGEST else f"{visible(text[:_LONGEST])}..."
+
+
+@contextlib.contextmanager
+def blaming(name: str, fault: Callable[[], str], short: str = "") -> Iterator[None]:
+    """The boundary between what a model's file can cause and errors of our own.
+
+    ``name``: of the file; a NormswapError of the block that lacks it, and its ``short`` form, gets
+    it. ``fault``: says why no runtime can run the model, '' where one can. If there is such a
+    reason, an unexpected error is the file's fault, and becomes a NormswapError with it. Else it is
+    ours, and passes.
+    """
+    try:
+        yield
+    except NormswapError as error:
+        if name in str(error) or (short and short in str(error)):
+            raise
+        raise NormswapError(f"{name}: {error}") from error
+    except MemoryError as error:
+        reason = f"it takes more memory than there is ({first_line(error)})"
+        raise NormswapError(f"{name}: {reason}") from error
+    except Exception as error:
+        reason = fault()
+        if not reason:
+            raise
+        raise NormswapError(f"{name}: is damaged ({plain(reason)}); export it again") from error
 
 
 @contextlib.contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, blaming, first_line
 from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
@@ -48,12 +49,13 @@ class InputSpec:
 @dataclass(frozen=True)
 class Step:
     """One pass that a model went through: its name, how many sites it did, the names of those it
-    left alone with the reasons, and its notes."""
+    left alone with the reasons, its notes, and the names of the ``sites`` that it did."""
 
     name: str
     done: int
     skipped: list[tuple[str, str]]
     notes: list[str]
+    sites: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Model:
         examples: one array per input by name, of a shape that the model takes.
         preprocessing: how images are made into its image input, or why that cannot be said, if
             anything is known of it.
-        path: the file it was loaded from.
+        path: the file that holds it, None for one that no file holds as it is.
         history: the passes that it went through.
 
     Examples:
@@ -92,6 +94,13 @@ class Model:
         return self.graph.kind
 
     @property
+    def label(self) -> str:
+        """What reports call it: its name, with the passes behind it where no file holds it."""
+        if self.path is not None or not self.history:
+            return self.name
+        return f"{self.name} after {', '.join(step.name for step in self.history)}"
+
+    @property
     def location(self) -> Location:
         """The norms of the graph and the rejected candidates.
 
@@ -100,9 +109,25 @@ class Model:
         """
         known: tuple[int, Location] | None = self.__dict__.get("_location")
         if known is None or known[0] != self.graph.version:
-            known = (self.graph.version, locate(self.graph))
+            with self.blamed():
+                known = (self.graph.version, locate(self.graph))
             self.__dict__["_location"] = known
         return known[1]
+
+    def blamed(self) -> AbstractContextManager[None]:
+        """A block of work on the model: an error that is its file's fault is one line that names
+        the file (see ``errors.blaming``)."""
+        return blaming(str(self.path or self.name), self._fault, self.name)
+
+    def _fault(self) -> str:
+        """Why the model does not run on its examples; '' where it does."""
+        try:
+            run = self.graph.whole()
+            if not any(node.operator.repeats for node in self.graph.nodes):  # it may never end
+                run([self.examples[spec.name] for spec in self.inputs])
+        except Exception as error:  # a damaged model may lead to any
+            return first_line(error)
+        return ""
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -110,8 +135,9 @@ class Model:
         return self.location.sites
 
     def copy(self) -> Model:
-        """A model whose graph may be edited, not located yet; weights are shared until replaced."""
-        return replace(self, graph=self.graph.copy())
+        """A model whose graph may be edited, not located yet and of no file; weights are shared
+        until replaced."""
+        return replace(self, graph=self.graph.copy(), path=None)
 
     def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:
         """The outputs by name for inputs by name.

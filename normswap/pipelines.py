@@ -16,10 +16,10 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.passes.infra import pass_base
 
-from normswap.errors import NormswapError, first_line, root_cause
+from normswap.errors import NormswapError
 from normswap.graph.fx.memory import random_drops, written_state
 from normswap.graph.fx.module_tree import deepcopied
-from normswap.io.load import model_from_onnx
+from normswap.io.load import cloned, model_from_onnx
 from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
 from normswap.lowering import lower
 from normswap.passes.base import Pass, PassResult
@@ -51,7 +51,7 @@ class OnnxPass(ir.passes.FunctionalPass):
                 "ONNXProgram, or onnx_ir.from_proto(...) of a ModelProto"
             )
         name = model.graph.name or "model"
-        self.last = self.inner(model_from_onnx(_cloned(model, name), name))
+        self.last = self.inner(model_from_onnx(cloned(model, name), name))
         return ir.passes.PassResult(self.last.model.to_onnx_ir(), self.last.modified)
 
     def __repr__(self) -> str:  # which onnx_ir names a failing pass by
@@ -119,14 +119,6 @@ def apply_for_inference(inner: Pass, module: fx.GraphModule, tune: bool = False)
     """The same for inference, under ``torch.no_grad()``: with kernels that work in place, all that
     are safe or, with ``tune``, those that are faster on this machine than torch's operators."""
     return lower(_on_module(inner, module), tune=tune).model.to_inference()
-
-
-def _cloned(model: ir.Model, name: str) -> ir.Model:
-    try:
-        return model.clone()
-    except Exception as error:  # whatever a damaged graph or function leads to
-        reason = first_line(root_cause(error))
-        raise NormswapError(f"{name}: is damaged ({reason}); export it again") from error
 
 
 def _on_module(inner: Pass, module: fx.GraphModule) -> PassResult:

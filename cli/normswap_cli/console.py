@@ -35,7 +35,7 @@ def working(lines: bool = False) -> Iterator[Progress]:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Prints to standard output, in whatever encoding it has."""
+    """Prints to standard output, in whatever encoding it has; ``Line`` makes names visible."""
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -57,8 +57,11 @@ def show_json(document: Mapping[str, Any]) -> None:
 
 
 def complain(line: str) -> None:
-    """Prints one line to standard error, of something that is no error."""
-    click.echo(f"normswap: {line}", err=True)
+    """Prints one line to standard error; nothing where that cannot be written."""
+    from normswap.errors import visible
+
+    with contextlib.suppress(OSError):
+        click.echo(f"normswap: {visible(line)}", err=True)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,11 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        from normswap.errors import visible  # normswap imports numpy: only if need be
+
+        return visible(super().format(record), keep="\n\t")
+
 
 @contextlib.contextmanager
 def logs_on_stderr(verbosity: int) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -14,6 +15,7 @@ import click
 
 from normswap_cli.bench import bench
 from normswap_cli.compare import compare
+from normswap_cli.console import complain
 from normswap_cli.demo import demo
 from normswap_cli.distill import distill
 from normswap_cli.export import export
@@ -32,8 +34,7 @@ class BadInput(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        line = " ".join(self.message.splitlines())
-        click.echo(f"normswap: {line}", err=True)
+        complain(self.message)
 
 
 class Program(click.Group):
@@ -43,7 +44,13 @@ class Program(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().main(*args, **kwargs)
+            try:
+                return super().main(*args, **kwargs)
+            except OSError as error:
+                if not _gives_up_output():
+                    raise
+                complain(f"standard output cannot be written ({error.strerror}); name another")
+                sys.exit(BadInput.exit_code)
         except (Exception, SystemExit) as error:
             # Libraries turn an interrupt into an error of their own: torch's import does.
             if self.interrupted and (not isinstance(error, SystemExit) or error.code):
@@ -74,6 +81,11 @@ class Program(click.Group):
             status = super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+        except click.UsageError as error:  # it has what was given in it
+            from normswap.errors import visible
+
+            shown = visible(error.format_message(), keep="\n\t")
+            raise click.UsageError(shown, error.ctx) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -83,6 +95,19 @@ class Program(click.Group):
                 raise BadInput(str(error)) from error
             raise
         ctx.exit(status or 0)
+
+
+def _gives_up_output() -> bool:
+    """Whether standard output cannot be written. It then goes nowhere from here on, so that what
+    is left of it is not tried again at the end."""
+    try:
+        sys.stdout.write("\n")  # what failed may be gone from its buffer
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _is_importing(name: str) -> bool:

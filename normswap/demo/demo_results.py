@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from normswap.parity.report import ExactOutput, ValidationReport
+from normswap.report.line import Line
 from normswap.report.terminal import table
 from normswap.timing.paired import Timing
 
@@ -123,11 +123,11 @@ def demo_view(results: DemoResults) -> RenderableType:
         shown = table(*rows.head, numeric=rows.head[2:])
         for cells in rows.rows:
             shown.add_row(*cells)
-        parts += [Text(rows.title, "bold"), shown, Text(rows.remark, "dim"), Text()]
-    parts += [Text(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s")]
+        parts += [Line(rows.title, "bold"), shown, Line(rows.remark, "dim"), Line()]
+    parts += [Line(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s")]
     for variant in results.variants:
         if not variant.passed:
-            parts.append(Text(f"FAILED: {variant.model} as {variant.kind}", "bold red"))
+            parts.append(Line(f"FAILED: {variant.model} as {variant.kind}", "bold red"))
     return Group(*parts)
 
 

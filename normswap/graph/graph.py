@@ -338,6 +338,15 @@ class Graph(abc.ABC):
         NormswapError where the opset cannot be raised.
         """
 
+    def settle_weights(self) -> list[str]:
+        """Makes constants of weights that a caller may override, which an ONNX file allows: edits
+        rely on them. The names of those that no caller can override any more."""
+        return []
+
+    def load_refusal(self) -> str:
+        """Why the graph's own runtime does not load it, in one line; '' if it does."""
+        return ""
+
     def as_attribute(self, number: float) -> float:
         """``number`` in the precision that the graph stores an attribute in."""
         return number

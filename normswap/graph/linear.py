@@ -20,10 +20,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 
 _GEMM_RANK = 2
 ADDER = "Add"
@@ -41,7 +42,7 @@ class Linear:
     """
 
     groups = 1
-    pads_with_zeros = False
+    moves_shifts = ""
 
     graph: Graph
     product: Node
@@ -102,12 +103,25 @@ class Linear:
         A Linear without a bias gains one where ``bias`` is not None. Arrays are cast once to the
         dtype that the graph has.
         """
+        self.put(*self.as_stored(weight, bias))
+        self.weight, self.bias = np.array(weight), None if bias is None else np.array(bias)
+
+    def as_stored(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        """Weight [out, in] and bias [out] in the form of the graph's constants, for ``put``."""
         kernel = (1,) * (len(_shape(self.graph, self.stored_weight)) - 2)
         stored = (weight.T if self.transposed else weight) / self.alpha
-        put_constant(self.graph, self.product, 1 - self.data, stored.reshape(stored.shape + kernel))
+        return stored.reshape(stored.shape + kernel), None if bias is None else bias / self.beta
+
+    def put(self, weight: Array, bias: Array | None) -> None:
+        """``write`` of arrays that ``as_stored`` gave."""
+        put_constant(self.graph, self.product, 1 - self.data, weight)
         if bias is not None:
-            self._write_bias(bias)
-        self.weight, self.bias = np.array(weight), None if bias is None else np.array(bias)
+            self._put_bias(bias)
+
+    @property
+    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Those of the constants of weight and bias; a new bias gets the weight's."""
+        return _dtypes(self.stored_weight, self._stored_bias())
 
     def _stored_bias(self) -> Value | None:
         if self.adder is not None:
@@ -117,7 +131,7 @@ class Linear:
     def _bias_index(self, adder: Node) -> int:
         return next(i for i, v in enumerate(adder.inputs) if v is not self.product.output)
 
-    def _write_bias(self, bias: Array) -> None:
+    def _put_bias(self, bias: Array) -> None:
         trailing = 0
         if self.product.op != "Conv":
             trailing = (self.product.output.rank or 1) - 1 - self.output_axis
@@ -127,9 +141,9 @@ class Linear:
         elif not self.product.operator.has_bias:
             self._insert_bias(bias)
         elif self.product.input(_BIAS) is not None:
-            put_constant(self.graph, self.product, _BIAS, bias / self.beta)
+            put_constant(self.graph, self.product, _BIAS, bias)
         else:
-            value = self._new_bias(bias / self.beta)
+            value = self._new_bias(bias)
             self.graph.set_input(self.product, _BIAS, value)
 
     def _insert_bias(self, bias: Array) -> None:
@@ -154,8 +168,8 @@ class Linear:
 
 @dataclass(eq=False)
 class Convolution:
-    """A convolution of any kernel size and number of groups; channels are axis 1 of its input and
-    output.
+    """A convolution of any kernel size and number of groups, or a transposed one; channels are axis
+    1 of its input and output.
 
     One with a kernel of size 1 and one group may be a ``Linear`` as well.
     """
@@ -166,6 +180,7 @@ class Convolution:
     node: Node
     sizes: tuple[int, int]  # (out, in)
     groups: int
+    transposed: bool = False
 
     @property
     def input(self) -> Value:
@@ -177,35 +192,62 @@ class Convolution:
 
     @property
     def name(self) -> str:
-        value = self.node.data_input(1)
+        value = self.stored_weight
         return value.name if value.producer is None else self.output.name
 
     @property
-    def pads_with_zeros(self) -> bool:
+    def stored_weight(self) -> Value:
+        """The constant that holds the kernel, as the graph has it: [out, in / groups, *sizes], or
+        [in, out / groups, *sizes] of a transposed one."""
+        return self.node.data_input(1)
+
+    @property
+    def moves_shifts(self) -> str:
+        """Why a shift of its input is not the same shift at every position of its output; '' if it
+        is."""
         attributes = self.node.attributes
         auto = attributes.get("auto_pad", "NOTSET")
-        return any(attributes.get("pads") or ()) or auto not in ("NOTSET", "VALID")
+        padded = any(attributes.get("pads") or ()) or auto not in ("NOTSET", "VALID")
+        if not self.transposed:
+            return "pads with zeros, which a shift moves" if padded else ""
+        spread = any(size != 1 for size in (self.stored_weight.shape or ())[2:])
+        spread = spread or any(stride != 1 for stride in attributes.get("strides") or ())
+        more = any(attributes.get("output_padding") or ()) or bool(attributes.get("output_shape"))
+        return "is transposed: a shift reaches its outputs unevenly" * (padded or spread or more)
 
     @cached_property
-    def kernel(self) -> Array:
-        """[out, in / groups, *sizes] in float64."""
-        return self._load(1)
+    def weight(self) -> Array:
+        """[groups, out / groups, in / groups, *sizes] in float64."""
+        stored = self._load(1)
+        grouped = stored.reshape(self.groups, -1, *stored.shape[1:])
+        return grouped.swapaxes(1, 2) if self.transposed else grouped
 
     @cached_property
     def bias(self) -> Array | None:
         """[out] in float64, or None."""
         return None if self.node.input(_BIAS) is None else self._load(_BIAS)
 
-    def write(self, kernel: Array, bias: Array | None) -> None:
-        """Replaces kernel and bias; one without a bias gains it where ``bias`` is not None."""
-        put_constant(self.graph, self.node, 1, kernel)
+    @property
+    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Those of the constants of kernel and bias; a new bias gets the kernel's."""
+        return _dtypes(self.stored_weight, self.node.input(_BIAS))
+
+    def as_stored(self, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        """A kernel in the form of ``weight`` and bias [out] in that of the graph's constants."""
+        kernel = weight.swapaxes(1, 2) if self.transposed else weight
+        return kernel.reshape(-1, *kernel.shape[2:]), bias
+
+    def put(self, weight: Array, bias: Array | None) -> None:
+        """Replaces kernel and bias by arrays that ``as_stored`` gave; one without a bias gains it
+        where ``bias`` is not None."""
+        put_constant(self.graph, self.node, 1, weight)
         if bias is None:
             return
         if self.node.input(_BIAS) is not None:
             put_constant(self.graph, self.node, _BIAS, bias)
             return
         name = f"{self.name.removesuffix('.weight')}.bias"
-        value = self.graph.add_constant(bias.astype(self.node.data_input(1).dtype), name)
+        value = self.graph.add_constant(_cast(bias, self.stored_weight), name)
         self.graph.set_input(self.node, _BIAS, value)
 
     def _load(self, index: int) -> Array:
@@ -251,13 +293,16 @@ def linear_writing(graph: Graph, value: Value) -> Linear | None:
 
 def convolution_at(graph: Graph, node: Node) -> Convolution | None:
     """The Convolution at ``node``, or None if it is none."""
-    if node.op != "Conv" or node.data_input().is_constant:
+    transposed = node.op == "ConvTranspose"
+    if not (transposed or node.op == "Conv") or node.data_input().is_constant:
         return None
     kernel, bias = node.data_input(1), node.input(_BIAS)
     if not kernel.is_constant or kernel.shape is None or (bias and not bias.is_constant):
         return None
     groups = int(node.attributes.get("group", 1))
-    return Convolution(graph, node, (kernel.shape[0], kernel.shape[1] * groups), groups)
+    first, second = kernel.shape[0], kernel.shape[1] * groups
+    sizes = (second, first) if transposed else (first, second)
+    return Convolution(graph, node, sizes, groups, transposed)
 
 
 def _read_linear(graph: Graph, node: Node) -> Linear | None:
@@ -365,13 +410,31 @@ def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
     The constant is replaced in place where nothing else reads it; else the node gets its own.
     """
     old = node.data_input(index)
-    array = _cast(array, old)
+    array = np.ascontiguousarray(array, dtype=stored_dtype(node, index))
     alone = old.producer is None and len(old.uses) == 1 and old not in graph.outputs
     if alone and old.shape:  # a scalar may be a literal of the call
         fits = array.size == math.prod(old.shape)
         graph.replace_constant(old, array.reshape(old.shape) if fits else array)
     else:
         graph.set_input(node, index, graph.add_constant(array, old.name))
+
+
+def stored_dtype(node: Node, index: int) -> np.dtype[Any] | None:
+    """The dtype in which ``put_constant`` writes: the constant's own, or that of the result in
+    place of integers and of a number, which may be a literal of another type."""
+    old = node.data_input(index)
+    return old.dtype if _has_own_dtype(old) else node.output.dtype
+
+
+def _has_own_dtype(constant: Value) -> bool:
+    return bool(constant.shape) and constant.dtype is not None and is_floating(constant.dtype)
+
+
+def _dtypes(weight: Value, bias: Value | None) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    first = np.dtype(np.float32) if weight.dtype is None else weight.dtype
+    if bias is None or bias.dtype is None or not _has_own_dtype(bias):
+        return first, first
+    return first, bias.dtype
 
 
 def _cast(array: Array, like: Value) -> Array:

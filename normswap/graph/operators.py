@@ -37,6 +37,7 @@ Move = Literal[
     "gather",
     "roll",
     "tile",
+    "resize",
     "other",
 ]
 RUNTIME_DOMAIN = "com.microsoft"
@@ -69,6 +70,9 @@ class Operator:
             operator that takes the root of a statistic inside.
         norm: the kind of norm that it is (see ``norms.site.KINDS``).
         norm_with_sum: the kind of norm that it is of a sum that it computes as well.
+        sum_output: which of its outputs that sum is.
+        scale: which input of a norm is its weight; the bias follows.
+        beside: what a norm does beside, so that nothing else can stand in its place.
         join: what it does with branches of a model that meet in it.
 
     How it treats its input:
@@ -78,6 +82,7 @@ class Operator:
             with.
         reads_sizes_only: it reads the shape of its input and none of its values.
         control_flow: it runs bodies of other operators, or does not.
+        repeats: it runs a body again and again, as often as its inputs say.
         random: another result in every run.
 
     Its parameters:
@@ -105,6 +110,9 @@ class Operator:
     root: Literal["", "square", "logarithm", "inside"] = ""
     norm: str = ""
     norm_with_sum: str = ""
+    sum_output: int = 3
+    scale: int = 1
+    beside: str = ""
     join: str = ""
 
     rowwise: bool = False
@@ -112,6 +120,7 @@ class Operator:
     takes_sizes: bool = False
     reads_sizes_only: bool = False
     control_flow: bool = False
+    repeats: bool = False
     random: bool = False
 
     has_bias: bool = False
@@ -130,10 +139,15 @@ class Operator:
         return self.move in ("copy", "transpose", "reshape", "expand", "slice")
 
     @property
+    def normalises(self) -> str:
+        """The kind of norm that it is, of its input or of a sum."""
+        return self.norm or self.norm_with_sum
+
+    @property
     def keeps_channels(self) -> bool:
-        """Whether it moves, repeats, pads or averages elements of its first input along axes, so
-        that those of the others stay apart."""
-        moves = self.move in ("gather", "split", "pad", "roll", "tile")
+        """Whether it moves, repeats, pads, resizes or averages elements of its first input along
+        axes, so that those of the others stay apart."""
+        moves = self.move in ("gather", "split", "pad", "roll", "tile", "resize")
         return self.passes_through or moves or self.statistic in ("mean", "sum")
 
     @property
@@ -146,17 +160,25 @@ class Operator:
         """Whether no norm that is spelled out reaches across it."""
         multiplies = self.product in ("matrix", "convolution")
         joins_or_parts = self.move in ("split", "concat", "gather")
-        named = bool(self.attention or self.activation or self.norm)
-        return self.barrier or multiplies or joins_or_parts or named
+        named = bool(self.attention or self.activation or self.normalises)
+        return self.barrier or multiplies or joins_or_parts or named or self.control_flow
 
 
 def _reduction(name: str, statistic: str = "", **facts: Any) -> Operator:
     """A reduction over ``axes``, all where none are given."""
-    defaults = {"keepdims": 1}
-    return Operator(name, statistic=statistic, parameters=("axes",), defaults=defaults, **facts)
+    return Operator(
+        name,
+        statistic=statistic,
+        parameters=("axes",),
+        defaults={"keepdims": 1},
+        bounds_from_sizes=True,
+        **facts,
+    )
 
 
 _EPSILON: dict[str, Any] = {"epsilon": 1e-5}
+_TINY_EPSILON: dict[str, Any] = {"epsilon": 1e-12}
+_SUM = "computes the sum that it normalises as well"
 
 OPERATORS: tuple[Operator, ...] = (
     # Products
@@ -170,6 +192,7 @@ OPERATORS: tuple[Operator, ...] = (
         writable=True,
     ),
     Operator("Conv", product="convolution", has_bias=True, defaults={"group": 1}),
+    Operator("ConvTranspose", product="convolution", has_bias=True, defaults={"group": 1}),
     Operator("Einsum", since=12, product="einsum"),
     Operator("aten.conv*", product="convolution"),
     # Attention
@@ -196,7 +219,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Tanh", activation="tanh"),
     # Arithmetic
     Operator("Add", arithmetic="sum", commutes=True, rowwise=True, join="add", writable=True),
-    Operator("Div", arithmetic="product", rowwise=True),
+    Operator("Div", arithmetic="product", rowwise=True, writable=True),
     Operator("Mean", arithmetic="many"),
     Operator(
         "Mul", arithmetic="product", commutes=True, rowwise=True, join="multiply", writable=True
@@ -212,7 +235,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Pow", rowwise=True),
     Operator("Reciprocal", rowwise=True),
     Operator("Rsqrt", root="square", rowwise=True),
-    Operator("Sqrt", root="square", rowwise=True),
+    Operator("Sqrt", root="square", rowwise=True, writable=True),
     # Norms
     Operator(
         "LayerNormalization",
@@ -240,13 +263,59 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("InstanceNormalization", norm="instance_norm", rowwise=True, defaults=_EPSILON),
     Operator("GroupNormalization", since=18, norm="group_norm", defaults=_EPSILON),
     Operator(
-        "SkipLayerNormalization", domain=RUNTIME_DOMAIN, norm_with_sum="layer_norm", writable=True
+        "MeanVarianceNormalization",
+        since=9,
+        norm="layer_norm",  # over these axes; of others it is another one
+        defaults={"axes": (0, 2, 3)},
+        beside="adds its epsilon to the deviation, not to the variance",
+    ),
+    Operator(
+        "SimplifiedLayerNormalization",  # which ONNX Runtime writes into ONNX's own domain
+        domain=RUNTIME_DOMAIN,
+        norm="rms_norm",
+        defaults={"axis": -1} | _EPSILON,
+    ),
+    Operator(
+        "GroupNorm",
+        domain=RUNTIME_DOMAIN,
+        norm="group_norm",
+        defaults={"channels_last": 1} | _EPSILON,
+        beside="has its channels last or an activation inside",
+    ),
+    Operator(
+        "SkipLayerNormalization",
+        domain=RUNTIME_DOMAIN,
+        norm_with_sum="layer_norm",
+        scale=2,
+        defaults=_TINY_EPSILON,
+        beside=_SUM,
+        writable=True,
     ),
     Operator(
         "SkipSimplifiedLayerNormalization",
         domain=RUNTIME_DOMAIN,
         norm_with_sum="rms_norm",
+        scale=2,
+        defaults=_TINY_EPSILON,
+        beside=_SUM,
         writable=True,
+    ),
+    Operator(
+        "SkipGroupNorm",
+        domain=RUNTIME_DOMAIN,
+        norm_with_sum="group_norm",
+        sum_output=1,
+        defaults={"channels_last": 1} | _EPSILON,
+        beside=_SUM,
+    ),
+    Operator(
+        "EmbedLayerNormalization",
+        domain=RUNTIME_DOMAIN,
+        norm_with_sum="layer_norm",
+        sum_output=2,
+        scale=5,
+        defaults=_TINY_EPSILON,
+        beside="looks the embeddings up and adds them",
     ),
     # Statistics and pools
     Operator("ArgMax", defaults={"axis": 0}),
@@ -256,7 +325,6 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("GlobalMaxPool", pool="maximum"),
     Operator("LpNormalization", statistic="L2 norm", root="inside", rowwise=True),
     Operator("MaxPool", pool="local maximum"),
-    Operator("MeanVarianceNormalization", since=9, statistic="variance", root="inside"),
     _reduction("ReduceL1", "L1 norm"),
     _reduction("ReduceL2", "L2 norm", root="inside", rowwise=True),
     _reduction("ReduceMax", "maximum", pool="maximum"),
@@ -264,11 +332,12 @@ OPERATORS: tuple[Operator, ...] = (
     _reduction("ReduceMin"),
     _reduction("ReduceSum", "sum", pool="sum", rowwise=True),
     _reduction("ReduceSumSquare", "sum of squares", rowwise=True),
-    Operator("aten.adaptive_avg_pool1d.default", pool="mean"),
-    Operator("aten.adaptive_avg_pool2d.default", pool="mean"),
-    Operator("aten.avg_pool2d.default", pool="local mean"),
+    Operator("aten.adaptive_avg_pool*d.default", pool="mean", move="resize"),
+    Operator("aten.amax.default", pool="maximum"),
+    Operator("aten.avg_pool*", pool="local mean"),
     Operator("aten.linalg_vector_norm*", statistic="norm", root="inside"),
-    Operator("aten.max_pool2d.default", pool="local maximum"),
+    Operator("aten.max.dim", pool="maximum"),
+    Operator("aten.max_pool*", pool="local maximum"),
     Operator("aten.norm.*", statistic="norm", root="inside"),
     Operator("aten.std*", statistic="deviation", root="inside", rowwise=True),
     Operator("aten.var*", statistic="variance", rowwise=True),
@@ -286,9 +355,11 @@ OPERATORS: tuple[Operator, ...] = (
         takes_sizes=True,
         bounds_from_sizes=True,
     ),
-    Operator("Squeeze", move="reshape", rowwise=True, parameters=("axes",)),
+    Operator("Squeeze", move="reshape", rowwise=True, parameters=("axes",), bounds_from_sizes=True),
     Operator("Transpose", move="transpose", rowwise=True, writable=True),
-    Operator("Unsqueeze", move="reshape", rowwise=True, parameters=("axes",)),
+    Operator(
+        "Unsqueeze", move="reshape", rowwise=True, parameters=("axes",), bounds_from_sizes=True
+    ),
     # Other moves
     Operator("Concat", move="concat", defaults={"axis": 0}, join="concat"),
     Operator("DepthToSpace", move="other"),
@@ -304,7 +375,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("QuantizeLinear", since=10, move="other"),
-    Operator("Resize", since=10, move="other", takes_sizes=True),
+    Operator("Resize", since=10, move="resize", takes_sizes=True),
     Operator("ScatterND", since=11, move="other"),
     Operator("SpaceToDepth", move="other"),
     Operator(
@@ -315,9 +386,10 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
     ),
     Operator("Tile", move="tile", parameters=("repeats",), takes_sizes=True),
-    Operator("Upsample", move="other", takes_sizes=True),
+    Operator("Upsample", move="resize", takes_sizes=True),
     Operator("Where", since=9, move="other"),
     Operator("aten.fill.Tensor", move="other"),
+    Operator("aten.flip.default", move="roll"),
     Operator("aten.im2col.default", move="other"),
     Operator("aten.index.Tensor", move="other"),
     Operator("aten.pixel_shuffle.default", move="other"),
@@ -328,16 +400,18 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("ConstantOfShape", since=9, takes_sizes=True),
     Operator("Shape", reads_sizes_only=True),
     Operator("Size", reads_sizes_only=True),
+    Operator("aten.as_strided*", takes_sizes=True),
     Operator("aten.expand*", takes_sizes=True),
     Operator("aten.repeat*", takes_sizes=True),
     Operator("aten.reshape*", takes_sizes=True),
     Operator("aten.view*", takes_sizes=True),
     # Control flow
     Operator("If", control_flow=True),
-    Operator("Loop", control_flow=True),
-    Operator("Scan", since=8, control_flow=True),
+    Operator("Loop", control_flow=True, repeats=True),
+    Operator("Scan", since=8, control_flow=True, repeats=True),
+    Operator("SequenceMap", since=17, control_flow=True, repeats=True),
     Operator("cond", control_flow=True),
-    Operator("while_loop", control_flow=True),
+    Operator("while_loop", control_flow=True, repeats=True),
     # Random numbers
     Operator("Bernoulli", since=15, random=True),
     Operator("Multinomial", since=7, random=True),
@@ -376,7 +450,8 @@ def norm_with_sum_operator(kind: str) -> str | None:
     >>> norm_with_sum_operator("layer_norm")
     'SkipLayerNormalization'
     """
-    return next((row.name for row in OPERATORS if kind and row.norm_with_sum == kind), None)
+    written = (row for row in OPERATORS if row.norm_with_sum and row.writable)
+    return next((row.name for row in written if row.norm_with_sum == kind), None)
 
 
-_NORMS = {row.norm: row.name for row in OPERATORS if row.norm}
+_NORMS = {row.norm: row.name for row in OPERATORS if row.norm and not row.domain and not row.beside}

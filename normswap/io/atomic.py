@@ -1,4 +1,8 @@
-"""Writing a file so that other programs see either its old content or all of the new."""
+"""Writing a file so that other programs see either its old content or all of the new.
+
+That holds whenever the process is killed, and with other processes that write the same file; what
+a kill leaves goes with the next run that writes the file (see journal.py).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from normswap.errors import NormswapError
+from normswap.io.journal import Journal, held
 
 PathLike = str | os.PathLike[str]
 
@@ -21,7 +28,13 @@ def check_writable(path: PathLike) -> None:
 
     Call it before long work. A missing or read-only folder is detected by making a file in it.
     """
-    os.unlink(_reserve(Path(path)))
+    path = Path(path)
+    _check_place(path)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # without a name, where there are such
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 @contextlib.contextmanager
@@ -29,8 +42,9 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yields an empty temporary file beside ``path`` that replaces it when the block ends well.
 
     The file has ``path``'s suffix, its permissions if it exists, and is on disk before it is
-    renamed. On any exception, KeyboardInterrupt too, it is removed and ``path`` is unchanged. A
-    symbolic link at ``path`` is replaced, not followed.
+    renamed. On any exception, KeyboardInterrupt too, it is removed and ``path`` is unchanged; after
+    a kill, the next call for ``path`` removes it. A symbolic link at ``path`` is replaced, not
+    followed. Other processes that write ``path`` wait meanwhile.
     Raises NormswapError if ``path`` cannot be written or the disk fills up.
 
     Example::
@@ -38,21 +52,83 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         with atomic_path("report.html") as temporary:
             temporary.write_text(page)
     """
+    with replacing(path) as output:
+        with output.temporary() as temporary:
+            yield temporary
+        output.commit(temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[Replacement]:
+    """Like ``atomic_path``, for a file to which others belong, that are made with it."""
     path = Path(path)
-    temporary = _reserve(path)
-    try:
+    _check_place(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            journal = stack.enter_context(held(path))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield Replacement(path, journal)
+
+
+class Replacement:
+    """The new content of ``path``, and the files that belong to it. What was made is removed again
+    unless the block ends with ``commit``."""
+
+    def __init__(self, path: Path, journal: Journal) -> None:
+        self._path, self._journal = path, journal
+        self._staying: Sequence[Path] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of ``path``, without links; all that belongs to it is named in there."""
+        return self._journal.folder
+
+    def create(self, file: Path) -> IO[bytes]:
+        """A new file, open for writing, and the folders that it needs. Raises OSError, also where
+        there is one of that name."""
+        for folder in reversed(file.relative_to(self.folder).parents[:-1]):
+            place = self.folder / folder
+            if not place.exists():
+                self._journal.makes(place)
+                place.mkdir()
+                self._journal.made(place)
+        self._journal.makes(file)
+        made = open(file, "xb")  # noqa: SIM115  # the caller closes it
+        self._journal.made(file)
+        return made
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """An empty file to be filled in the block, which then is on disk. System errors about it
+        become NormswapErrors; those about an input pass."""
+        path = self._path
+        name = f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}"
+        temporary = self.folder / name
         with _reported(path, temporary):
+            # Not tempfile: its mode 0600 would outlive the rename; this one follows the umask.
+            with self.create(temporary) as file, contextlib.suppress(OSError):
+                if path.exists():
+                    os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
             yield temporary
             sync(temporary)
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+
+    def supersedes(self, going: Sequence[Path], staying: Sequence[Path]) -> None:
+        """Files that belong to the old content. Those ``going`` are removed with it, if no other
+        file mentions them; the user is told that those ``staying`` are no longer needed here."""
+        self._journal.supersedes(going)
+        self._staying = staying
+
+    def commit(self, temporary: Path) -> None:
+        """Puts ``temporary`` in place, in one step."""
+        with _reported(self._path, temporary):
+            self._journal.commits(temporary)
+            os.replace(temporary, self._path)
+        sync_folder(self.folder)
+        self._journal.warn_of_kept(self._staying, "normswap did not write it")
 
 
-def _reserve(path: Path) -> Path:
+def _check_place(path: Path) -> None:
     folder = path.parent
     if not path.name:
         raise NormswapError(f"{path}: not the name of a file; name the file to write")
@@ -66,15 +142,6 @@ def _reserve(path: Path) -> Path:
         raise NormswapError(f"{path}: is not a regular file; name another output")
     if path.exists() and not os.access(path, os.W_OK):
         raise NormswapError(f"{path}: is read-only; name another output or make it writable")
-    temporary = folder / f".{path.stem[:40]}.{secrets.token_hex(6)}.tmp{path.suffix}"
-    with _reported(path, temporary):
-        # Not tempfile: its mode 0600 would outlive the rename; this one follows the umask.
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with contextlib.suppress(OSError):
-            if path.exists():
-                os.fchmod(handle, path.stat().st_mode & 0o777)
-        os.close(handle)
-    return temporary
 
 
 @contextlib.contextmanager
@@ -86,8 +153,12 @@ def _reported(path: Path, temporary: Path) -> Iterator[None]:
         ours = error.filename is None and error.errno in DISK_ERRORS
         if not ours and str(error.filename) not in (str(path), str(temporary)):
             raise
-        reason = (error.strerror or str(error)).lower()
-        raise NormswapError(f"{path}: cannot be written ({reason}); name another output") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> NormswapError:
+    reason = (error.strerror or str(error)).lower()
+    return NormswapError(f"{path}: cannot be written ({reason}); name another output")
 
 
 def sync(file: Path) -> None:

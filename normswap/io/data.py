@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 import safetensors
 import torch
 from PIL import Image
 
-from normswap.errors import NormswapError, first_line
+from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array, is_floating
 from normswap.graph.tensors import to_numpy
+from normswap.io.bounds import check_inflation
 from normswap.io.images import (
     folder_labels,
     known_preprocessing,
@@ -217,6 +219,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise NormswapError(f"{path}: {'is no file' if path.exists() else 'does not exist'}")
     try:
         return _arrays_in(path, suffix)
+    except NormswapError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise NormswapError(f"{path}: holds Python objects; save plain arrays") from error
@@ -233,7 +237,15 @@ def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
     if suffix == ".npy":
         return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        members = archive.zip.infolist()
+        if any(m.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for m in members):
+            raise ValueError("it is packed in a way that numpy never does")
+        check_inflation(path, sum(member.file_size for member in members))
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
+            raise ValueError(f"its part {plain(name)} is no array")
+    return arrays
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, is_floating
+from normswap.io.bounds import check_regular
 from normswap.io.mapped import new_array
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.model import InputSpec, Model, Progress
@@ -25,6 +28,8 @@ SUFFIXES = (
 # Other formats of Pillow run programs (EPS) or hold no pictures.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SPLITS = ("test", "train", "training", "val", "valid", "validation")
+_LARGE = 1 << 24  # pixels
+_one_at_a_time = threading.Lock()
 _WORKERS = 8  # Pillow decodes and resizes without Python's lock
 _log = logging.getLogger(__name__)
 
@@ -80,7 +85,13 @@ def list_images(folder: Path) -> list[Path]:
 
 def opener(folder: Path, files: Sequence[Path]) -> Callable[[int], Image.Image]:
     """A function that opens the image at an index of ``files``."""
-    return lambda number: Image.open(folder / files[number], formats=_FORMATS)
+
+    def opened(number: int) -> Image.Image:
+        path = folder / files[number]
+        check_regular(path)
+        return Image.open(path, formats=_FORMATS)
+
+    return opened
 
 
 def folder_labels(files: Sequence[Path], model: Model) -> Array | None:
@@ -219,7 +230,10 @@ def _store(
     """Puts the image at an index, prepared, into the array; returns what is wrong with it."""
     try:
         with open_image(number) as image:
-            pixels = preprocessing.pixels(image)
+            # A small file may hold a large image: not several of them at a time.
+            large = image.width * image.height > _LARGE
+            with _one_at_a_time if large else contextlib.nullcontext():
+                pixels = preprocessing.pixels(image)
     except UnidentifiedImageError:
         return "it is no image, or damaged"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

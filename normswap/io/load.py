@@ -5,6 +5,7 @@ ONNX needs no torch: it is imported only for the other sources.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, blaming, first_line, plain, root_cause
 from normswap.graph.graph import Value, is_floating
-from normswap.graph.onnx.graph import read_graph
+from normswap.graph.onnx.graph import OnnxGraph, read_graph
+from normswap.graph.onnx.loading import refusal
 from normswap.io.notes import with_notes
 from normswap.io.onnx import read_onnx
 from normswap.model import InputSpec, Model
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+LARGEST_EXAMPLE = 1 << 26
+"""The most elements that the example inputs of an ONNX model have in all."""
 _FORMS = ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME"
 
 
@@ -54,7 +58,8 @@ def load(
         >>> model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
     """
     if isinstance(source, ir.Model):
-        return model_from_onnx(source.clone(), source.graph.name or "model")
+        name = source.graph.name or "model"
+        return model_from_onnx(cloned(source, name), name)
     if not isinstance(source, str | os.PathLike):
         from normswap.io.torch_model import model_from_torch
 
@@ -81,6 +86,15 @@ def load(
     return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
 
 
+def cloned(model: ir.Model, name: str) -> ir.Model:
+    """A copy of a model. Raises NormswapError, which begins with ``name``, for a damaged one."""
+    try:
+        return model.clone()
+    except Exception as error:  # whatever a damaged graph or function leads to
+        reason = plain(first_line(root_cause(error)))
+        raise NormswapError(f"{name}: is damaged ({reason}); export it again") from error
+
+
 def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Model:
     """The model of an ``onnx_ir.Model``, which it owns from then on.
 
@@ -88,16 +102,30 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
     that of its metadata, else of a configuration beside ``path``. Raises NormswapError where an
     input has no rank or no dtype.
     """
-    graph = read_graph(model)
+    with blaming(str(path or name), lambda: refusal(model)):
+        loaded = _model_of(read_graph(model), name, path)
+        return with_notes(loaded, model.metadata_props.get)
+
+
+def _model_of(graph: OnnxGraph, name: str, path: Path | None) -> Model:
     specs = []
     for value in graph.inputs:
         raw: ir.Value = value.raw
-        if raw.shape is None or value.dtype is None:
-            raise NormswapError(f"{name}: its input '{value.name}' has no declared shape or type")
+        if raw.shape is None or value.dtype is None or not isinstance(raw.type, ir.TensorType):
+            raise NormswapError(
+                f"its input '{plain(value.name)}' has no declared shape or type, or is no tensor"
+            )
         shape = tuple(_size(d, value.name, axis) for axis, d in enumerate(raw.shape))
         specs.append(InputSpec(value.name, shape, value.dtype))
+    count = sum(math.prod(value.shape or ()) for value in graph.inputs)
+    if count > LARGEST_EXAMPLE:
+        sizes = ", ".join(f"{v.name} {'x'.join(map(str, v.shape or ()))}" for v in graph.inputs)
+        raise NormswapError(
+            f"its inputs have {count:,} elements ({plain(sizes)}), and {LARGEST_EXAMPLE:,} "
+            "are the most that is tried; declare smaller or dynamic sizes"
+        )
     random = np.random.default_rng(0)
-    loaded = Model(
+    return Model(
         graph=graph,
         name=name,
         inputs=tuple(specs),
@@ -105,7 +133,6 @@ def model_from_onnx(model: ir.Model, name: str, path: Path | None = None) -> Mod
         examples={v.name: _example(v, random) for v in graph.inputs},
         path=path,
     )
-    return with_notes(loaded, model.metadata_props.get)
 
 
 def _size(dim: Any, name: str, axis: int) -> int | str:

@@ -49,7 +49,7 @@ def stream(mapping: mmap.mmap, start: int, end: int, file: IO[bytes]) -> None:
         for at in range(start, end, _CHUNK):
             stop = min(at + _CHUNK, end)
             file.write(view[at:stop])
-            _release_pages(mapping, at, stop)
+            release_pages(mapping, at, stop)
 
 
 def _copied(source: int, start: int, end: int, file: IO[bytes]) -> int:
@@ -70,8 +70,9 @@ def _copied(source: int, start: int, end: int, file: IO[bytes]) -> int:
     return start
 
 
-def _release_pages(mapping: mmap.mmap, start: int, stop: int) -> None:
-    """Releases pages of a read-only mapping; they are read from the file again when needed."""
+def release_pages(mapping: mmap.mmap, start: int, stop: int) -> None:
+    """Releases pages of a mapping that nobody has written to; they are read from the file again
+    when needed."""
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0 and hasattr(mmap, "MADV_DONTNEED"):

@@ -67,11 +67,13 @@ def _history(note: str | None) -> tuple[Step, ...]:
     try:
         for entry in json.loads(note or "[]"):
             name, done, skipped, notes = (entry[k] for k in ("name", "done", "skipped", "notes"))
-            kinds = ((name, str), (done, int), (skipped, list), (notes, list))
+            sites = entry.get("sites", [])
+            kinds = ((name, str), (done, int), (skipped, list), (notes, list), (sites, list))
             if not all(isinstance(value, kind) for value, kind in kinds):
                 return ()
             pairs = [(str(site), str(reason)) for site, reason in skipped]
-            steps.append(Step(name, done, pairs, [str(text) for text in notes]))
-    except (ValueError, TypeError, KeyError, RecursionError):
+            texts = [str(text) for text in notes]
+            steps.append(Step(name, done, pairs, texts, [str(site) for site in sites]))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ()
     return tuple(steps)

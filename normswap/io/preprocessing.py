@@ -24,6 +24,7 @@ RESAMPLE: Final = {
     "hamming": Image.Resampling.HAMMING,
 }
 LARGEST_SIDE: Final = 1 << 14
+_LARGEST_RESULT: Final = 1 << 24  # pixels
 _LONGEST_JSON: Final = 10_000
 _VERSION: Final = 1
 _CHANNELS: Final = {"RGB": 3, "L": 1}
@@ -186,6 +187,8 @@ class Preprocessing:
         for name in ("size", "crop"):
             if not _is_size(getattr(self, name)):
                 return f"{name} is {_shown(getattr(self, name))}, not two sizes 1..{LARGEST_SIDE}"
+        if self.output_size is not None and math.prod(self.output_size) > _LARGEST_RESULT:
+            return f"its results have {math.prod(self.output_size):,} pixels, too many for a batch"
         for name in ("mean", "std"):
             given = getattr(self, name)
             if not isinstance(given, tuple) or not all(_is_number(v) for v in given):

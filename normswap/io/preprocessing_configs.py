@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 from normswap.errors import NormswapError, first_line, plain
+from normswap.io.bounds import check_regular
 from normswap.io.preprocessing import RESAMPLE, Preprocessing, Unsupported
 
 _HALF: Final = (0.5, 0.5, 0.5)
@@ -109,6 +110,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises NormswapError naming a file that is missing or damaged.
     """
+    check_regular(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, first_line, plain, root_cause
 from normswap.graph.fx.graph import FxGraph
 from normswap.graph.fx.memory import hidden_writes
 from normswap.graph.fx.module_tree import restore_batch_norms
@@ -52,6 +53,11 @@ def model_from_torch(
         raise NormswapError(
             f"load: '{kind}' is no model; give a path, a module, a program or an onnx_ir.Model"
         )
+    if isinstance(source, torch.jit.ScriptModule):
+        raise NormswapError(
+            "load: a scripted or traced module cannot be captured; give the module that it was "
+            "made of, or export it to ONNX"
+        )
     if example_inputs is None:
         raise NormswapError("load: a module needs example_inputs, a tuple or dict of tensors")
     return model_from_source(module_source(source, example_inputs, dynamic_axes))
@@ -87,9 +93,15 @@ def model_from_program(
     if regions or hidden_writes(program.graph, KERNELS_IN_PLACE):
         # Inlines them, with autocast's casts as nodes, and gives what was written as new values.
         program = program.run_decompositions({})
-    unlifted = program.module(check_guards=False)
+    try:
+        unlifted = program.module(check_guards=False)
+    except Exception as error:  # a parameter called like a method of modules, or what a file holds
+        reason = plain(first_line(error))
+        raise NormswapError(
+            f"{path or name}: torch cannot make a module of the program ({reason})"
+        ) from error
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
-    names = list(output_names) or [str(n) for n in program.graph_signature.user_outputs]
+    names = list(output_names) or [spec.arg.name for spec in _tensor_outputs(program)]
     if len(names) != len(model.output_names):
         raise NormswapError(f"{name}: {len(names)} names for {len(model.output_names)} outputs")
     return replace(
@@ -114,6 +126,7 @@ def model_from_module(module: fx.GraphModule, name: str) -> Model:
             f"{name}: '{write.name}' ({write.target}) writes into a tensor that is read elsewhere; "
             f"capture it with torch.export.export(...).run_decompositions({{}})"
         )
+    module.graph.eliminate_dead_code()  # what nothing reads: torch.export keeps it
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in placeholders:
         if not isinstance(node.meta.get("val"), torch.Tensor):
@@ -166,7 +179,7 @@ def onnx_from_torch(model: Model) -> ir.Model:
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = plain(first_line(root_cause(error)))
         raise NormswapError(f"{model.name}: torch's ONNX exporter fails: {reason}") from error
     assert program is not None
     _name_dimensions(program.model, model)
@@ -217,6 +230,12 @@ def _given_examples(program: ExportedProgram, model: Model) -> dict[str, np.ndar
     return {s.name: to_numpy(t) for s, t in zip(model.inputs, given, strict=True)}
 
 
+def _tensor_outputs(program: ExportedProgram) -> list[Any]:
+    """The specs of the outputs without those that are a constant, such as None."""
+    specs = program.graph_signature.output_specs
+    return [spec for spec in specs if not isinstance(spec.arg, ConstantArgument)]
+
+
 def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
     """Renames the nodes behind the outputs, where that makes no clash."""
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
@@ -224,11 +243,11 @@ def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
     fx.map_arg(output.args, flat.append)
     taken = {node.name for node in program.graph.nodes}
     wanted = list(names)
-    specs = program.graph_signature.output_specs
+    specs = _tensor_outputs(program)
     if len({n.name for n in flat}) != len(wanted) or len(specs) != len(wanted):
         return
     for node, spec, name in zip(flat, specs, wanted, strict=True):
-        if name.isidentifier() and name not in taken and hasattr(spec.arg, "name"):
+        if name.isidentifier() and name not in taken:
             node.name = name
             spec.arg.name = name
 

@@ -7,7 +7,7 @@ proven part of a region becomes a site.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -100,17 +100,28 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
     reasons: list[str] = []
     best: list[_Part] | None = None
     seen: set[Node] = {anchor}
+    rows: list[Value] = []  # what was reshaped into the rows that ``best`` normalises
     for region in regions(graph, anchor):
+        if rows and region.entry not in rows:
+            continue
         verdicts = _verdicts(graph, region)
         proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
         if not proven:
             reasons += [str(verdict) for verdict in verdicts.values()]
             seen |= set(region.nodes)
             continue
-        if best is None or any(n.statistics.centred for n in proven.values()):
-            best = _largest(graph, region, proven)
-        if any(n.statistics.centred for n in proven.values()) and not lowered:
-            break  # farther entries only add what is no part of a norm
+        found = _largest(graph, region, proven)
+        if rows:
+            if all(_is_of_channels(part) for part in found):
+                best = found
+            continue
+        centred = any(n.statistics.centred for n in proven.values())
+        if best is None or centred:
+            best = found
+        if centred and not lowered:
+            rows = _before_rows(best)
+            if not rows:
+                break  # farther entries only add what is no part of a norm
         if lowered and any(_is_more(anchor, part) for part in best):
             break
     if best is None:
@@ -126,6 +137,28 @@ def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected
         if reason:
             return _Rejected(reason, nodes)
     return best
+
+
+def _before_rows(parts: Sequence[_Part]) -> list[Value]:
+    """The values that a Reshape made the entry of centred norms of, if one did."""
+    if not all(part.norm.statistics.centred for part in parts):
+        return []
+    value, found, reshaped = parts[0].entry, list[Value](), False
+    while (node := value.producer) is not None and node.operator.passes_through:
+        reshaped |= node.operator.move == "reshape"
+        value = node.data_input()
+        found += [value] if reshaped else []
+    return found
+
+
+def _is_of_channels(part: _Part) -> bool:
+    """Whether it is a norm of groups of channels of what was reshaped into rows, not of the rows.
+
+    Of a value of two axes either may be meant: then a weight or bias per channel tells.
+    """
+    plain = part.norm.is_plain_weight and part.norm.is_plain_bias
+    channels = part.norm.kind in ("group_norm", "instance_norm")
+    return channels and (len(part.entry.shape or ()) > 2 or not plain)
 
 
 def _verdicts(graph: Graph, region: Region) -> dict[Value, Verdict]:
@@ -237,6 +270,8 @@ def _is_more(anchor: Node, part: _Part) -> bool:
     own = anchor.operator.norm
     if own == part.norm.kind:
         return part.entry is anchor.data_input()  # it gains a weight or a bias
+    if own == "layer_norm" and part.norm.kind != "rms_norm":
+        return _is_of_channels(part)
     if own != "instance_norm" or part.norm.kind != "layer_norm":
         return True
     axes, rank = part.norm.statistics.axes, len(part.entry.shape or ())

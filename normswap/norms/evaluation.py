@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Graph, Runner, Value
+from normswap.norms.constants import known_constant
 from normswap.norms.formula import Statistics
 from normswap.norms.regions import Region
 
 WHOLE = 20_000_000
 """The most elements (160 MB) that a value may have to be evaluated as a whole."""
+_GROWTH = 16  # by which a value may be larger than the entry of its region
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
 _CUT = (3, 5, 4)  # sizes of the axes that a small probe cuts, in turn
+_OTHER_BATCH = 2  # the size of the first axis where it is the first of those already
 _ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
 _LARGE, _TINY, _VANISHING = 1e5, 1e-9, 1e-30
 _OUTLIER = 1e2
@@ -31,8 +35,8 @@ class RegionRunner:
         graph, region: what to evaluate.
         averages: other numbers for some of its constants (see ``rounded_averages``).
 
-    Raises:
-        NormswapError, ValueError: for an operator that cannot be evaluated in float64.
+    Attributes:
+        problem: why the region cannot be evaluated, or failed when it was; '' if nothing is wrong.
     """
 
     def __init__(
@@ -40,10 +44,15 @@ class RegionRunner:
     ) -> None:
         self.region = region
         averages = averages or {}
-        self._fixed = [*_known_sizes(graph, region), *averages.values()]
         inputs = [region.entry, *region.sizes, *averages]
-        self._run: Runner = graph.slice(inputs, region.exits, np.float64)
         self.problem = ""
+        self._run: Runner | None = None
+        try:
+            _check_growth(region)
+            self._fixed = [*_known_sizes(graph, region), *averages.values()]
+            self._run = graph.slice(inputs, region.exits, np.float64)
+        except Exception as error:  # a file may hold any operator, and damage any attribute
+            self.problem = first_line(error)
 
     def __call__(self, probes: Array) -> list[Array | None]:
         """Each exit for each of ``probes`` [n, *shape]; None for one of another shape or dtype.
@@ -66,16 +75,31 @@ class RegionRunner:
         ]
 
     def _results(self, probes: Array) -> list[list[Array]] | None:
+        if self._run is None:
+            return None
         try:
             with np.errstate(all="ignore"):
                 return [self._run([probe, *self._fixed]) for probe in probes]
         except Exception as error:  # an operator may raise anything on shapes it does not take
-            self.problem = str(error).strip().splitlines()[0] if str(error).strip() else "fails"
+            self.problem = first_line(error)
             return None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an evaluation for every operator of the region."""
+        return self._run is not None
 
     @property
     def is_rowwise(self) -> bool:
         return all(node.operator.rowwise for node in self.region.nodes)
+
+
+def _check_growth(region: Region) -> None:
+    """Raises NormswapError for a region that makes much more of its entry."""
+    limit = max(WHOLE, _GROWTH * math.prod(region.entry.shape or ()))
+    for value in (v for node in region.nodes for v in node.outputs):
+        if value.shape is not None and math.prod(value.shape) > limit:
+            raise NormswapError(f"'{value.name}' has more than {limit:,} elements")
 
 
 def probe_shapes(region: Region) -> Iterator[tuple[int, ...]]:
@@ -110,7 +134,8 @@ def _cut(shape: tuple[int, ...], keep: Sequence[int]) -> tuple[int, ...]:
     sizes, cuts = list(shape), iter(_CUT * len(shape))
     for axis, size in enumerate(shape):
         if axis not in keep and (size > 1 or axis == 0):
-            sizes[axis] = next(cuts) if axis == 0 else min(size, next(cuts))
+            cut = next(cuts)
+            sizes[axis] = min(size, cut) if axis else _OTHER_BATCH if size == cut else cut
     return tuple(sizes)
 
 
@@ -126,7 +151,7 @@ def rounded_averages(graph: Graph, region: Region) -> dict[Value, Array]:
         for value in node.inputs:
             if value is None or not value.is_constant or value.dtype not in _ROUNDED:
                 continue
-            array = graph.constant(value)
+            array = known_constant(graph, value)
             if array is None or not array.size or array.size > max(counts, default=0):
                 continue
             number = float(array.flat[0])
@@ -186,41 +211,55 @@ class Probes:
         self._count = count or repeats(shape)
         self._more: dict[int, Probes] = {}
         random = np.random.default_rng(0)
-        unit = random.standard_normal((self._count, *shape))
+        unit = self._unit = random.standard_normal((self._count, *shape))
         means = random.standard_normal((*unit.shape[:-1], 1))
-        plain = unit + 0.5 * means
-        outliers = plain.copy()
-        outliers[..., shape[-1] // 3] += _OUTLIER
-        outliers[..., -1] -= 0.5 * _OUTLIER
-        nudged = plain.copy()
         self.nudged_at = tuple(size // 2 for size in shape)
         at: tuple[Any, ...] = (slice(None), *self.nudged_at)
-        nudged[at] += _NUDGE
-        self._unit = unit
-        self.inputs = {
-            "plain": plain,
-            "nudged": nudged,
-            "large": _LARGE * (unit + 3 * means),
-            "tiny": _TINY * unit,
-            "vanishing": _VANISHING * unit,
-            "outliers": outliers,
-        }
+
+        def plain() -> Array:
+            return unit + 0.5 * means
+
+        def nudged() -> Array:
+            x = plain()
+            x[at] += _NUDGE
+            return x
+
+        def outliers() -> Array:
+            x = plain()
+            x[..., shape[-1] // 3] += _OUTLIER
+            x[..., -1] -= 0.5 * _OUTLIER
+            return x
+
+        self.inputs: dict[str, Array] = _Made(
+            plain=plain,
+            nudged=nudged,
+            large=lambda: _LARGE * (unit + 3 * means),
+            tiny=lambda: _TINY * unit,
+            vanishing=lambda: _VANISHING * unit,
+            outliers=outliers,
+        )
         self._outputs: dict[str, list[Array | None]] = {}
 
     def to_fit(self, statistics: Statistics, over: tuple[int, ...]) -> Probes:
         """As many such probes as determine a weight and a bias per position of the axes ``over``.
 
         A single row of statistics does not: a line goes through any two of its points. Not more
-        probes than the bound on memory allows.
+        probes than the bound on memory allows, and of large values two rows where every position
+        has more: there the other sorts of probes tell the rows apart.
         """
-        taken = {*statistics.axes, *over}
-        rows = math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+        rows = self._rows({*statistics.axes, *over})
         count = -(-_LINE // rows)
+        if math.prod(self._shape) > _ELEMENTS and self._rows(set(over)) >= _LINE:
+            count = -(-2 // rows)
         if count <= self._count or count * math.prod(self._shape) > WHOLE:
             return self
         if count not in self._more:
             self._more[count] = Probes(self._run, self._shape, count)
         return self._more[count]
+
+    def _rows(self, taken: set[int]) -> int:
+        """How many rows a probe has along the axes ``taken``."""
+        return math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
 
     def of(self, name: str, index: int) -> Array | None:
         """Exit ``index`` on the probes ``name`` [count, *shape]; None if it is of another shape."""
@@ -247,7 +286,20 @@ class Probes:
         return name
 
 
+class _Made(dict[str, Array]):
+    """Arrays that are made when they are first asked for."""
+
+    def __init__(self, **makers: Callable[[], Array]) -> None:
+        super().__init__()
+        self._makers = makers
+
+    def __missing__(self, name: str) -> Array:
+        self[name] = self._makers[name]()
+        return self[name]
+
+
 def touched(changed: Array) -> list[Array]:
     """Along each axis the positions at which ``changed`` [probes, *shape] holds."""
     mask = changed.any(axis=0)
-    return [np.unique(positions) for positions in np.nonzero(mask)]
+    rest = [tuple(a for a in range(mask.ndim) if a != axis) for axis in range(mask.ndim)]
+    return [np.flatnonzero(np.any(mask, axis=others)) for others in rest]

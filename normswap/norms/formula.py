@@ -21,12 +21,13 @@ class Statistics:
     Attributes:
         axes: of the value, over which they are taken.
         centred: whether the mean is subtracted; else the mean of squares is the only statistic.
-        groups: into how many groups axis 1 is divided first, for a GroupNorm.
+        groups: into how many groups the axis ``channels`` is divided first, for a GroupNorm.
     """
 
     axes: tuple[int, ...]
     centred: bool
     groups: int | None = None
+    channels: int = 1
 
     def normalised(self, x: Array, epsilon: float) -> Array:
         """The norm of ``x`` without weight and bias, in the shape of ``x``."""
@@ -54,8 +55,10 @@ class Statistics:
     def _grouped(self, x: Array) -> tuple[Array, tuple[int, ...]]:
         if self.groups is None:
             return x, tuple(axis + 1 for axis in self.axes)
-        split = x.reshape(*x.shape[:2], self.groups, x.shape[2] // self.groups, *x.shape[3:])
-        return split, tuple(range(3, split.ndim))
+        at = self.channels + 1
+        inner = x.shape[at] // self.groups
+        split = x.reshape(*x.shape[:at], self.groups, inner, *x.shape[at + 1 :])
+        return split, tuple(axis for axis in range(2, split.ndim) if axis != at)
 
 
 def fit_affine(normalised: Array, y: Array, over: tuple[int, ...]) -> tuple[Array, Array]:

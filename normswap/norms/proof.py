@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Value
 from normswap.norms.evaluation import (
     WHOLE,
@@ -30,13 +29,14 @@ from normswap.norms.evaluation import (
     touched,
 )
 from normswap.norms.formula import Norm, Statistics, fit_affine, fit_epsilon, spread
-from normswap.norms.regions import Region
+from normswap.norms.regions import Region, narrowed
 from normswap.norms.site import KINDS
 
 _EPSILON_DIGITS = 7
 _SAME = 1e-9
 _BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are beyond the bound"
 _TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
+_UNKNOWN = "it cannot be evaluated: "
 _EPSILON_OUTSIDE = "epsilon is not added to the variance under the root"
 _BATCH = "it reduces over the batch (axis 0)"
 _L2 = "it is an L2 normalisation: x / ||x||"
@@ -63,11 +63,14 @@ Verdict = Norm | str  # a norm, or the reason why there is none
 def prove(graph: Graph, region: Region) -> list[Verdict]:
     """What each exit of ``region`` is: a norm of its entry, or the reason why it is none.
 
-    In the order of ``region.exits``. Nothing is raised: a region that cannot be evaluated (an
+    In the order of ``region.exits``. Nothing is raised: an exit that cannot be evaluated (an
     operator without a float64 implementation, values beyond the bound on memory) proves nothing,
     which is a reason too.
     """
     verdicts = _verdicts(graph, region, {})
+    if len(verdicts) > 1 and all(_is_unknown(verdict) for verdict in verdicts):
+        # what cannot be evaluated may lie behind one exit, and a norm in another
+        return [prove(graph, narrowed(graph, region, value))[0] for value in region.exits]
     averages = rounded_averages(graph, region)
     if averages and not any(isinstance(verdict, Norm) for verdict in verdicts):
         verdicts = _verdicts(graph, region, averages)
@@ -79,16 +82,15 @@ def prove(graph: Graph, region: Region) -> list[Verdict]:
 
 def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> list[Verdict]:
     count = len(region.exits)
-    try:
-        run = RegionRunner(graph, region, averages)
-    except (NormswapError, ValueError) as error:
-        return [f"it cannot be evaluated: {error}"] * count
+    run = RegionRunner(graph, region, averages)
+    if not run.is_known:
+        return [f"{_UNKNOWN}{run.problem}"] * count
     best: list[Verdict] = [_BEYOND] * count
     for shape in probe_shapes(region):
         probes = Probes(run, shape)
         if all(probes.of("plain", index) is None for index in range(count)):
             if math.prod(region.entry.shape or ()) <= WHOLE and run.problem:
-                best = [f"it cannot be evaluated: {run.problem}"] * count
+                best = [f"{_UNKNOWN}{run.problem}"] * count
             continue
         best = [_judge(probes, index) for index in range(count)]
         cut = {a for a, size in enumerate(region.entry.shape or ()) if size != shape[a]}
@@ -98,6 +100,10 @@ def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> lis
             return _confirmed(run, shape, best)
     # What is a norm by now was shown for other sizes of what it normalises only.
     return [_BEYOND if isinstance(verdict, Norm) else verdict for verdict in best]
+
+
+def _is_unknown(verdict: Verdict) -> bool:
+    return isinstance(verdict, str) and verdict.startswith(_UNKNOWN)
 
 
 def _judge(probes: Probes, index: int) -> Verdict:
@@ -134,7 +140,7 @@ def _values(probes: Probes, index: int) -> dict[str, Array] | str:
 def _affine_axes(statistics: Statistics, rank: int) -> list[tuple[int, ...]]:
     """The axes that weight and bias may depend on: those of the norm, or the channels."""
     if statistics.groups is not None:
-        return [(1,)]
+        return [(statistics.channels,)]
     channels = [(1,)] if rank > 2 and statistics.centred and 1 not in statistics.axes else []
     return [statistics.axes, *channels]
 
@@ -251,10 +257,11 @@ def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistic
         return _BATCH
     choices = [Statistics(axes, True), Statistics(axes, False)]
     if rank > 1 and axes == tuple(range(1, rank)):
-        first, last, size = int(positions[1][0]), int(positions[1][-1]), changed.shape[2]
-        span = last - first + 1
-        if span < size and size % span == 0 and nudged_at[1] // span == first // span:
-            choices.insert(0, Statistics(axes, True, groups=size // span))
+        for channels in dict.fromkeys((rank - 1, 1)):
+            first, last = int(positions[channels][0]), int(positions[channels][-1])
+            size, span = changed.shape[channels + 1], last - first + 1
+            if span < size and size % span == 0 and nudged_at[channels] // span == first // span:
+                choices.insert(0, Statistics(axes, True, size // span, channels))
     return choices
 
 

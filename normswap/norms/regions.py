@@ -16,6 +16,7 @@ import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.operators import operator
+from normswap.norms.constants import known_constant, known_scalar
 
 _BEFORE = 40  # operators between an entry and its anchor, at most
 _BEHIND = 24  # operators behind the anchor that are looked at
@@ -32,8 +33,8 @@ def is_root(graph: Graph, node: Node) -> bool:
     """
     takes_root = bool(node.operator.root)
     if node.op == "Pow":
-        exponent = graph.scalar(node.input(1))
-        takes_root = exponent is not None and (exponent < 0 or exponent != int(exponent))
+        exponent = known_scalar(graph, node.input(1))
+        takes_root = exponent is not None and (exponent < 0 or not exponent.is_integer())
     return takes_root and bool(node.inputs) and not node.data_input().is_constant
 
 
@@ -76,19 +77,25 @@ def is_lowering(graph: Graph, node: Node) -> bool:
     """Whether ``node`` is a norm operator that may be part of another norm.
 
     Exporters lower norms to the operators of others: an InstanceNorm or GroupNorm whose rows were
-    reshaped into channels, a BatchNorm in training mode, or a norm without weight and bias of its
-    own behind which a product or a sum with constants follows.
+    reshaped into channels, a BatchNorm in training mode or one that reads statistics which the
+    graph computes, or a norm without weight and bias of its own behind which a product or a sum
+    with constants follows or the rows are channels again.
     """
     norm = node.operator.norm
     if norm == "batch_norm":
-        return bool(node.attributes.get("training_mode"))
+        statistics = [v for v in node.inputs[3:5] if v is not None]
+        return bool(node.attributes.get("training_mode")) or any(
+            not v.is_constant for v in statistics
+        )
     if not norm or node.data_input().is_constant:
         return False
     readers = node.output.readers
     affine = any(r.operator.commutes and len(r.dynamic_inputs()) == 1 for r in readers)
     if norm in ("instance_norm", "group_norm"):
         return affine or _is_reshaped(node)
-    return affine and _is_all(graph, node.input(1), 1.0) and _is_all(graph, node.input(2), 0.0)
+    goes_back = any(r.operator.move == "reshape" for r in readers) and _is_reshaped(node)
+    plain = _is_all(graph, node.input(1), 1.0) and _is_all(graph, node.input(2), 0.0)
+    return (affine or goes_back) and plain
 
 
 def _is_reshaped(node: Node) -> bool:
@@ -103,7 +110,7 @@ def _is_reshaped(node: Node) -> bool:
 def _is_all(graph: Graph, value: Value | None, number: float) -> bool:
     if value is None:
         return True
-    array = graph.constant(value)
+    array = known_constant(graph, value)
     return array is not None and bool((array == number).all())
 
 
@@ -142,6 +149,14 @@ def regions(graph: Graph, anchor: Node) -> Iterator[Region]:
                 yield region
 
 
+def narrowed(graph: Graph, region: Region, exit_value: Value) -> Region:
+    """The part of a region that computes one of its exits."""
+    nodes = graph.ancestors([exit_value], stop=[region.entry, *region.sizes])
+    reads = {v for node in nodes for v in node.inputs}
+    sizes = tuple(v for v in region.sizes if v in reads)
+    return Region(region.entry, (exit_value,), tuple(nodes), sizes)
+
+
 def obstacle(anchor: Node) -> str:
     """Why there is no region around ``anchor``, for a report."""
     pending, seen, sources = anchor.dynamic_inputs(), set[Value](), []
@@ -176,7 +191,7 @@ def _is_control_flow(node: Node) -> bool:
 
 
 def _is_barrier(node: Node) -> bool:
-    return node.operator.is_barrier and not shrinks(node)
+    return (node.operator.is_barrier or _is_control_flow(node)) and not shrinks(node)
 
 
 def _entries(anchor: Node) -> list[Value]:
@@ -218,7 +233,9 @@ def _between(anchor: Node, entry: Value) -> tuple[dict[Node, None], dict[Node, N
                 continue
             nodes[node] = None
             pending.append(node)
-    return nodes, sizes
+    inner = [n for n in sizes if n.data_input().producer in nodes]  # they depend on the entry
+    nodes |= dict.fromkeys(inner)
+    return nodes, {n: None for n in sizes if n not in nodes}
 
 
 def _condenses(anchor: Node, entry: Value, nodes: Iterable[Node]) -> bool:
@@ -245,7 +262,7 @@ def _grown(
             if node in extra or _is_barrier(node) or node.op == "Shape":
                 continue
             outside = [v for v in node.dynamic_inputs() if v not in known]
-            shape_nodes = _sizes_behind(outside)
+            shape_nodes = _sizes_behind(outside, known)
             if shape_nodes is None:
                 continue
             dependent = any(v in behind for v in node.dynamic_inputs())
@@ -264,8 +281,9 @@ def _grown(
     return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
 
 
-def _sizes_behind(values: list[Value]) -> dict[Node, None] | None:
-    """The Shape nodes that ``values`` are computed from; None if anything else that is dynamic."""
+def _sizes_behind(values: list[Value], known: set[Value]) -> dict[Node, None] | None:
+    """The Shape nodes that ``values`` are computed from, but for those of ``known`` values; None if
+    anything else that is dynamic."""
     shapes: dict[Node, None] = {}
     pending, seen = list(values), set[Value]()
     while pending:
@@ -277,7 +295,8 @@ def _sizes_behind(values: list[Value]) -> dict[Node, None] | None:
         if node is None or len(seen) > _BEFORE:
             return None
         if node.op == "Shape":
-            shapes[node] = None
+            if node.data_input() not in known:
+                shapes[node] = None
         elif _counts(node):
             return None
         else:

@@ -29,14 +29,17 @@ class _Structure:
     def __init__(self, graph: Graph, sites: Sequence[Site]) -> None:
         self.graph = graph
         self.residuals = residuals(graph)
-        self.by_sum = {r.add.output: r for r in self.residuals}
+        self.by_sum = {r.total: r for r in self.residuals}
+        self.forks = {r.skip: r for r in self.residuals if r.projected}
+        self.inputs = {graph.value(s.input) for s in sites}
+        self.blocks = {r.total for r in self.residuals if r.is_block}
         self.streams = {r.skip for r in self.residuals}
         self.norms = {graph.value(s.output).origin: graph.value(s.input).origin for s in sites}
         self.behind_norms = graph.descendants({graph.value(s.output) for s in sites})
         self.behind_sums = graph.descendants(self.by_sum)
         self.around: dict[Value, list[Residual]] = {}
         outputs = {graph.value(site.output) for site in sites}
-        for residual in self.residuals:
+        for residual in (r for r in self.residuals if r.is_block):
             for value in residual.inside & outputs:
                 self.around.setdefault(value, []).append(residual)
 
@@ -44,7 +47,10 @@ class _Structure:
         x, y = self.graph.value(site.input), self.graph.value(site.output)
         if y in self.around:
             return self._role_inside(x, y)
-        residual = self.by_sum.get(x.origin)
+        fork = None if _comes_from_product(x) else self._fork_behind(y)
+        if fork is not None:
+            return "pre_attention" if fork.attends else "pre_mlp"
+        residual = self.by_sum.get(y) or self.by_sum.get(x.origin)
         if residual is not None and self._is_post_norm(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
         products = self._products_to_stream(y)
@@ -53,12 +59,12 @@ class _Structure:
                 return "embedding"
             between = x in self.behind_sums and (products or _comes_from_product(x))
             return "downsample" if between else "other"
-        return "final" if self._is_stream_end(x) else "other"
+        return "final" if self._is_stream_end(x) and self._is_read_by_a_head(y) else "other"
 
     def _role_inside(self, x: Value, y: Value) -> str:
         """That of a norm in the branch of a residual connection."""
         around = sorted(self.around[y], key=lambda r: len(r.inside))
-        closing = next((r for r in around if r.skip is x.origin), None)
+        closing = next((r for r in around if _is_part(x, r.skip)), None)
         if closing is not None:
             return "pre_attention" if closing.attends else "pre_mlp"
         residual = around[0]
@@ -66,9 +72,47 @@ class _Structure:
             return "query_key"
         if _ends(residual, y):
             return "post_attention" if residual.attends else "post_mlp"
-        if _convolves(x, residual.skip):
+        inner = residual.projected and self._is_normalised(residual.skip)
+        if _convolves(x, residual.skip) and not inner:
             return "pre_attention" if residual.attends else "pre_mlp"
         return "other"
+
+    def _fork_behind(self, y: Value) -> Residual | None:
+        """The residual connection whose branch and whose projected skip both start from ``y``, or
+        from an activation of it."""
+        pending, seen = [y], set[Value]()
+        while pending:
+            value = pending.pop(0)
+            if value in seen:
+                continue
+            seen.add(value)
+            if value.origin in self.forks:
+                return self.forks[value.origin]
+            for node in value.readers:
+                if node.operator.passes_through or node.operator.activation or _shifts(node):
+                    pending.extend(node.outputs)
+        return None
+
+    def _is_read_by_a_head(self, y: Value) -> bool:
+        """Whether the model's outputs depend on ``y`` and no norm and no block does. One of a
+        single token belongs to a head that pools them."""
+        behind, pending = {y}, [y]
+        while pending:
+            for node in pending.pop().readers:
+                reads = [] if node.operator.reads_sizes_only else node.outputs
+                pending += (fresh := [v for v in reads if v not in behind])
+                behind.update(fresh)
+        parts = self.inputs | (self.blocks - {y})
+        if any(_extent(v) > 1 for v in parts):
+            parts = {v for v in parts if v.shape is None or _extent(v) > 1}
+        return behind.isdisjoint(parts) and not behind.isdisjoint(self.graph.outputs)
+
+    def _is_normalised(self, value: Value) -> bool:
+        """Whether it is an activation of a norm."""
+        value = value.origin
+        while value.producer is not None and value.producer.operator.activation:
+            value = value.producer.data_input().origin
+        return value in self.norms
 
     def _is_post_norm(self, residual: Residual, y: Value) -> bool:
         """Whether ``y``, the norm of the sum, is the stream of a model whose branches have no norm
@@ -93,7 +137,12 @@ class _Structure:
             for node in value.readers:
                 if is_product(node) and not products:
                     pending.append((node.output, 1))
-                elif node.operator.passes_through or _selects(node) or _shifts(node):
+                elif (
+                    node.operator.passes_through
+                    or _selects(node)
+                    or _shifts(node)
+                    or _masks(node, value)
+                ):
                     pending.extend((out, products) for out in node.outputs)
         return None
 
@@ -113,9 +162,37 @@ class _Structure:
         return not self.residuals and not _comes_from_product(x)
 
 
+def _is_part(x: Value, whole: Value) -> bool:
+    """Whether ``x`` is ``whole``, moved and scaled perhaps, or put together with other values."""
+    pending, seen = [x], set[Value]()
+    while pending:
+        value = pending.pop().origin
+        if value is whole:
+            return True
+        node = value.producer
+        if value in seen or node is None:
+            continue
+        seen.add(value)
+        if _selects(node) or _shifts(node):
+            pending.extend(node.dynamic_inputs())
+    return False
+
+
+def _extent(value: Value) -> int:
+    """How many axes behind the first one have more than one position."""
+    return sum(size > 1 for size in (value.shape or ())[1:])
+
+
 def _shifts(node: Node) -> bool:
     """A sum or product with a constant: a bias, a position embedding, a LayerScale."""
     return node.operator.commutes and len(node.dynamic_inputs()) == 1
+
+
+def _masks(node: Node, value: Value) -> bool:
+    """A product with a number for each token, which the graph computes."""
+    others = [v for v in node.dynamic_inputs() if v is not value]
+    numbers = len(others) == 1 and others[0].shape and others[0].shape[-1] == 1
+    return node.op == "Mul" and bool(numbers) and node.output.shape == value.shape
 
 
 def _selects(node: Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.graph.graph import Node, Value
+from normswap.graph.graph import Graph, Node, Value
 
 KINDS = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm")
 ROLES = (
@@ -46,6 +46,9 @@ class Site:
         groups: how many groups a group_norm divides its channels into.
         role: one of ``ROLES``.
         tower: 'image', 'text', 'both' or ''.
+        fixed: why nothing can stand in its place: its operator does more than the norm. '' if
+            something can. ``input`` is the sum that it normalises, if anything reads that, else
+            the first of what the operator reads.
 
     Examples:
         >>> site = locate(model)[0]
@@ -68,6 +71,7 @@ class Site:
     groups: int | None = None
     role: str = "other"
     tower: str = ""
+    fixed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The site for ``--json``: affine parameters by their sizes, all else as it is."""
@@ -85,6 +89,7 @@ class Site:
             "input": self.input,
             "output": self.output,
             "spelling": self.spelling,
+            "fixed": self.fixed,
         }
 
 
@@ -102,6 +107,17 @@ class Location:
 
     sites: tuple[Site, ...]
     rejected: tuple[Rejection, ...]
+
+
+def site_nodes(graph: Graph, site: Site) -> list[Node]:
+    """The nodes of a site, from its input to its output, in topological order.
+
+    A ``fixed`` one is one node, whatever else that reads.
+    """
+    output = graph.value(site.output)
+    if site.fixed and output.producer is not None:
+        return [output.producer]
+    return graph.ancestors([output], stop=[graph.value(site.input)])
 
 
 def site_name(nodes: Sequence[Node], constants: Iterable[Value | None]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value, is_floating
+from normswap.norms.constants import known_constant, known_scalar
 from normswap.norms.evaluation import WHOLE, RegionRunner, bounded
 from normswap.norms.regions import Region
 from normswap.norms.site import Site, site_name
@@ -144,7 +145,7 @@ def _leaves(graph: Graph, nodes: Sequence[Node], root: Node) -> Iterator[Array]:
     for value in dict.fromkeys([*operands, *(v for node in behind for v in node.inputs)]):
         if value is None or value.producer is not None:
             continue
-        array = graph.constant(value)
+        array = known_constant(graph, value)
         if array is not None and (is_floating(array.dtype) or array.size == 1):
             yield array.astype(np.float64).reshape(-1)
 
@@ -181,7 +182,7 @@ def _statistics(graph: Graph, root: Node) -> _Statistics | None:
     Of one number alone the root is any number's: only an epsilon beside it tells of a variance.
     """
     is_root = root.operator.root in ("square", "logarithm") or (
-        root.op == "Pow" and graph.scalar(root.input(1)) in (0.5, -0.5)
+        root.op == "Pow" and known_scalar(graph, root.input(1)) in (0.5, -0.5)
     )
     dtype, shape = root.output.dtype, root.output.shape or ()
     if not is_root or not root.output.is_constant or dtype is None or not is_floating(dtype):
@@ -191,19 +192,22 @@ def _statistics(graph: Graph, root: Node) -> _Statistics | None:
     value, epsilon = root.data_input(), 0.0
     while (node := value.producer) is not None:
         if node.op == "Add":
-            numbers = {i: n for i in (0, 1) if (n := graph.scalar(node.input(i))) is not None}
+            numbers = {
+                i: n for i in (0, 1) if (n := known_scalar(graph, node.input(i))) is not None
+            }
             if numbers:
                 at = min(numbers, key=numbers.__getitem__)
                 value, epsilon = node.data_input(1 - at), float(str(np.float32(numbers[at])))
             break
-        inverts = node.op == "Div" and graph.scalar(node.input(0)) == 1
+        inverts = node.op == "Div" and known_scalar(graph, node.input(0)) == 1
         if not inverts and node.op != "Reciprocal" and not node.operator.passes_through:
             break
         value = node.data_input(1 if inverts else 0)
     if epsilon <= 0 and math.prod(shape) == 1:
         return None
-    array = graph.constant(value)
-    assert array is not None  # what a constant is computed from is one
+    array = known_constant(graph, value)
+    if array is None:
+        return None
     variance = array.astype(np.float64).reshape(-1)
     if np.any(variance + epsilon <= 0):
         return None

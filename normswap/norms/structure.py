@@ -6,7 +6,7 @@ Read from the graph alone: nothing depends on the names of modules.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.site import Site
 
 _BLOCK = 1000  # operators in the branch of a residual connection, at most
+_STAGE = 2  # residual connections inside another one that make it a skip around a stage
 _IMAGE_RANK = 4
 
 
@@ -58,6 +59,8 @@ def _is_token_ids(value: Value) -> bool:
         for node, index in pending.pop().uses:
             if node.op == "Gather" and index == 1 and node.data_input().is_constant:
                 return True
+            if node.operator.norm_with_sum and index == 0:  # of embeddings that it looks up
+                return True
             if node.operator.passes_through:
                 pending.extend(node.outputs)
     return False
@@ -68,39 +71,61 @@ def _is_token_ids(value: Value) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """A residual connection, the sum ``skip + branch`` with a product somewhere in the branch.
+    """A residual connection, the sum ``skip + branch`` with a product or a pooling in the branch.
 
     Attributes:
         add: the node of the sum.
-        skip: the operand that the branch starts from, before any moves.
-        branch: the other operand.
-        inside: the values that ``branch`` is computed from, as far back as ``skip``.
+        total: the sum.
+        skip: the value that both operands start from: the other operand before any moves and
+            scales, or what a ``projected`` one is computed from.
+        branch: the operand with the most in it.
+        inside: the values that depend on ``skip`` and that ``branch`` is computed from.
         attends: whether there is an attention in the branch.
+        projected: whether the other operand is a product or a pooling of ``skip``, which changes
+            the width or the grid.
+        is_block: whether it is of one block; a long skip around several blocks is not.
     """
 
     add: Node
+    total: Value
     skip: Value
     branch: Value
     inside: frozenset[Value]
     attends: bool
+    projected: bool
+    is_block: bool
 
 
 def residuals(graph: Graph) -> list[Residual]:
     """The residual connections of a graph, in the order of execution."""
     position = {node: index for index, node in enumerate(graph.nodes)}
-    connections = []
+    connections: list[Residual] = []
+    sums: dict[Value, Residual] = {}
     for node in graph.nodes:
-        operands = node.dynamic_inputs()
-        if node.op != "Add" or len(operands) != 2:
+        if (summed := _summed(node)) is None:
             continue
-        if any(v.shape is None or v.shape != node.output.shape for v in operands):
+        first, second, total = summed
+        if any(v.shape is None or v.shape != node.output.shape for v in (first, second)):
             continue
-        for skip, branch in (operands, operands[::-1]):
-            residual = _residual(node, skip.origin, branch, position)
+        for skip, branch in ((first, second), (second, first)):
+            residual = _residual(node, total, skip, branch, position, sums)
             if residual is not None:
                 connections.append(residual)
+                sums[total] = residual
                 break
     return connections
+
+
+def _summed(node: Node) -> tuple[Value, Value, Value] | None:
+    """The two values that a node adds, and the sum, or its norm where the node yields no other;
+    None for any other node."""
+    row, operands = node.operator, node.dynamic_inputs()
+    if node.op == "Add" and len(operands) == 2:
+        return operands[0], operands[1], node.output
+    if not row.norm_with_sum or len(operands) < 2:
+        return None
+    sums = [v for v in node.outputs[row.sum_output : row.sum_output + 1] if v.uses]
+    return operands[0], operands[1], (*sums, node.output)[0]
 
 
 def is_attention(node: Node) -> bool:
@@ -124,10 +149,59 @@ def _computed(node: Node) -> set[Value]:
     return {v for v in node.dynamic_inputs() if not v.origin.is_constant}
 
 
-def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) -> Residual | None:
+def _residual(
+    add: Node,
+    total: Value,
+    skip: Value,
+    branch: Value,
+    position: dict[Node, int],
+    sums: Mapping[Value, Residual],
+) -> Residual | None:
+    """The residual connection of a sum whose operand ``branch`` starts from ``skip``, or from what
+    that is computed from in a few steps. ``sums``: the residual connections before it by their
+    sums, from one of which a branch may start as well (attention and MLP side by side)."""
+    beside = [(sums[skip.origin].skip, False)] if skip.origin in sums else []
+    for start, projected in (*_starts(skip), *beside):
+        found = _inside(branch, start, position)
+        if found is None:
+            continue
+        inside, nodes = found
+        products = sum(_multiplies(n) or is_attention(n) for n in nodes)
+        attends = any(is_attention(n) for n in nodes)
+        is_block = len(inside & sums.keys()) < _STAGE
+        if projected:  # two layers side by side are none, nor are stages that a pyramid adds up
+            closes = (products > 1 or attends) and is_block
+        else:
+            closes = products > 0 or any(_pools(n) for n in nodes)
+        if closes:
+            return Residual(add, total, start, branch, inside, attends, projected, is_block)
+    return None
+
+
+def _starts(skip: Value) -> Iterator[tuple[Value, bool]]:
+    """What the operand of a sum is computed from by moves, scales, poolings and at most one
+    product, nearest first; whether by more than moves and scales."""
+    value, products, pools = skip.origin, 0, False
+    yield value, False
+    while (node := value.producer) is not None:
+        products += is_product(node)
+        pools |= _pools(node)
+        steps = is_product(node) or _pools(node) or node.operator.norm == "batch_norm"
+        if products > 1 or not (steps or _scales(node)) or not node.dynamic_inputs():
+            return
+        value = node.dynamic_inputs()[0].origin
+        yield value, bool(products) or pools
+
+
+def _inside(
+    branch: Value, skip: Value, position: dict[Node, int]
+) -> tuple[frozenset[Value], set[Node]] | None:
+    """The values and nodes from ``skip`` to ``branch``; None if that does not depend on it, or by
+    too much to look at."""
     start = position[skip.producer] if skip.producer else -1
-    inside: set[Value] = set()
+    before: set[Value] = set()
     nodes: set[Node] = set()
+    norms: set[Value] = set()  # of ``skip``, by the operator that computes it
     closes = False
     pending = [branch]
     while pending:
@@ -136,18 +210,38 @@ def _residual(add: Node, skip: Value, branch: Value, position: dict[Node, int]) 
         if value is skip or value.origin is skip:
             closes = True
             continue
-        if value in inside or node is None or position[node] < start:
+        if node is skip.producer and node is not None and node.operator.norm_with_sum:
+            norms.add(value)
+            continue
+        if value in before or node is None or position[node] < start:
             continue
         if node.operator.reads_sizes_only:
             continue
-        if len(inside) > _BLOCK:
+        if len(before) > _BLOCK:
             return None
-        inside.add(value)
+        before.add(value)
         nodes.add(node)
         pending.extend(node.dynamic_inputs())
-    if not closes or not any(_multiplies(n) or is_attention(n) for n in nodes):
+    if not closes and not norms:
         return None
-    return Residual(add, skip, branch, frozenset(inside), any(is_attention(n) for n in nodes))
+    inside, own = {skip, *norms}, set[Node]()
+    for node in sorted(nodes, key=position.__getitem__):
+        if any(v in inside or v.origin is skip for v in node.dynamic_inputs()):
+            inside.update(v for v in node.outputs if v in before)
+            own.add(node)
+    return frozenset(inside - {skip}), own
+
+
+def _pools(node: Node) -> bool:
+    """Whether it makes a smaller grid of tokens of theirs, window by window."""
+    return node.operator.pool.startswith("local") or node.operator.pool == "maximum"
+
+
+def _scales(node: Node) -> bool:
+    """A product or sum with a constant, or an amount of padding."""
+    return (node.operator.commutes and len(node.dynamic_inputs()) == 1) or (
+        node.operator.move == "pad"
+    )
 
 
 # -- feed-forward networks -------------------------------------------------------------------------
@@ -173,7 +267,7 @@ def ffn_of(graph: Graph, residuals: Sequence[Residual], site: Site) -> Ffn | Non
     """
     x, y = graph.value(site.input), graph.value(site.output)
     for residual in residuals:
-        is_its = y in residual.inside or x.origin is residual.add.output
+        is_its = y in residual.inside or x.origin is residual.total
         if is_its and not residual.attends:
             second = _last_linear(graph, residual.branch)
             first = None if second is None else _first_linears(graph, second.input, residual)

@@ -12,7 +12,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.graph.linear import linear_at
 from normswap.model import Model
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_nodes
 from normswap.parity.batches import has_dynamic_batch
 from normswap.parity.equal_values import Candidates, Known
 from normswap.parity.exact import Neighbours
@@ -144,7 +144,7 @@ def _described(parting: Parting, model: Model, sites: Sequence[Site], probe: str
 
 
 def _inside(graph: Graph, site: Site) -> set[Node]:
-    return set(graph.ancestors([graph.value(site.output)], [graph.value(site.input)]))
+    return set(site_nodes(graph, site))
 
 
 _DRAWS = 3  # of the reference's neighbours, to know its rounding at a value

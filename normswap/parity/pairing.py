@@ -234,4 +234,4 @@ def _sizes(array: Array) -> str:
 
 
 def _summary(model: Model) -> ModelSummary:
-    return ModelSummary(model.name, model.kind, None if model.path is None else str(model.path))
+    return ModelSummary(model.label, model.kind, None if model.path is None else str(model.path))

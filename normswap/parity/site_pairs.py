@@ -170,7 +170,7 @@ def layers(graph: Graph) -> list[Layer]:
         if linear := linear_at(graph, node):
             found.append(Layer(node.scope, node.output.name, linear.sizes, linear.output))
         elif convolution := convolution_at(graph, node):
-            sizes = convolution.kernel.shape
+            sizes = convolution.stored_weight.shape or ()
             found.append(Layer(node.scope, node.output.name, sizes, convolution.output))
     return found
 

@@ -30,7 +30,7 @@ def model_summary(model: Model, runtime: str, sites: Sequence[Site]) -> ModelSum
     files = _files(model.path)
     norms = [Norm(s.name, s.kind, s.role, s.tower, math.prod(s.normalized_shape)) for s in sites]
     return ModelSummary(
-        model.name,
+        model.label,
         model.kind,
         None if model.path is None else str(model.path),
         runtime,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +13,11 @@ from normswap.fit.channelwise import ChannelFit, least_squares
 from normswap.fit.covariance import held_out_rows, joint_moments
 from normswap.fit.moments import GroupMoments
 from normswap.fit.ridge import RidgeFits
-from normswap.fit.sweep import HELD_OUT, Readings, Stop
+from normswap.fit.sweep import HELD_OUT, Readings
 from normswap.fit.tokens import Rows
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Node, Value
 from normswap.options import option
-from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_finite
+from normswap.passes.calibrated import Calibrated, Fitted, Plan, SwapStop, check_finite
 from normswap.passes.insert import insert_linear
 from normswap.passes.refit_writers import writer_stops
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
@@ -72,19 +72,16 @@ class Affine(Calibrated):
             plan.notes += notes
 
 
-class _Swap(Stop):
+class _Swap(SwapStop):
     """An affine map in place of one norm."""
 
     def __init__(self, plan: Plan, fitted: Fitted, tokens: str, fits: RidgeFits) -> None:
-        self.reads = (plan.graph.value(fitted.site.input),)
-        self.targets = (plan.original.value(fitted.site.output),)
-        self._plan, self._fitted, self._tokens, self._fits = plan, fitted, tokens, fits
+        super().__init__(plan, fitted)
+        self._tokens, self._fits = tokens, fits
 
-    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
-        graph, site, x = self._plan.graph, self._fitted.site, reads[0]
+    def fitted_value(self, x: Value, readings: Readings, like: Node | None) -> Value:
+        graph, site = self._plan.graph, self._fitted.site
         table = group_table(self._tokens, self._fitted, readings)
-        old = graph.value(site.output)
-        like = old.producer
 
         def scaled(value: Value, fit: ChannelFit) -> Value:
             self._plan.stays[site.name] = len(table)
@@ -94,16 +91,13 @@ class _Swap(Stop):
             return insert_linear(graph, value, self._fitted.axis, weight, bias, site.name, like)
 
         if not table.any():
-            new = mapped(x, *self._fit_together(readings))
-        elif site.role == "embedding":  # the stream reads it: only what computes it can absorb A
+            return mapped(x, *self._fit_together(readings))
+        if site.role == "embedding":  # the stream reads it: only what computes it can absorb A
             weight, bias = self._fit_together(readings)
             behind = group_moments(self._fitted, readings, table, lambda x: x @ weight.T + bias)
-            new = scaled(mapped(x, weight, bias), least_squares(site, *behind))
-        else:
-            start, weight, bias = self._fit_groups(readings, table)
-            new = mapped(scaled(x, start), weight, bias)
-        graph.replace_uses(old, new)
-        return {old: new}
+            return scaled(mapped(x, weight, bias), least_squares(site, *behind))
+        start, weight, bias = self._fit_groups(readings, table)
+        return mapped(scaled(x, start), weight, bias)
 
     def _fit_together(self, readings: Readings) -> tuple[Array, Array]:
         """The map [C, C], [C] from the input to the original's output."""

@@ -14,6 +14,8 @@ from normswap.norms.site import Site
 from normswap.options import check_choices
 from normswap.passes.select import Selection
 
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -41,12 +43,18 @@ class PassResult:
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[Site, str]] = field(default_factory=list)
 
+    def undone(self, original: Model, reason: str) -> PassResult:
+        """That ``original`` is left as it is, for a ``reason`` that holds for all of ``done``."""
+        skipped = [*((site, reason) for site in self.done), *self.skipped]
+        return replace(self, model=original, modified=False, done=[], skipped=skipped, notes=[])
+
     def recorded(self, name: str) -> PassResult:
         """The same with the pass, by ``name``, in the model's history, if it modified anything."""
         if not self.modified:
             return self
         missed = [(site.name, reason) for site, reason in [*self.skipped, *self.kept]]
-        step = Step(name, len(self.done), missed, list(self.notes))
+        names = [site.name for site in self.done]
+        step = Step(name, len(names), missed, list(self.notes), names)
         model = replace(self.model, history=(*self.model.history, step))
         return replace(self, model=model)
 
@@ -60,6 +68,10 @@ class NormsWritten(PassResult):
     """
 
     values: Mapping[Site, str] = field(default_factory=dict)
+
+    def undone(self, original: Model, reason: str) -> PassResult:
+        nothing = super().undone(original, reason)
+        return NormsWritten(original, False, [], nothing.skipped, [], nothing.kept)
 
 
 @dataclass
@@ -123,7 +135,7 @@ class Pass(abc.ABC):
         ...     summary: ClassVar[str] = "exact, gamma is doubled and the readers halved."
         ...     twice: bool = option(False, "Do it twice.")
         ...
-        ...     def __call__(self, model: Model) -> PassResult: ...
+        ...     def run(self, model: Model) -> PassResult: ...
     """
 
     to: ClassVar[str] = ""
@@ -137,9 +149,32 @@ class Pass(abc.ABC):
     def __post_init__(self) -> None:
         check_choices(self, dashes=bool(self.to))
 
-    @abc.abstractmethod
     def __call__(self, model: Model) -> PassResult:
-        """Runs the pass; ``model`` itself is not changed."""
+        """Runs the pass; ``model`` itself is not changed.
+
+        Weights that a caller of the model could override are constants of the new one, with a note.
+        Nothing is done if the model's own runtime loads ``model`` and does not load the new one.
+        """
+        return _finished(model, self.run(model))
+
+    @abc.abstractmethod
+    def run(self, model: Model) -> PassResult:
+        """What the pass does; ``model`` itself may not be changed."""
+
+
+def _finished(original: Model, result: PassResult) -> PassResult:
+    if not result.modified:
+        return result
+    graph = result.model.graph
+    settled = graph.settle_weights()
+    if (why := graph.load_refusal()) and not original.graph.load_refusal():
+        return result.undone(original, f"the new model could not be loaded: {why}")
+    if not settled:
+        return result
+    names = ", ".join(f"'{name}'" for name in settled[:_NAMED])
+    names += f" and {len(settled) - _NAMED} more" * (len(settled) > _NAMED)
+    note = f"weights that were also inputs of the model are constants of the new one: {names}"
+    return replace(result, notes=[*result.notes, note])
 
 
 def chooses_forms(kind: type[Pass]) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.fit.channelwise import FITS, Fitting, safe_epsilon, with_statistics
-from normswap.fit.sweep import Readings, Stop
-from normswap.graph.graph import Value
+from normswap.fit.sweep import Readings
+from normswap.graph.graph import Node, Value
 from normswap.options import option
-from normswap.passes.calibrated import Calibrated, Fitted, Plan
+from normswap.passes.calibrated import Calibrated, Fitted, Plan, SwapStop
 from normswap.passes.ffn_batch_norm import POSITIONS, ffn_stops
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
@@ -60,33 +60,28 @@ class BatchNorm(Calibrated):
             plan.notes += [f"no BatchNorm in the FFN of '{s.name}': {why}" for s, why in unfit]
 
 
-class _Swap(Stop):
+class _Swap(SwapStop):
     """A BatchNorm, or a scale and shift per token, in place of one norm."""
 
     def __init__(self, plan: Plan, fitted: Fitted, fit: Fitting, tokens: str) -> None:
-        self.reads = (plan.graph.value(fitted.site.input),)
-        self.targets = (plan.original.value(fitted.site.output),)
-        self._plan, self._fitted, self._fit, self._tokens = plan, fitted, fit, tokens
+        super().__init__(plan, fitted)
+        self._fit, self._tokens = fit, tokens
 
-    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
-        graph, site, x = self._plan.graph, self._fitted.site, reads[0]
+    def fitted_value(self, x: Value, readings: Readings, like: Node | None) -> Value:
+        graph, site = self._plan.graph, self._fitted.site
         table = group_table(self._tokens, self._fitted, readings)
         train, held_out = group_moments(self._fitted, readings, table)
         fit = self._fit(site, train, held_out)
-        old = graph.value(site.output)
-        like = old.producer
         if len(fit.scale) > 1:
             new = insert_token_scale(graph, x, self._fitted, fit, table, readings, like)
             self._plan.stays[site.name] = len(table)
-        else:
-            moments = train.merged(held_out)
-            constants = with_statistics(
-                fit.scale[0],
-                fit.shift[0],
-                moments.x_mean[0],
-                moments.x_variance[0],
-                safe_epsilon(site.epsilon, moments.x_variance[0]),
-            )
-            new, _ = insert_batch_norm(graph, x, self._fitted.axis, constants, site.name, like)
-        graph.replace_uses(old, new)
-        return {old: new}
+            return new
+        moments = train.merged(held_out)
+        constants = with_statistics(
+            fit.scale[0],
+            fit.shift[0],
+            moments.x_mean[0],
+            moments.x_variance[0],
+            safe_epsilon(site.epsilon, moments.x_variance[0]),
+        )
+        return insert_batch_norm(graph, x, self._fitted.axis, constants, site.name, like)[0]

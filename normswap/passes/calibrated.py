@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,15 +15,15 @@ from normswap.fit.calibration import Batches, calibration_batches, own_share
 from normswap.fit.sweep import Readings, Stop, sweep
 from normswap.fit.text_masks import text_masks
 from normswap.fit.tokens import TOKENS, Masks, Rows, rows, special_positions
-from normswap.graph.graph import Array, Graph
+from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.options import option
 from normswap.parity.requirement import Judge, Requirement
-from normswap.passes.base import Pass, PassResult
+from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
-from normswap.passes.select import Selection, select_sites
+from normswap.passes.select import Selection, select_sites, why_left
 
 _JUDGED = 5  # every fifth sample
 KINDS = ("layer_norm", "rms_norm")
@@ -55,7 +55,8 @@ class Fitted:
 @dataclass
 class Plan:
     """What a calibrated swap is about to do: ``stops`` of the sweep, which edit ``graph``, and what
-    the user is to know. ``stays``: sites that keep a scale and shift for each of so many tokens."""
+    the user is to know. ``stays``: sites that keep a scale and shift for each of so many tokens.
+    ``refused``: sites that stay as they are, with the reason."""
 
     original: Graph
     graph: Graph
@@ -63,6 +64,33 @@ class Plan:
     stops: list[Stop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stays: dict[str, int] = field(default_factory=dict)
+    refused: dict[Site, str] = field(default_factory=dict)
+
+
+class SwapStop(Stop):
+    """A stop that swaps one norm, or leaves it where the model's dtype cannot hold the constants of
+    the new one."""
+
+    def __init__(self, plan: Plan, fitted: Fitted) -> None:
+        self.reads = (plan.graph.value(fitted.site.input),)
+        self.targets = (plan.original.value(fitted.site.output),)
+        self._plan, self._fitted = plan, fitted
+
+    def edit(self, reads: Sequence[Value], readings: Readings) -> Mapping[Value, Value]:
+        old = self._plan.graph.value(self._fitted.site.output)
+        try:
+            new = self.fitted_value(reads[0], readings, old.producer)
+        except Refusal as refusal:
+            self._plan.refused[self._fitted.site] = str(refusal)
+            self._plan.stays.pop(self._fitted.site.name, None)
+            return {}
+        self._plan.graph.replace_uses(old, new)
+        return {old: new}
+
+    @abc.abstractmethod
+    def fitted_value(self, x: Value, readings: Readings, like: Node | None) -> Value:
+        """What takes the place of the norm of ``x``; ``like``: the node whose metadata it gets.
+        Raises Refusal."""
 
 
 @dataclass(kw_only=True)
@@ -108,11 +136,11 @@ class Calibrated(Pass):
         if self.ensure is not None:
             Requirement.parse(self.ensure)
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         data = needed_data(self.data, self.to)
         located = model.sites
         chosen, notes = _default_tower(located, self.sites)
-        todo = [s for s in chosen if s.kind in KINDS and len(s.axes) == 1]
+        todo = [s for s in chosen if not _reason(s)]
         skipped = [(s, _reason(s)) for s in chosen if s not in todo]
         if not todo:
             return PassResult(model, False, [], skipped, notes)
@@ -153,12 +181,16 @@ class Calibrated(Pass):
         plan = Plan(model.graph, result.graph, batches)
         self.plan(plan, sites)
         steps = sweep(model.graph, result.graph, batches, plan.stops, self.memory)
-        for done, _ in enumerate(steps, 1):
+        for count, _ in enumerate(steps, 1):
             if self.progress:
-                self.progress(done, len(plan.stops), "fitting")
+                self.progress(count, len(plan.stops), "fitting")
+        skipped = list(plan.refused.items())
+        done = [f.site for f in sites if f.site not in plan.refused]
+        if not done:
+            return PassResult(model, False, [], skipped)
         result.graph.prune()
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
-        return PassResult(result, True, [f.site for f in sites], [], notes)
+        return PassResult(result, True, done, skipped, notes)
 
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
@@ -240,6 +272,8 @@ def _stays(stays: dict[str, int]) -> str:
 
 
 def _reason(site: Site) -> str:
-    if site.kind not in KINDS:
-        return f"it is a {site.kind}"
-    return f"it normalises over {len(site.axes)} axes, a BatchNorm has one"
+    """Why no norm is fitted in its place; '' if one may be."""
+    if left := why_left(site, KINDS):
+        return left
+    several = f"it normalises over {len(site.axes)} axes, a BatchNorm has one"
+    return "" if len(site.axes) == 1 else several

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from normswap.errors import NormswapError
 from normswap.fit.calibration import calibration_batches, over_processes, own_share
 from normswap.fit.channelwise import identity
 from normswap.fit.moments import ChannelMoments
@@ -18,7 +19,7 @@ from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.norms.structure import ffn_of, residuals
 from normswap.options import option
-from normswap.passes.base import Pass, PassResult
+from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.calibrated import Fitted, fitted_sites, needed_data
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.select import Selection, select_sites
@@ -52,10 +53,12 @@ class InsertFfnBatchNorm(Pass):
     sites: Selection | None = "role=*_mlp"
     position: str = option("before", "before or after the FFN's activation.", choices=POSITIONS)
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         result = model.copy()
         located = model.sites
-        chosen = [s for s in select_sites(located, self.sites) if s.role.endswith("_mlp")]
+        chosen = [
+            s for s in select_sites(located, self.sites) if s.role.endswith("_mlp") and not s.fixed
+        ]
         if not chosen:
             return PassResult(model, False)
         batches = calibration_batches(
@@ -122,8 +125,11 @@ class _Insert(Stop):
         moments = over_processes(moments)
         constants = identity(moments.mean, moments.variance, _EPSILON)
         like = value.producer
-        new, reading = insert_batch_norm(
-            self._graph, value, self._axis, constants, self._name, like
-        )
+        try:
+            new, reading = insert_batch_norm(
+                self._graph, value, self._axis, constants, self._name, like
+            )
+        except Refusal as refusal:
+            raise NormswapError(f"'{self._name}': {refusal}; leave it out") from None
         self._graph.replace_uses(value, new, keep=reading)
         return {value: new}

@@ -10,7 +10,7 @@ import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Model
-from normswap.norms.operator_norms import TRAINING
+from normswap.norms.operator_norms import PER_ELEMENT, TRAINING
 from normswap.norms.site import Site, unique_names
 from normswap.norms.structure import towers
 from normswap.passes.algebra.affine_regions import (
@@ -19,6 +19,7 @@ from normswap.passes.algebra.affine_regions import (
     ends_a_stream,
 )
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.rounding import OutOfRange, rounded
 from normswap.passes.algebra.spread import Spread, Start, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
@@ -41,7 +42,8 @@ class Fold(Pass):
     one Add.
     Skips, with the reason, what is in training mode, what is an output of the model or feeds
     anything but linear maps on both sides, and what lies along another axis than the weights.
-    Square linear layers that stay are only reported if ``sites`` names them.
+    Square linear layers that stay are only reported if ``sites`` names them, or if a swap has put
+    them in place of a norm.
 
     Attributes:
         sites: which BatchNorms and maps; see ``select_sites``. All by default.
@@ -54,7 +56,7 @@ class Fold(Pass):
 
     exact: ClassVar[bool] = True
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         result = model.copy()
         located = model.location
         edits = WeightEdits(result.graph)
@@ -63,12 +65,14 @@ class Fold(Pass):
         folding.run(regions)
         if self.sites is None:
             folding.run_on_what_is_new()
-        named = named_in(self.sites)
+        # A matrix that a swap has put in place of a norm was meant to go.
+        named = named_in(self.sites) | {name for step in model.history for name in step.sites}
         done, skipped = folding.done(regions), folding.skipped(regions, named)
         if self.sites is not None:
             other = [s for s in chosen if s.kind not in ("batch_norm", "scale_shift", "affine")]
             skipped = [(s, f"it is a {s.kind}") for s in other] + skipped
-        notes = [f"'{r.where}' stays: {r.reason}" for r in located.rejected if r.reason == TRAINING]
+        stay = [r for r in located.rejected if r.reason in (TRAINING, PER_ELEMENT)]
+        notes = [f"'{r.where}' stays: {r.reason}" for r in stay]
         if not done:
             return PassResult(model, False, [], skipped, notes)
         notes = [*folding.notes(), *filter(None, map(_conditioning, done)), *notes]
@@ -182,6 +186,8 @@ class _Folding:
     def _change_variables(self, region: AffineRegion) -> None:
         try:
             self._absorb(region)
+        except OutOfRange:
+            raise
         except Refusal:
             if region.is_square and not ends_a_stream(self._entry(region)):
                 raise
@@ -194,12 +200,13 @@ class _Folding:
             raise Refusal(self.reasons[region])
         try:
             ahead = -change.invertible().inverted().shift
+            x, name = self._entry(region), region.sites[0].name
+            shift = rounded(ahead, x.dtype or np.dtype(np.float32), f"'{name}.shift'")
             start = self._start(region, change.without_shift(), upward=False)
             plan = spread(self.edits, start).checked()
         except Refusal:
             raise Refusal(self.reasons[region]) from None
-        x, name = self._entry(region), region.sites[0].name
-        value = self.graph.add_constant(ahead.astype(x.dtype), f"{name}.shift")
+        value = self.graph.add_constant(shift, f"{name}.shift")
         total = self.graph.insert("Add", [x, value], name=f"{name}.shifted", like=x.producer)
         plan.act()
         self._replace(region, total)
@@ -209,14 +216,15 @@ class _Folding:
         """The change that lets the region go, upward or downward. Raises Refusal for neither."""
         producer = self._entry(region).producer
         behind_weight = producer is not None and self.edits.weight_of(producer) is not None
-        reasons = []
+        reasons: list[tuple[str, Refusal]] = []
         for upward in (behind_weight, not behind_weight):
             try:
                 start = self._start(region, change, upward)
                 return spread(self.edits, start, or_part=True).checked()
             except Refusal as refusal:
-                reasons.append(f"{'upward' if upward else 'downward'}: {refusal}")
-        raise Refusal("; ".join(reasons))
+                reasons.append(("upward" if upward else "downward", refusal))
+        kind = next((OutOfRange for _, r in reasons if isinstance(r, OutOfRange)), Refusal)
+        raise kind("; ".join(f"{way}: {reason}" for way, reason in reasons))
 
     def _start(self, region: AffineRegion, change: ChannelMap, upward: bool) -> Start:
         entry, nodes = self._entry(region), region.nodes
@@ -251,7 +259,7 @@ def _probe(region: AffineRegion) -> ChannelMap:
     """A map that goes wherever a matrix on the same channels would."""
     site, rank = region.sites[0], region.exit.rank or 1
     size = site.normalized_shape[0]
-    return ChannelMap.along(np.arange(2.0, 2 + size), np.zeros(size), site.axes[0], rank)
+    return ChannelMap.along(np.linspace(1.25, 1.75, size), np.zeros(size), site.axes[0], rank)
 
 
 def _conditioning(site: Site) -> str:

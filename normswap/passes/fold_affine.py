@@ -18,7 +18,7 @@ from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
 from normswap.passes.norm_operator import ROW_NORMS, replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.select import select_sites, why_left
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class FoldAffine(Pass):
 
     exact: ClassVar[bool] = True
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         located = model.sites
         chosen = select_sites(located, self.sites)
         skipped = [(s, why) for s in chosen if (why := why_unfoldable(s))]
@@ -76,8 +76,8 @@ class FoldAffine(Pass):
 
 def why_unfoldable(site: Site) -> str:
     """Why nothing of a norm can be folded, to be seen from itself; '' if something may."""
-    if site.kind not in ROW_NORMS:
-        return other_kind(site)
+    if why := why_left(site, ROW_NORMS):
+        return why
     if not has_affine(site):
         return "it has neither weight nor bias"
     return "" if len(site.axes) == 1 else "it normalises over several axes"

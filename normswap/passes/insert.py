@@ -1,14 +1,18 @@
-"""Writing nodes: affine maps of a value in several shapes, transposes and casts where needed."""
+"""Writing nodes: affine maps of a value in several shapes, transposes and casts where needed.
+
+Constants are rounded to the value's dtype. Raises OutOfRange where that does not hold them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from normswap.fit.channelwise import BatchNormConstants
 from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.passes.algebra.rounding import rounded, written
 
 
 def insert_batch_norm(
@@ -21,12 +25,14 @@ def insert_batch_norm(
     perm = (0, axis, *(i for i in range(1, rank) if i != axis))
     inner = insert_transpose(graph, x, perm, f"{name}.channels_first", like)
     arrays = {
-        "weight": constants.weight,
-        "bias": constants.bias,
-        "running_mean": constants.mean,
-        "running_var": constants.variance,
+        "weight": (written, constants.weight),
+        "bias": (rounded, constants.bias),
+        "running_mean": (rounded, constants.mean),
+        "running_var": (written, constants.variance),
     }
-    parameters = [graph.add_constant(a.astype(x.dtype), f"{name}.{n}") for n, a in arrays.items()]
+    parameters = [
+        _constant(graph, form, array, x, f"{name}.{n}") for n, (form, array) in arrays.items()
+    ]
     normed = graph.insert(
         "BatchNormalization",
         [inner, *parameters],
@@ -44,9 +50,9 @@ def insert_scale_shift(
     graph: Graph, x: Value, scale: Array, shift: Array, name: str, like: Node | None
 ) -> Value:
     """``x * scale + shift``; both constants broadcast to the shape of ``x``."""
-    factor = graph.add_constant(scale.astype(x.dtype), f"{name}.scale")
+    factor = _constant(graph, written, scale, x, f"{name}.scale")
     scaled = graph.insert("Mul", [x, factor], name=f"{name}.scaled", like=like)
-    term = graph.add_constant(shift.astype(x.dtype), f"{name}.shift")
+    term = _constant(graph, rounded, shift, x, f"{name}.shift")
     return graph.insert("Add", [scaled, term], name=f"{name}.shifted", like=like)
 
 
@@ -60,12 +66,18 @@ def insert_linear(
     last = len(x.shape or ()) - 1
     perm = [i for i in range(last + 1) if i != axis] + [axis]
     inner = insert_transpose(graph, x, perm, f"{name}.channels_last", like)
-    matrix = graph.add_constant(weight.T.astype(x.dtype), f"{name}.weight")
+    matrix = _constant(graph, written, weight.T, x, f"{name}.weight")
     product = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
-    term = graph.add_constant(bias.astype(x.dtype), f"{name}.bias")
+    term = _constant(graph, rounded, bias, x, f"{name}.bias")
     total = graph.insert("Add", [product, term], name=name, like=like)
     back = [perm.index(i) for i in range(last + 1)]
     return insert_transpose(graph, total, back, f"{name}.channels_back", like)
+
+
+def _constant(graph: Graph, form: Callable[..., Array], array: Array, x: Value, name: str) -> Value:
+    """``array`` in the dtype of ``x``, by ``rounded`` or ``written``."""
+    dtype = np.dtype(np.float32) if x.dtype is None else x.dtype
+    return graph.add_constant(form(array, dtype, f"'{name}'"), name)
 
 
 def insert_transpose(

@@ -17,11 +17,12 @@ from normswap.graph.operators import norm_operator, norm_with_sum_operator, oper
 from normswap.norms.site import Site
 from normswap.passes.base import ChosenForms
 from normswap.passes.insert import insert_batch_norm, insert_cast, insert_transpose
-from normswap.passes.select import other_kind
+from normswap.passes.select import why_left
 
 ROW_NORMS = ("layer_norm", "rms_norm")
 """The kinds of norms whose operators need nothing but the norm's input."""
 _KINDS = (*ROW_NORMS, "batch_norm")
+_HALF = 2  # bytes
 
 
 class OperatorForms:
@@ -34,6 +35,8 @@ class OperatorForms:
         return ChosenForms({site: norm_operator(site.kind) for site in todo}, skipped)
 
     def candidates(self, graph: Graph, site: Site) -> list[str]:
+        if site.fixed:
+            return []
         default = _default(site)
         with_sum = []
         if _sum_read_by(graph, site) is not None and (op := norm_with_sum_operator(site.kind)):
@@ -82,6 +85,35 @@ def replace_norm(graph: Graph, site: Site, spelled: Site) -> Value:
     return value
 
 
+def spell_rms_norm(graph: Graph, site: Site, spelled: Site) -> Value:
+    """``replace_norm`` of an RMSNorm over one axis by operators that every opset has, in float32 at
+    the least."""
+    x, old = graph.value(spelled.input), graph.value(spelled.output)
+    like, name, (axis,) = old.producer, site.name, site.axes
+    dtype = _working_dtype(x, old, site)
+    dtype = dtype if dtype.itemsize > _HALF else np.dtype(np.float32)
+    shape = tuple(-1 if a == axis else 1 for a in range(axis, old.rank or 1))
+
+    def insert(op: str, inputs: Sequence[Value], what: str, **attributes: Any) -> Value:
+        return graph.insert(op, inputs, attributes, name=f"{name}.{what}", like=like)
+
+    def constant(array: Array, what: str) -> Value:
+        return graph.add_constant(array.astype(dtype), f"{name}.{what}")
+
+    value = insert_cast(graph, x, dtype, f"{name}.cast", like)
+    square = insert("Mul", [value, value], "square")
+    mean = insert("ReduceMean", [square], "mean", axes=(axis,), keepdims=1)
+    total = insert("Add", [mean, constant(np.array(site.epsilon), "epsilon")], "shifted_mean")
+    value = insert("Div", [value, insert("Sqrt", [total], "root")], "output")
+    if site.weight is not None:
+        value = insert("Mul", [value, constant(site.weight.reshape(shape), "weight")], "scaled")
+    if site.bias is not None:
+        value = insert("Add", [value, constant(site.bias.reshape(shape), "bias")], "shifted")
+    value = insert_cast(graph, value, old.dtype, f"{name}.cast_back", like)
+    graph.replace_uses(old, value)
+    return value
+
+
 def _replace_batch_norm(graph: Graph, site: Site) -> Value:
     x, old = graph.value(site.input), graph.value(site.output)
     assert site.mean is not None  # a batch_norm site has statistics
@@ -125,12 +157,13 @@ def _replace_norm_and_sum(graph: Graph, site: Site) -> tuple[Value, Value]:
 
 def _default(site: Site) -> str | None:
     """The operator that a norm which is spelled out becomes; None for any other."""
-    is_written = site.kind in _KINDS and site.spelling == "decomposed"
+    is_written = site.spelling == "decomposed" and not why_left(site, _KINDS)
     return norm_operator(site.kind) if is_written else None
 
 
 def _why_not(site: Site) -> str:
-    return "it is one operator already" if site.spelling == "op" else other_kind(site)
+    one = "it is one operator already" if site.spelling == "op" else ""
+    return site.fixed or one or why_left(site, _KINDS)
 
 
 def _sum_read_by(graph: Graph, site: Site) -> Node | None:
@@ -156,11 +189,11 @@ def _working_dtype(x: Value, y: Value, site: Site) -> np.dtype[Any]:
     constants = [a for a in (site.weight, site.bias, site.mean, site.variance) if a is not None]
     if len(set(given)) == 1 and all(_holds(given[0], array) for array in constants):
         return given[0]
-    return np.result_type(np.float32, *(d for d in given if d.itemsize > 2))
+    return np.result_type(np.float32, *(d for d in given if d.itemsize > _HALF))
 
 
 def _holds(dtype: np.dtype[Any], array: Array) -> bool:
-    if dtype.itemsize > 2:
+    if dtype.itemsize > _HALF:
         return True
     return is_floating(dtype) and bool(np.all(array.astype(dtype).astype(np.float64) == array))
 

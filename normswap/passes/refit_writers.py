@@ -16,6 +16,8 @@ from normswap.fit.tokens import Layout, Masks, Rows, rows_of
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.structure import Residual, is_attention, is_product, residuals, towers
+from normswap.passes.algebra.rounding import rounded
+from normswap.passes.base import Refusal
 from normswap.passes.calibrated import Fitted, Plan
 
 _PATH = 64  # operators, at most, between a writer and the sum
@@ -162,7 +164,14 @@ class _Refit(Stop):
         divided = np.where(alive, scale, 1.0)
         weight = np.where(alive[:, None], fit.weight.T / divided[:, None], linear.weight)
         old_bias = np.zeros(size[0]) if linear.bias is None else linear.bias
-        linear.write(weight, np.where(alive, fit.bias / divided, old_bias))
+        arrays = linear.as_stored(weight, np.where(alive, fit.bias / divided, old_bias))
+        try:
+            for array, dtype in zip(arrays, linear.dtypes, strict=True):
+                rounded(np.asarray(array), dtype, f"'{linear.name}'")
+        except Refusal as refusal:
+            self._plan.notes.append(f"'{linear.name}' keeps its weight: {refusal}")
+            return {}
+        linear.put(*arrays)
         return {}
 
     def _parts(self, readings: Readings) -> Iterator[tuple[Array, Array, Array, Array]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,8 +16,8 @@ from normswap.passes.algebra.spread import Norms, Spread, Start, norm_nodes, str
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import NormsWritten, Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine
-from normswap.passes.norm_operator import replace_norm
-from normswap.passes.select import other_kind, select_sites
+from normswap.passes.norm_operator import replace_norm, spell_rms_norm
+from normswap.passes.select import select_sites, why_left
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 
@@ -34,7 +34,8 @@ class RmsNorm(Pass):
     LayerNorm over the same channels, or to move or sum up. A norm that writes to the stream (CLIP's
     ln_pre) has its mean subtracted behind it. gamma and beta go into the readers where those can
     take them (``fold_affine.py``), else they stay as the operator's weight and one Add. ONNX's
-    RMSNormalization needs opset 23: an older file is raised to it.
+    RMSNormalization needs opset 23: an older file is raised to it. Where that cannot be, or a
+    runtime that runs the file would not load it then, RMSNorms are spelled out instead.
     Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
     is an output or is read by anything else, as in post-norm models.
 
@@ -50,27 +51,47 @@ class RmsNorm(Pass):
     summary: ClassVar[str] = "exact, the residual stream is centred by its weights."
     exact: ClassVar[bool] = True
 
-    def __call__(self, model: Model) -> PassResult:
-        located = model.sites
-        chosen = select_sites(located, self.sites)
-        todo = [site for site in chosen if site.kind == "layer_norm"]
-        if not todo:
-            return PassResult(model, False, [], [(s, other_kind(s)) for s in chosen])
+    def run(self, model: Model) -> PassResult:
+        chosen = select_sites(model.sites, self.sites)
+        if all(_why_not(site) for site in chosen):
+            return PassResult(model, False, [], [(s, _why_not(s)) for s in chosen])
         result = model.copy()
         try:
             result.graph.require(norm_operator("rms_norm"))
         except NormswapError as error:
-            why = {s: str(error) if s in todo else other_kind(s) for s in chosen}
-            return PassResult(model, False, [], list(why.items()))
-        swap = _Swap(result.graph, located)
-        swap.centre(todo)
-        skipped = [(s, swap.reasons.get(s) or other_kind(s)) for s in chosen if s not in swap.done]
-        if not swap.done:
-            return PassResult(model, False, [], skipped)
-        written = swap.write()
-        values = {site: value.name for site, value in written.items()}
-        done = [site for site in todo if site in swap.done]
-        return NormsWritten(result, True, done, skipped, swap.notes, values=values)
+            why = str(error)
+        else:
+            swapped = _swapped(model, result, chosen, replace_norm)
+            why = result.graph.load_refusal() if swapped.modified else ""
+            if not why or model.graph.load_refusal():
+                return swapped
+        swapped = _swapped(model, model.copy(), chosen, spell_rms_norm)
+        notes = [*swapped.notes, f"RMSNorms are spelled out: {why}"] if swapped.modified else []
+        return replace(swapped, notes=notes)
+
+
+Writer = Callable[[Graph, Site, Site], Value]
+
+
+def _swapped(model: Model, result: Model, chosen: Sequence[Site], write: Writer) -> PassResult:
+    """The norms of ``chosen`` swapped in ``result``, a copy of ``model``, by what ``write``
+    writes."""
+    located = model.sites
+    unfit = {s: why for s in chosen if (why := _why_not(s))}
+    todo = [s for s in chosen if s not in unfit]
+    swap = _Swap(result.graph, located)
+    swap.centre(todo)
+    skipped = [(s, unfit.get(s) or swap.reasons[s]) for s in chosen if s not in swap.done]
+    if not swap.done:
+        return PassResult(model, False, [], skipped)
+    written = swap.write(write)
+    values = {site: value.name for site, value in written.items()}
+    done = [site for site in todo if site in swap.done]
+    return NormsWritten(result, True, done, skipped, swap.notes, values=values)
+
+
+def _why_not(site: Site) -> str:
+    return why_left(site, ("layer_norm",))
 
 
 class _Swap:
@@ -100,11 +121,11 @@ class _Swap:
         change = mean_subtraction(site.normalized_shape[0], site.axes[0], len(x.shape or ()))
         return Start(x, change, downward=False, norms=self.norms, joins=True)
 
-    def write(self) -> dict[Site, Value]:
-        """Writes norms and weights into the graph; the new values of the norms."""
+    def write(self, write: Writer) -> dict[Site, Value]:
+        """Writes norms, by ``write``, and weights into the graph; the new values of the norms."""
         kept = {site: self._without_affine(site) for site in self.located if site in self.done}
         written = {  # in reverse, for a norm may read the output of the one before it
-            site: replace_norm(self.graph, norm, site) for site, norm in reversed(kept.items())
+            site: write(self.graph, norm, site) for site, norm in reversed(kept.items())
         }
         for value, site in self.subtractions.items():
             self._subtract_mean(written.get(site, value), site.axes[0], site.name)

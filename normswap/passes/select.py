@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.norms.site import ROLES, Site
@@ -71,6 +73,16 @@ def _matching(sites: Sequence[Site], pattern: str) -> list[Site]:
 def other_kind(site: Site) -> str:
     """The reason for which a pass skips a norm of a kind that it is not about."""
     return f"it is {'an' if site.kind == 'instance_norm' else 'a'} {site.kind}"
+
+
+def why_left(site: Site, kinds: Collection[str]) -> str:
+    """Why a pass about norms of ``kinds`` leaves a site as it is; '' if it does not."""
+    other = "" if site.kind in kinds else other_kind(site)
+    arrays = (site.weight, site.bias, site.mean, site.variance)
+    finite = all(np.all(np.isfinite(a)) for a in arrays if a is not None)
+    return (
+        site.fixed or other or ("" if finite else "its parameters hold numbers that are not finite")
+    )
 
 
 def named_in(wanted: Selection | None) -> set[str]:

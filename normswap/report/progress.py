@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from normswap.errors import visible
+
 
 class Progress:
     """A context manager to be called as ``progress(done, total, what)``.
@@ -32,6 +34,7 @@ class Progress:
         self._task = self._bars.add_task("", total=None, visible=False)
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        what = visible(what)
         if self._lines:
             self._console.print(f"[{done}/{total}] {what}")
         self._bars.update(

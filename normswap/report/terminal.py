@@ -24,6 +24,7 @@ from normswap.parity.report import (
 from normswap.passes.base import PassResult
 from normswap.report.input_shapes import sizes_text
 from normswap.report.inspection import InspectedSite, Inspection
+from normswap.report.line import Line
 from normswap.report.rewriting import Rewriting
 from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
@@ -54,12 +55,12 @@ def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
 
 def written_view(path: Path) -> RenderableType:
     """The file that was written and its size."""
-    return Text(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return Line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _filled(made: Table, rows: Iterable[Sequence[str | Text]]) -> Table:
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(cell if isinstance(cell, Text) else Line(cell) for cell in row))
     return made
 
 
@@ -78,7 +79,7 @@ def inspection_view(found: Inspection) -> RenderableType:
     """The table of sites, what they cost in all, and what was rejected."""
     count = len(found.sites)
     noun = "norm" if count == 1 else "norms"
-    parts: list[RenderableType] = [Text(f"{found.model}: {count} {noun} ({found.kind})", "bold")]
+    parts: list[RenderableType] = [Line(f"{found.model}: {count} {noun} ({found.kind})", "bold")]
     if found.sites:
         parts += [_sites_table(found.sites), _costs(found)]
     return Group(*parts, *_rejections(found.rejected))
@@ -102,9 +103,9 @@ def _sites_table(sites: Sequence[InspectedSite]) -> RenderableType:
         if len(sites) > 1 and len(set(columns[name])) == 1:
             value = columns.pop(name)[0]
             shared += [f"{name} {value}"] if value else []
-    rows = [list(map(Text, row)) for row in zip(*columns.values(), strict=True)]
+    rows = [list(map(Line, row)) for row in zip(*columns.values(), strict=True)]
     made = _filled(table(*columns, numeric=("eps", "statistics", "folded BN")), rows)
-    return Group(Text(f"all of them: {', '.join(shared)}", _DIM), made) if shared else made
+    return Group(Line(f"all of them: {', '.join(shared)}", _DIM), made) if shared else made
 
 
 def _shape_text(shape: Sequence[int] | None, marked: Sequence[int]) -> str:
@@ -114,19 +115,16 @@ def _shape_text(shape: Sequence[int] | None, marked: Sequence[int]) -> str:
     return "x".join(f"[{s}]" if axis in marked else str(s) for axis, s in enumerate(shape))
 
 
-def _costs(found: Inspection) -> Text:
+def _costs(found: Inspection) -> Group:
     unknown = any(site.statistics is None for site in found.sites)
     total = f"{'at least ' if unknown else ''}{found.statistics:,} statistics"
     sizes = ", ".join(f"{name} {sizes_text(shape)}" for name, shape in found.examples.items())
-    return Text(
-        f"{total} are computed for {sizes}; folded BatchNorm computes "
-        f"{found.statistics_folded_batch_norm}\n"
-        "[brackets] are around the sizes that are normalised, or a BatchNorm's channels",
-        _DIM,
-    )
+    costs = f"{total} are computed for {sizes}; folded BatchNorm computes "
+    brackets = "[brackets] are around the sizes that are normalised, or a BatchNorm's channels"
+    return Group(Line(f"{costs}{found.statistics_folded_batch_norm}", _DIM), Line(brackets, _DIM))
 
 
-def _rejections(rejected: Sequence[Rejection]) -> list[Text]:
+def _rejections(rejected: Sequence[Rejection]) -> list[Line]:
     """A line for each reason, and one of the first places."""
     places: dict[str, list[str]] = {}
     for rejection in rejected:
@@ -136,7 +134,7 @@ def _rejections(rejected: Sequence[Rejection]) -> list[Text]:
         count = f"{len(where)} times " if len(where) > 1 else ""
         more = f", and {len(where) - _PLACES} more (--json lists all)"
         names = ", ".join(where[:_PLACES]) + (more if len(where) > _PLACES else "")
-        lines.append(Text(f"no norm: {count}{reason}\n         in {names}", _WARN))
+        lines += [Line(f"no norm: {count}{reason}", _WARN), Line(f"         in {names}", _WARN)]
     return lines
 
 
@@ -147,10 +145,10 @@ def rewriting_view(report: Rewriting) -> RenderableType:
     """What each pass did and skipped, its notes, and the file that was written."""
     parts: list[RenderableType] = []
     for name, result in report.steps:
-        parts += [Text(f"{name}: {_count(result)}", "bold"), _outcomes(result)]
-        parts += [Text(f"note: {note}") for note in result.notes]
+        parts += [Line(f"{name}: {_count(result)}", "bold"), _outcomes(result)]
+        parts += [Line(f"note: {note}") for note in result.notes]
     for name, reason in report.unmet:
-        parts.append(Text(f"asked for and not done: {name}: {reason}", _BAD))
+        parts.append(Line(f"asked for and not done: {name}: {reason}", _BAD))
     if report.output is not None:
         parts.append(written_view(report.output))
     return Group(*parts)
@@ -159,10 +157,10 @@ def rewriting_view(report: Rewriting) -> RenderableType:
 def _outcomes(result: PassResult) -> Table:
     made = table("site", "role", "tower", "outcome")
     made.columns[-1].no_wrap = False
-    outcomes: list[tuple[Site, Text]] = [(site, Text("done", _GOOD)) for site in result.done]
-    outcomes += [(site, Text(f"skipped: {why}", _WARN)) for site, why in result.skipped]
-    outcomes += [(site, Text(why, _WARN)) for site, why in result.kept]
-    return _filled(made, ((Text(s.name), s.role, s.tower, outcome) for s, outcome in outcomes))
+    outcomes: list[tuple[Site, Text]] = [(site, Line("done", _GOOD)) for site in result.done]
+    outcomes += [(site, Line(f"skipped: {why}", _WARN)) for site, why in result.skipped]
+    outcomes += [(site, Line(why, _WARN)) for site, why in result.kept]
+    return _filled(made, ((Line(s.name), s.role, s.tower, outcome) for s, outcome in outcomes))
 
 
 def _count(result: PassResult) -> str:
@@ -181,7 +179,7 @@ def validation_view(report: ValidationReport) -> RenderableType:
     # Figures of another function are neither passed nor failed: the reader decides.
     verdict = {"exact": "passed", "approximate": "measured"}[report.contract]
     title = f"{report.contract} contract {verdict if report.passed else 'FAILED'}: {names}"
-    parts: list[RenderableType] = [Text(title, "bold green" if report.passed else _BAD)]
+    parts: list[RenderableType] = [Line(title, "bold green" if report.passed else _BAD)]
     exact = [output for output in report.outputs if isinstance(output, ExactOutput)]
     approximate = [output for output in report.outputs if isinstance(output, ApproximateOutput)]
     if any(output.probes for output in exact):
@@ -199,12 +197,12 @@ def _exact_table(outputs: Sequence[ExactOutput]) -> Table:
     numeric = ("error", "original's", "allowed")
     rows = [
         (
-            Text(output.name),
+            Line(output.name),
             errors.probe,
             _number(errors.max_candidate),
             _number(errors.max_original),
             _number(errors.max_bound),
-            Text("ok", _GOOD) if errors.passed else Text("FAILED", _BAD),
+            Line("ok", _GOOD) if errors.passed else Line("FAILED", _BAD),
         )
         for output in outputs
         for errors in output.probes
@@ -217,7 +215,7 @@ def _approximate_table(outputs: Sequence[ApproximateOutput]) -> Table:
     numeric += ["accuracy"]
     rows = [
         (
-            Text(output.name),
+            Line(output.name),
             str(output.rows),
             *_closeness(output),
             _number(output.max_abs_error),
@@ -239,7 +237,7 @@ def _norms(report: ValidationReport) -> list[RenderableType]:
     if report.contract == "approximate" and report.sites:
         numeric = ("SQNR dB", "cosine", "worst")
         rows = [
-            (Text(s.name), Text("its output" if s.at == "output" else s.at), *_closeness(s))
+            (Line(s.name), Line("its output" if s.at == "output" else s.at), *_closeness(s))
             for s in report.sites
         ]
         parts.append(_filled(table("norm", "compared at", *numeric, numeric=numeric), rows))
@@ -250,12 +248,12 @@ def _norms(report: ValidationReport) -> list[RenderableType]:
         line = f"norms: {held} of {len(report.sites)} hold the contract"
         if worst is not None:
             line += f"; at most {worst.excess:.3g} of what is allowed, at {worst.name}"
-        parts.append(Text(line, "" if held == len(report.sites) else "red"))
+        parts.append(Line(line, "" if held == len(report.sites) else "red"))
     if report.unmatched:
         names = ", ".join(name for name, _ in report.unmatched[:_PLACES])
         more = len(report.unmatched) - _PLACES
         count = f" and {more} more (--json lists all, with the reasons)" if more > 0 else ""
-        parts.append(Text(f"not compared by themselves: {names}{count}", _DIM))
+        parts.append(Line(f"not compared by themselves: {names}{count}", _DIM))
     return parts
 
 
@@ -267,9 +265,9 @@ def _closeness(compared: ApproximateOutput | SiteComparison) -> tuple[str, str, 
     )
 
 
-def _bisection(found: Bisection) -> Text:
+def _bisection(found: Bisection) -> RenderableType:
     if found.site is None:
-        return Text(f"bisection: {found.note}")
+        return Line(f"bisection: {found.note}")
     line = f"bisection: they part at {found.site}"
     if found.operator is not None:
         line += f" ({found.operator} {found.value})"
@@ -282,15 +280,16 @@ def _bisection(found: Bisection) -> Text:
         line += f"; shown by {found.probe}"
     if found.note:
         line += f"; {found.note}"
+    lines = [Line(line, "bold")]
     if found.reproducer is not None:
-        line += f"\n           the inputs that show it: --data {found.reproducer}"
-    return Text(line, "bold")
+        lines.append(Line(f"           the inputs that show it: --data {found.reproducer}", "bold"))
+    return Group(*lines)
 
 
 def _finding(finding: Finding) -> Text:
     where = " at ".join(part for part in (finding.probe, finding.output) if part)
     where = f" ({where})" if where else ""
-    return Text(f"{finding.kind}: {finding.message}{where}", "red" if finding.fatal else _WARN)
+    return Line(f"{finding.kind}: {finding.message}{where}", "red" if finding.fatal else _WARN)
 
 
 # -- bench ---------------------------------------------------------------------------------------
@@ -307,10 +306,10 @@ def bench_view(report: BenchReport) -> RenderableType:
     # Paths where two models have the same name.
     labels = [r.path if r.path and names[r.model] > 1 else r.model for r in report.results]
     for label, result in zip(labels, report.results, strict=True):
-        verdict = Text("failed", _BAD) if result.error else _verdict(result)
-        made.add_row(Text(label), result.runtime, *_times(result, within), verdict)
+        verdict = Line("failed", _BAD) if result.error else _verdict(result)
+        _filled(made, [(label, result.runtime, *_times(result, within), verdict)])
     sentences = [_sentence(report, labels, index) for index in range(len(labels))]
-    return Group(made, *sentences, Text(_circumstances(report), _DIM))
+    return Group(made, *sentences, *(Line(line, _DIM) for line in _circumstances(report)))
 
 
 def _times(result: Measurement, within: bool) -> list[str]:
@@ -326,18 +325,18 @@ def _times(result: Measurement, within: bool) -> list[str]:
 def _verdict(result: Measurement) -> Text:
     ratio = result.ratio_in_runtime or result.ratio
     if ratio is None:
-        return Text("")
-    return Text(ratio.verdict, {"faster": _GOOD, "slower": "red"}.get(ratio.verdict, ""))
+        return Line("")
+    return Line(ratio.verdict, {"faster": _GOOD, "slower": "red"}.get(ratio.verdict, ""))
 
 
 def _sentence(report: BenchReport, labels: list[str], index: int) -> Text:
     result = report.results[index]
     name = f"{labels[index]} in {result.runtime}"
     if result.error is not None:
-        return Text(result.error, _BAD)
+        return Line(result.error, _BAD)
     ratio = result.ratio_in_runtime or result.ratio
     if ratio is None:
-        return Text(f"{name}: what the others are held against")
+        return Line(f"{name}: what the others are held against")
     base, other = next(
         (label, r)
         for label, r in zip(labels, report.results, strict=True)
@@ -347,19 +346,19 @@ def _sentence(report: BenchReport, labels: list[str], index: int) -> Text:
     interval = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
     figures = f"{ratio.median:.3f} times the time, {interval}"
     if ratio.verdict == "no difference shown":
-        return Text(f"{name}: no difference from {beside} shown ({figures})")
-    return Text(f"{name}: {ratio.verdict} than {beside} ({figures})")
+        return Line(f"{name}: no difference from {beside} shown ({figures})")
+    return Line(f"{name}: {ratio.verdict} than {beside} ({figures})")
 
 
-def _circumstances(report: BenchReport) -> str:
+def _circumstances(report: BenchReport) -> tuple[str, str]:
     inputs = ", ".join(f"{name} {sizes}" for name, sizes in report.inputs.items())
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     runtimes = dict.fromkeys(result.runtime for result in report.results)
     versions = ", ".join(f"{name} {report.versions[name]}" for name in runtimes)
     return (
-        f"{report.rounds} rounds in turn of {inputs}; {threads}; {versions}; {report.machine}\n"
+        f"{report.rounds} rounds in turn of {inputs}; {threads}; {versions}; {report.machine}",
         "times are medians; ratios are of the same round, their median with its 95 % interval from "
-        "order statistics; peak: resident memory of a process of its own, above the bare runtime's"
+        "order statistics; peak: resident memory of a process of its own, above the bare runtime's",
     )
 
 
@@ -384,7 +383,7 @@ _FIGURES = {
 def distillation_view(result: DistillResult, output: Path) -> RenderableType:
     """The loss, a row for each output before and after, notes, and the file that was written."""
     resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
-    title = Text(
+    title = Line(
         f"{result.trained} BatchNorms trained for {len(result.losses)} steps{resumed}: loss "
         f"{result.losses[0]:.4g} to {result.losses[-1]:.4g}",
         "bold",
@@ -397,11 +396,11 @@ def distillation_view(result: DistillResult, output: Path) -> RenderableType:
             compared = next((o for o in same if o.name == name), None)
             values = [(getattr(compared, field, None), form) for field, form in _FIGURES.values()]
             cells = [form.format(v) if v is not None else "" for v, form in values]
-            made.add_row(Text(name if when == "before" else ""), when, *cells)
-    basis = Text(
+            _filled(made, [(name if when == "before" else "", when, *cells)])
+    basis = Line(
         f"against the original on {result.samples} samples of the data; {result.statistics} "
         f"statistics",
         _DIM,
     )
-    notes = [Text(f"note: {note}") for note in result.notes]
+    notes = [Line(f"note: {note}") for note in result.notes]
     return Group(title, made, basis, *notes, written_view(output))

@@ -239,7 +239,7 @@ def _results(entries: Sequence[_Entry]) -> list[Measurement]:
     results = []
     for entry in entries:
         path = None if entry.model.path is None else str(entry.model.path)
-        result = Measurement(entry.model.name, path, entry.runtime, error=entry.error)
+        result = Measurement(entry.model.label, path, entry.runtime, error=entry.error)
         if entry.error is None and first is not None:
             own = first_in.setdefault(entry.runtime, entry)
             quartiles = np.quantile(entry.seconds, [0.25, 0.5, 0.75])

@@ -19,6 +19,7 @@ from torch import fx, nn
 from normswap import distributed
 from normswap.errors import NormswapError, first_line
 from normswap.io.atomic import atomic_path
+from normswap.io.bounds import check_regular
 from normswap.train.options import TrainOptions
 
 NAME = "checkpoint.safetensors"
@@ -215,6 +216,7 @@ def _own(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    check_regular(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from normswap import distributed
-from normswap.errors import NormswapError, first_line
+from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array
+from normswap.io.bounds import check_inflation
 from normswap.io.data import LABELS, Data, load_data
 from normswap.io.images import SUFFIXES, known_preprocessing, prepare, required_image_input
 from normswap.model import Model
@@ -131,28 +132,49 @@ class _Decoder:
         for sample in samples:
             for key, value in sample.items():
                 if (name := names.get(key.removesuffix(".npy"))) and key.endswith(".npy"):
-                    found.setdefault(name, []).append(np.load(io.BytesIO(value)))
+                    found.setdefault(name, []).append(self._array(sample["__key__"], key, value))
         if not found or any(len(arrays) != len(samples) for arrays in found.values()):
             key = next((s["__key__"] for s in samples), "")
             raise NormswapError(
                 f"{self._pattern}: not every sample, like {key}, holds an image or an array "
                 f"({', '.join(f'.{name}.npy' for name in names)})"
             )
-        stacked = {name: np.stack(arrays) for name, arrays in found.items()}
+        try:
+            stacked = {name: np.stack(arrays) for name, arrays in found.items()}
+        except ValueError as error:
+            key = samples[0]["__key__"]
+            raise NormswapError(
+                f"{self._pattern}: the arrays of {plain(key)} and those after it are of several "
+                "shapes"
+            ) from error
         return dict(load_data(stacked, self._model).feeds)
+
+    def _array(self, sample: str, key: str, content: bytes) -> Array:
+        try:
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        except Exception as error:  # a damaged array can raise nearly anything
+            raise NormswapError(
+                f"{self._pattern}: {plain(sample)}.{plain(key)} is damaged ({first_line(error)})"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise NormswapError(f"{self._pattern}: {plain(sample)}.{plain(key)} is no array")
+        return array
 
     def _labels(self, samples: Sequence[Raw]) -> Array:
         try:
             return np.array([int(sample["cls"]) for sample in samples], np.int64)
-        except ValueError as error:
-            raise NormswapError(f"{self._pattern}: a .cls holds no number: {error}") from error
+        except (ValueError, OverflowError) as error:
+            reason = plain(first_line(error))
+            raise NormswapError(f"{self._pattern}: a .cls holds no number: {reason}") from error
 
 
 def _read(library: ModuleType, files: Sequence[str]) -> Iterator[Raw]:
     """The samples of the shards, undecoded. This process's share is chosen before."""
     try:
         yield from library.WebDataset(list(files), shardshuffle=False, nodesplitter=iter)
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except NormswapError:
+        raise
+    except Exception as error:  # webdataset raises whatever a damaged shard leads to
         raise NormswapError(
             f"{files[0]}...: a shard cannot be read ({first_line(error)})"
         ) from error
@@ -162,8 +184,16 @@ def _count(file: str) -> int:
     """The samples of a shard: its names up to the first dot."""
     try:
         with tarfile.open(file) as archive:
-            return len({_key(member.name) for member in archive if member.isfile()})
-    except (OSError, tarfile.TarError) as error:
+            keys, size = set(), 0
+            for member in archive:
+                if member.isfile():
+                    keys.add(_key(member.name))
+                    size += member.size
+                    check_inflation(Path(file), size)
+            return len(keys)
+    except NormswapError:
+        raise
+    except Exception as error:  # a damaged header, or what it is packed with, may raise anything
         raise NormswapError(f"{file}: is no tar file ({first_line(error)})") from error
 
 

@@ -17,7 +17,7 @@ from tests.cli.conftest import Run
 
 FIELDS = {
     "name", "kind", "role", "tower", "axes", "normalized_shape", "epsilon", "weight", "bias",
-    "groups", "input", "output", "spelling", "input_shape", "statistics",
+    "groups", "input", "output", "spelling", "fixed", "input_shape", "statistics",
     "statistics_folded_batch_norm",
 }  # fmt: skip
 ROLES = ["pre_attention", "pre_mlp", "pre_attention", "pre_mlp", "final"]

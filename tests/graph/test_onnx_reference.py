@@ -114,6 +114,22 @@ OLD: list[tuple[onnx.NodeProto, dict[str, np.ndarray[Any, Any]], tuple[int, ...]
     (make_node("MeanVarianceNormalization", ["x"], ["y"], axes=[1]), {}, (9, 12, 13, 17)),
     (make_node("GlobalMaxPool", ["x"], ["y"]), {}, (7, 13)),
     *(
+        (
+            make_node("ConvTranspose", ["x", "w", "b"], ["y"], group=group, **chosen),
+            {"w": _f(5, 2, 3, 3), "b": _f(2 * group)},
+            (7, 11, 13),
+        )
+        for group in (1, 5)
+        for chosen in (
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+            {"auto_pad": "SAME_LOWER", "strides": [1, 2]},
+            {"output_shape": [9, 14], "strides": [2, 2]},
+            {"output_shape": [8, 12], "strides": [2, 2]},
+            {"pads": [1, 0, 0, 1], "strides": [2, 2]},
+            {"pads": [1] * 4, "output_padding": [1, 2], "dilations": [2, 1], "strides": [2, 3]},
+        )
+    ),
+    *(
         (make_node("MaxPool", ["x"], ["y"], strides=[2, 2], kernel_shape=[3, 3], **chosen), {}, v)
         for chosen, v in (
             ({"auto_pad": "SAME_UPPER"}, (7, 8, 10, 11, 12)),
@@ -135,7 +151,8 @@ def test_versions_that_are_gone(
         pairs = zip(graph.whole(np.float64)([x]), run(model.SerializeToString(), [x]), strict=True)
         # The fifth output of a training BatchNormalization is what the runtime likes to keep.
         for own, expected in list(pairs)[:4]:
-            assert difference(own, expected, loose=1e-5) is None, version
+            # The runtime works in float32; another meaning is off by whole elements.
+            assert difference(own, expected, loose=1e-4) is None, version
         assert not graph.not_in_double
 
 

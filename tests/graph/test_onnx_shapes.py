@@ -40,7 +40,7 @@ def test_sizes_that_are_computed_are_known() -> None:
 
 
 def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.shapes.run_for_shapes", lambda *_: {})
+    monkeypatch.setattr("normswap.graph.onnx.shapes._node_by_node", lambda *_: {})
     more = {"yes": np.array([True]), "many": np.array(5), "all": np.array([False] * 3)}
     graph = onnx_graph(STAGES, {**CONSTANTS, **more})
     assert graph.value("z").shape == (2, 1, 6)
@@ -48,7 +48,7 @@ def test_stage_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_constants_are_not_read_for_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("normswap.graph.onnx.shapes.run_for_shapes", lambda *_: {})
+    monkeypatch.setattr("normswap.graph.onnx.shapes._node_by_node", lambda *_: {})
     text = "(float[B,4] x) => (float y) { i = Gather<axis = 0>(t, zero) y = Reshape(x, i) }"
     shapes = {
         rows: onnx_graph(text, {"t": np.full((rows, 1), 8), "zero": np.array(0)}).value("y").shape

@@ -20,8 +20,8 @@ from normswap.graph.operators import (
 from normswap.norms.site import KINDS
 
 _SOURCE = Path(normswap.__file__).parent
-# They state what operators are, or what a map does at them.
-_TABLES = ("graph/operators.py", "passes/algebra/rules.py")
+# They state what operators are, what a map does at them, or what other versions of them meant.
+_TABLES = ("graph/operators.py", "passes/algebra/rules.py", "graph/onnx/opset_rules.py")
 # It translates torch's vocabulary into ONNX's.
 _ADAPTER = "graph/fx/aten.py"
 _KNOWN = {row.name for row in OPERATORS} | {f"{row.domain}.{row.name}" for row in OPERATORS}
@@ -51,8 +51,13 @@ class TestRows:
         assert known == {name: first["", name] for name in known}
 
     def test_every_kind_of_norm_is_one_operator(self) -> None:
-        assert sorted(row.norm for row in OPERATORS if row.norm) == sorted(KINDS)
-        assert all(operator(norm_operator(kind)).norm == kind for kind in KINDS)
+        plain = [row for row in OPERATORS if row.norm and not row.domain and not row.beside]
+        assert sorted(row.norm for row in plain) == sorted(KINDS)
+        assert [norm_operator(row.norm) for row in plain] == [row.name for row in plain]
+
+    def test_norms_of_sums_can_be_told_from_their_input(self) -> None:
+        assert all(row.beside for row in OPERATORS if row.norm_with_sum)
+        assert {row.normalises for row in OPERATORS} <= {"", *KINDS}
 
     def test_parameters_are_inputs_or_attributes_in_some_version(self) -> None:
         names: dict[str, set[str]] = {}
@@ -64,7 +69,7 @@ class TestRows:
 
     def test_attributes_that_have_defaults_are_onnx_s(self) -> None:
         own = {("Split", "keepdims")}  # the view's own (see graph.py)
-        for row in OPERATORS:
+        for row in (row for row in OPERATORS if not row.domain):
             for name in row.defaults:
                 attributes = onnx.defs.get_schema(row.name).attributes
                 assert name in attributes or (row.name, name) in own

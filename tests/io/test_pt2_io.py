@@ -223,6 +223,22 @@ def test_flipped_bytes_never_give_a_traceback(saved: Path) -> None:
             read_pt2(saved)
 
 
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("part", ["data/weights/weight_0", "data/constants/tensor_0"])
+def test_a_flipped_bit_of_a_weight(saved: Path, part: str, trust: bool) -> None:
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(part))
+        weight = archive.read(name)
+    at = content.index(weight, content.index(name.encode()))  # the local header is before it
+    content[at + len(weight) // 2] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(NormswapError, match=f"checksum of its part {part} does not") as caught:
+        read_pt2(saved, trust)
+    assert str(caught.value).startswith(f"{saved}: is damaged")
+    assert "\n" not in str(caught.value)
+
+
 def test_short_or_senseless_weights(saved: Path) -> None:
     content = saved.read_bytes()
     rewrite(saved, lambda parts: parts.update({"data/weights/weight_0": b"\0" * 4}))

@@ -136,3 +136,10 @@ def test_fold_is_the_same_function_or_a_refusal(chain: tuple[str, dict[str, np.n
     before, after = model.run(x, np.float64)["y"], result.model.run(x, np.float64)["y"]
     np.testing.assert_allclose(after, before, atol=2e-6 * np.abs(before).max(), rtol=0)
     assert result.modified == (not result.skipped)
+
+
+@pytest.mark.parametrize("number", [0.0, np.nan, np.inf])
+def test_what_no_number_is_known_of_has_no_condition(number: float) -> None:
+    matrix = np.eye(3)
+    matrix[1] = number
+    assert ChannelMap(matrix, np.zeros(3), None, 0).condition == np.inf

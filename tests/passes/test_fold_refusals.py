@@ -217,3 +217,25 @@ def test_a_padded_convolution_takes_the_scale_alone(only_scales: bool, kind: str
     adds = [node for node in result.model.graph.nodes if node.op == "Add"]
     assert len(adds) == (0 if only_scales else 1)
     assert any("shift" in note for note in result.notes) != only_scales
+
+
+class Integers(nn.Module):
+    """A sum with integers, as torch allows it, in front of a norm."""
+
+    def __init__(self, biased: bool) -> None:
+        super().__init__()
+        self.lin, self.bn = nn.Linear(C, C, bias=biased), nn.BatchNorm1d(C)
+        self.register_buffer("places", torch.arange(C))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.lin(x) + self.places
+        return torch.tanh(self.bn(y.flatten(0, 1)).reshape_as(x))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_integers_take_up_a_scale_as_floats(biased: bool) -> None:
+    torch.manual_seed(0)
+    model = captured(Integers(biased), torch.randn(TOKENS), "fx")
+    result = check_fold(model, _feeds(model))
+    assert not result.skipped
+    assert {value.dtype for value in result.model.graph.outputs} == {np.dtype(np.float64)}

@@ -208,14 +208,45 @@ def test_another_user_of_a_weight_keeps_its_own(kind: str) -> None:
         assert any(np.array_equal(a, array) or np.array_equal(a, array.T) for a in alike)
 
 
-def test_without_the_opset_every_norm_is_skipped() -> None:
-    model = _model("torchscript", lambda m, x: m.head(m.last(m.stream(x))))
+@pytest.mark.parametrize("name", ["a_stream", "behind_one", "channels_first"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_opset_norms_are_spelled_out(name: str, kind: str) -> None:
+    bodies = SWAPPED | {
+        "behind_one": (lambda m, x: torch.tanh(m.last(m.block(m.lin(x), m.norm))), TOKENS, 2)
+    }
+    body, shape, count = bodies[name]
+    model = _model(kind, body, shape)
     error = NormswapError("RMSNormalization needs opset 23")
     with mock.patch.object(type(model.graph), "require", side_effect=error):
-        result = ns.swap(model, to="rmsnorm")
-    assert result.model is model
-    assert {why for _, why in result.skipped} == {str(error)}
-    assert len(result.skipped) == 3
+        result = _swapped(model)
+    assert len(result.done) == count
+    assert any("spelled out: RMSNormalization needs opset 23" in note for note in result.notes)
+    assert operators(result.model.graph)["RMSNormalization"] == 0
+    assert {site.kind for site in ns.locate(result.model)} == {"rms_norm"}
+
+
+def test_norms_that_are_spelled_out_are_accurate_in_float16() -> None:
+    """Their squares would leave float16."""
+    net = Net(lambda m, x: m.head(m.last(m.stream(500 * x)))).half()
+    model = ns.load(net.eval(), example_inputs=(torch.randn(TOKENS).half(),))
+    error = NormswapError("RMSNormalization needs opset 23")
+    with mock.patch.object(type(model.graph), "require", side_effect=error):
+        result = RmsNorm()(model)
+    assert len(result.done) == 3
+    feeds = {"x": np.random.default_rng(0).standard_normal(TOKENS).astype(np.float16)}
+    (exact,) = model.run(feeds, np.float64).values()
+    errors = [np.abs(m.run(feeds)["linear_5"] - exact).max() for m in (model, result.model)]
+    assert errors[1] <= 2 * errors[0] + 2e-3 * np.abs(exact).max()
+
+
+def test_a_norm_whose_parameters_are_not_finite_is_left_alone() -> None:
+    net = Net(lambda m, x: m.head(m.last(m.stream(x))))
+    net.norm2.weight.data[1] = float("inf")
+    model = ns.load(net.eval(), example_inputs=(torch.randn(TOKENS),))
+    for result in (ns.swap(model, to="rmsnorm"), ns.fold_affine(model)):
+        assert [site.name for site, _ in result.skipped] == ["norm2"]
+        assert "not finite" in result.skipped[0][1]
+        assert len(result.done) == 2
 
 
 def test_a_large_mean_costs_nothing() -> None:

@@ -8,7 +8,7 @@ changes by the map that the row gives for it, the operator gives its results, ch
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.operators import OPERATORS
@@ -107,10 +108,14 @@ INTS = {name: np.array(numbers) for name, numbers in {
 }.items()}  # fmt: skip
 NUMBERS = {
     "c": _normal(3, 4), "w": _normal(4), "token": _normal(2, 1, 4), "factor": np.array([0.7]),
-    "half": np.array(0.5), "yes": np.array(True),
+    "half": np.array(0.5), "yes": np.array(True), "none": np.zeros(0, np.float32),
+    "grown": np.array([1, 1, 2, 1.5], np.float32), "fewer": np.array([1, 0.5, 1, 1], np.float32),
+    "almost": np.array([1, 1.1, 1, 1], np.float32), "window": np.array([0, 0, 0, 0, 1, 1, 1, 2.0]),
 }  # fmt: skip
 SPLIT = "channels whole"
 SWAPPED = "t = Transpose<perm = [0, 2, 1, 3]>(h)"
+CUBIC = 'Resize<mode = "cubic", coordinate_transformation_mode = "half_pixel"'
+CROP = 'Resize<coordinate_transformation_mode = "tf_crop_and_resize"'
 POOL = "AveragePool<kernel_shape = [2, 2], pads = [1, 1, 1, 1]"
 # fmt: off
 THROUGH: dict[str, Through] = {
@@ -152,6 +157,11 @@ THROUGH: dict[str, Through] = {
     "AveragePool": Through(f"y = {POOL}>(h)", axis=1, sizes=IMAGE, refused=(
         (f"y = {POOL}, count_include_pad = 1>(h)", "pads, where a shift"),
         (f"{SWAPPED} y = {POOL}>(t)", SPLIT))),
+    "Resize": Through(f"y = {CUBIC}>(h, none, grown)", axis=1, sizes=IMAGE, shifts=False, refused=(
+        (f"y = {CUBIC}>(h, none, grown)", "is cubic, where a shift"),
+        ("y = Resize(h, none, fewer)", SPLIT), ("y = Resize(h, none, almost)", SPLIT),
+        (f"y = {CROP}>(h, window, grown)", "fills in"),
+        ("f = Abs(s) y = Resize(h, none, f)", SPLIT)), also=", float[4] s"),
     "Pad": Through('y = Pad<mode = "edge">(h, ends)', refused=(
         ("y = Pad(h, ends)", "pads, where a shift"),
         ('y = Pad<mode = "edge">(h, behind)', SPLIT))),
@@ -159,19 +169,49 @@ THROUGH: dict[str, Through] = {
 # fmt: on
 
 
-class Rolled(nn.Module):
-    """``aten.roll.default`` is an operator of FX alone."""
+class Between(nn.Module):
+    """A function between two Relus, for operators of FX alone."""
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.axis = axis
+        self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(torch.roll(torch.relu(x), 1, self.axis))
+        return torch.relu(self.function(torch.relu(x)))
+
+
+def _between(function: Callable[[torch.Tensor], torch.Tensor], sizes: tuple[int, ...]) -> Graph:
+    return captured(Between(function), torch.randn(sizes), "fx").graph
 
 
 def _rolled(axis: int) -> Graph:
-    return captured(Rolled(axis), torch.randn(TOKENS), "fx").graph
+    return _between(lambda x: torch.roll(x, 1, axis), TOKENS)
+
+
+# An operator of torch: how it is called, what the view calls it, and the axis of its channels.
+TORCH: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, tuple[int, ...], int]] = {
+    "index": (lambda x: x[:, torch.tensor([2, 0])], "Gather", TOKENS, 2),
+    "flip": (lambda x: x.flip(1), "aten.flip.default", TOKENS, 2),
+    "repeat": (lambda x: x.repeat(1, 2, 1), "Tile", TOKENS, 2),
+    "avg_pool": (lambda x: F.avg_pool2d(x, 2), "AveragePool", IMAGE, 1),
+    "adaptive_1d": (lambda x: F.adaptive_avg_pool1d(x, 2), "aten.adaptive_avg_pool1d.default",
+                    TOKENS, 1),
+    "adaptive_2d": (lambda x: F.adaptive_avg_pool2d(x, (4, 5)), "aten.adaptive_avg_pool2d.default",
+                    IMAGE, 1),
+    "adaptive_3d": (lambda x: F.adaptive_avg_pool3d(x, 1), "aten.adaptive_avg_pool3d.default",
+                    (2, 4, 2, 3, 3), 1),
+    "adaptive_of_one": (lambda x: F.adaptive_avg_pool2d(x[0], 3),
+                        "aten.adaptive_avg_pool2d.default", (1, 4, 6, 6), 0),
+    "nearest": (lambda x: F.interpolate(x, 7), "Resize", TOKENS, 1),
+    "exact": (lambda x: F.interpolate(x, scale_factor=1.2, mode="nearest-exact"), "Resize", IMAGE,
+              1),
+    "linear": (lambda x: F.interpolate(x, 7, mode="linear"), "Resize", TOKENS, 1),
+    "bilinear": (lambda x: F.interpolate(x, (3, 9), mode="bilinear", antialias=True), "Resize",
+                 IMAGE, 1),
+    "bicubic": (lambda x: F.interpolate(x, (5, 9), mode="bicubic", align_corners=True), "Resize",
+                IMAGE, 1),
+    "trilinear": (lambda x: F.interpolate(x, 3, mode="trilinear"), "Resize", (2, 4, 2, 3, 3), 1),
+}  # fmt: skip
 
 
 def _spread_over(
@@ -195,7 +235,7 @@ def _check_law(graph: Graph, node: Node, known: dict[Value, ChannelMap]) -> None
     edits = WeightEdits(changed)
     twin = next(n for n in changed.nodes if n.output.name == node.output.name)
     for index, change in constants.items():
-        edits.change_constant(twin, index, change)
+        edits.changing_constant(twin, index, change)()
     edits.write()
     feeds = {
         v: RANDOM.integers(0, 2, v.shape) if v.dtype == np.int64 else _normal(*(v.shape or ()))
@@ -209,6 +249,34 @@ def _check_law(graph: Graph, node: Node, known: dict[Value, ChannelMap]) -> None
     for value, old, new in zip(results, before, after, strict=True):
         expected = maps[value].apply(old) if value in maps else old
         np.testing.assert_allclose(new, expected, atol=1e-10, err_msg=value.name)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_a_map_goes_through_an_operator_of_torch(name: str) -> None:
+    function, op, sizes, axis = TORCH[name]
+    graph = _between(function, sizes)
+    node = _at(graph, op)
+    x = node.data_input()
+    assert x.shape is not None
+    change = _map(axis, x.shape[axis], len(x.shape), full=True)
+    _check_law(graph, node, {x: change})
+    maps, _ = _spread_over(graph, node, {x: change})
+    _check_law(graph, node, {node.output: maps[node.output]})
+    last = len(x.shape) - 1 if op != "Tile" and axis != len(x.shape) - 1 else 1
+    with pytest.raises(Refusal, match=SPLIT):
+        _spread_over(graph, node, {x: _map(last, x.shape[last], len(x.shape), full=True)})
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_an_upsample_keeps_the_channels_that_keep_their_size(opset: int) -> None:
+    body = "y = Upsample<scales = [1.0, 1.0, 2.0, 1.5]>(h)"
+    body = body if opset == 7 else "y = Upsample(h, grown)"
+    graph = _graph(body, NUMBERS, IMAGE, opset=opset)
+    node = _at(graph, "Upsample")
+    maps, _ = _spread_over(graph, node, {node.output: _map(1, 4, 4, full=True)})
+    assert maps[node.data_input()].axis == 1
+    with pytest.raises(Refusal, match=SPLIT):
+        _spread_over(graph, node, {node.data_input(): _map(2, 6, 4)})
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
@@ -310,6 +378,7 @@ ABSORBING: dict[str, tuple[str, Constants, int, tuple[int, ...]]] = {
     "Gemm": ("y = Gemm<transB = 1, alpha = 0.5>(h, w, b)", {"w": _normal(5, 4), "b": _normal(5)}, 1,
              (3, 4)),
     "Conv": ("y = Conv(h, w)", {"w": _normal(5, 4, 2, 2)}, 1, IMAGE),
+    "ConvTranspose": ("y = ConvTranspose(h, w)", {"w": _normal(4, 5, 1, 1)}, 1, IMAGE),
 }  # fmt: skip
 
 
@@ -359,6 +428,8 @@ WEIGHTS_REFUSED: dict[str, tuple[str, Constants, tuple[int, ...], str]] = {
     "zeros_for_padding": ("y = Conv<pads = [1, 1, 1, 1]>(h, w)", {"w": _normal(5, 4, 2, 2)}, IMAGE,
                           "pads with zeros"),
     "groups": ("y = Conv<group = 4>(h, w)", {"w": _normal(4, 1, 2, 2)}, IMAGE, "groups"),
+    "stretched": ("y = ConvTranspose<strides = [2, 2]>(h, w)", {"w": _normal(4, 5, 1, 1)}, IMAGE,
+                  "reaches its outputs unevenly"),
     "a_computed_kernel": ("y = Conv(k, h)", {"k": _normal(1, 4, 7, 7)}, IMAGE, "Conv 'y' reads it"),
 }  # fmt: skip
 
@@ -498,7 +569,8 @@ def test_any_other_operator_refuses(op: str) -> None:
 
 
 def test_every_row_is_tested_here() -> None:
-    rest = {"aten.roll.default", "Shape", "Linear", "layer_norm", CONSTANT, ANY_OTHER}
+    rest = {"aten.roll.default", "Shape", "Linear", "layer_norm", CONSTANT, ANY_OTHER, "Upsample"}
+    rest |= {op for _, op, _, _ in TORCH.values()}
     assert set(RULES) == set(THROUGH) | set(ABSORBING) | rest
     without = {"Identity", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}  # refuse no such map
     without |= {"Concat", "Expand"}  # have tests of their own
@@ -508,7 +580,9 @@ def test_every_row_is_tested_here() -> None:
 def test_moves_are_the_operators_that_moves_py_has_readers_for() -> None:
     sums = {"Add", "Sub", "Mul", "Div", "Neg", "Concat"}
     keep = {operator.name for operator in OPERATORS if operator.keeps_channels}
-    assert set(THROUGH) | {"aten.roll.default"} == keep | sums
+    of_torch = {op for _, op, _, _ in TORCH.values() if not op.startswith("aten.adaptive")}
+    of_torch |= {"aten.roll.default", "Upsample", "aten.adaptive_avg_pool*d.default"}
+    assert set(THROUGH) | of_torch == keep | sums
 
 
 def test_the_page_of_the_documentation_is_the_table() -> None:

@@ -121,7 +121,7 @@ def test_names_stay_text() -> None:
     text.encode()
     assert not re.search("[\x00\u202e]", text)
     lost = html_report(replace(HOSTILE, reference=ModelSummary("half \ud800", "fx", None)))
-    assert b"half \xef\xbf\xbd" in lost.encode()
+    assert rb"half \ud800" in lost.encode()
 
 
 def test_attributes_are_escaped() -> None:

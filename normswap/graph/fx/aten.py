@@ -135,6 +135,8 @@ for _op, _names, _targets in [
             aten._unsafe_view.default,
             aten.flatten.using_ints,
             aten.unflatten.int,
+            aten.reshape_as.default,
+            aten.view_as.default,
         ],
     ),
 ]:
@@ -165,10 +167,9 @@ def _addmm(a: Arguments) -> Reading:
 @_reads(
     *(aten.conv2d.default, aten.conv1d.default, aten.conv3d.default, aten.convolution.default),
     *(aten.conv2d.padding, aten.conv1d.padding, aten.conv3d.padding),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 )
 def _conv(a: Arguments) -> Reading:
-    if a.get("transposed"):
-        return Reading("ConvTranspose", _slots("input", "weight", "bias"))
     padding = a["padding"]
     attributes = {
         "strides": tuple(a["stride"]),
@@ -176,7 +177,11 @@ def _conv(a: Arguments) -> Reading:
         "dilations": tuple(a["dilation"]),
         "group": a["groups"],
     }
-    return Reading("Conv", _slots("input", "weight", "bias"), attributes)
+    transposed = a.get("transposed", "output_padding" in a)  # aten.convolution is of both kinds
+    if transposed:
+        attributes["output_padding"] = tuple(a["output_padding"])
+    op = "ConvTranspose" if transposed else "Conv"
+    return Reading(op, _slots("input", "weight", "bias"), attributes)
 
 
 def _axis_and_epsilon(a: Arguments) -> dict[str, Any]:
@@ -248,8 +253,46 @@ def _vector_norm(a: Arguments) -> Reading:
 @_reads(aten.adaptive_avg_pool2d.default)
 def _global_average(a: Arguments) -> Reading:
     if list(a["output_size"]) != [1, 1] or _rank(a["self"]) != 4:
-        return Reading("aten.adaptive_avg_pool2d.default", _slots("self"))
+        return _adaptive(a)
     return Reading("ReduceMean", _slots("self"), {"axes": (2, 3), "keepdims": 1})
+
+
+@_reads(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool3d.default)
+def _adaptive_average(a: Arguments) -> Reading:
+    return _adaptive(a)
+
+
+def _adaptive(a: Arguments) -> Reading:
+    rank, count = _rank(a["self"]) or 0, len(a["output_size"])
+    attributes = {"resized": tuple(range(rank - count, rank))}
+    return Reading(f"aten.adaptive_avg_pool{count}d.default", _slots("self"), attributes)
+
+
+@_reads(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+def _average(a: Arguments) -> Reading:
+    count = len(a["kernel_size"])
+    if _rank(a["self"]) != count + 2 or a.get("divisor_override") is not None:
+        return Reading(f"aten.avg_pool{count}d.default", _slots("self"))
+    attributes = {
+        "pads": tuple(a["padding"]) * 2,
+        "ceil_mode": int(a["ceil_mode"]),
+        "count_include_pad": int(a["count_include_pad"]),
+    }
+    return Reading("AveragePool", _slots("self"), attributes)
+
+
+_INTERPOLATIONS = [
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+]
+
+
+@_reads(*(getattr(getattr(aten, name), o) for name in _INTERPOLATIONS for o in ("default", "vec")))
+def _interpolate(a: Arguments) -> Reading:
+    name = "input" if "input" in a else "self"
+    return Reading("Resize", _slots(name), {"resized": tuple(range(2, _rank(a[name]) or 0))})
 
 
 @_reads(aten.softmax.int, aten._softmax.default)
@@ -323,6 +366,18 @@ def _roll(a: Arguments) -> Reading:
     return Reading("aten.roll.default", _slots("self"), attributes)
 
 
+@_reads(aten.flip.default)
+def _flip(a: Arguments) -> Reading:
+    return Reading("aten.flip.default", _slots("self"), {"axes": _axes(a["self"], a["dims"])})
+
+
+@_reads(aten.repeat.default)
+def _repeat(a: Arguments) -> Reading:
+    if len(a["repeats"]) != _rank(a["self"]):  # it adds axes
+        return Reading("aten.repeat.default", _slots("self"))
+    return Reading("Tile", _slots("self"), {"repeats": tuple(map(_static, a["repeats"]))})
+
+
 @_reads(aten.pad.default, aten.constant_pad_nd.default)
 def _pad(a: Arguments) -> Reading:
     rank, pads = _rank(a["self"]), [size for size in a["pad"] if isinstance(size, int)]
@@ -343,9 +398,18 @@ def _embedding(a: Arguments) -> Reading:
 def _index(a: Arguments) -> Reading:
     indices = a["indices"]
     depth = next((i for i, index in enumerate(indices) if index is None), len(indices))
-    if depth == 0 or any(index is not None for index in indices[depth:]):
+    given = [axis for axis, index in enumerate(indices) if index is not None]
+    if depth == 0 and len(given) == 1 and _is_integer(indices[given[0]]):
+        return Reading("Gather", (*_slots("self"), ("indices", given[0])), {"axis": given[0]})
+    if depth == 0 or len(given) > depth:
         return Reading("aten.index.Tensor", _slots("self"))
     return Reading("GatherND", _slots("self"), {"depth": depth})
+
+
+def _is_integer(node: Any) -> bool:
+    """Whether an index is one of positions, not a mask."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
 
 
 @_reads(aten.unbind.int)
@@ -369,6 +433,8 @@ WRITTEN: dict[str, tuple[Slot, ...]] = {
     "Add": _slots("self", "other"),
     "Sub": _slots("self", "other"),
     "Mul": _slots("self", "other"),
+    "Div": _slots("self", "other"),
+    "Sqrt": _slots("self"),
     "MatMul": _slots("self", "other"),
     "Gemm": _slots("mat1", "mat2", "self"),
     "ReduceMean": _slots("self"),
@@ -393,6 +459,8 @@ def call_for(
         return aten.mean.dim, (nodes[0], list(attributes["axes"]), keep)
     if op == "Gemm":
         return aten.addmm.default, (nodes[2], nodes[0], nodes[1])
+    if op == "Sqrt":
+        return aten.sqrt.default, (nodes[0],)
     return _BINARY[op], (nodes[0], nodes[1])
 
 
@@ -400,5 +468,6 @@ _BINARY = {
     "Add": aten.add.Tensor,
     "Sub": aten.sub.Tensor,
     "Mul": aten.mul.Tensor,
+    "Div": aten.div.Tensor,
     "MatMul": aten.matmul.default,
 }

@@ -15,7 +15,6 @@ import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops._quant_utils import reshape_input
-from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 from onnx.reference.ops.op_loop import Loop as _Loop
 from onnx.reference.ops.op_max_pool import MaxPool as _MaxPool
 from onnx.reference.ops.op_quantize_linear import _CommonQuantizeLinear
@@ -424,30 +423,52 @@ def _padding(
     return less + more if auto_pad == "SAME_UPPER" else more + less
 
 
-class ConvTranspose(_ConvTranspose):
-    """With torch, where the padding is given and alike on both sides."""
+class ConvTranspose(_Op):
+    """The evaluator's own mixes up the channels of groups."""
 
-    op_domain: ClassVar[str] = ""
-
-    def _run(self, x: Array, w: Array, b: Array | None = None, **chosen: Any) -> tuple[Array]:
+    def _run(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        auto_pad: str | None = None,
+        dilations: Any = None,
+        group: int | None = None,
+        kernel_shape: Any = None,
+        output_padding: Any = None,
+        output_shape: Any = None,
+        pads: Any = None,
+        strides: Any = None,
+    ) -> tuple[Array]:
         import torch
 
-        rank, pads = x.ndim - 2, chosen.get("pads")
-        even = not pads or list(pads[:rank]) == list(pads[rank:])
-        given = (chosen.get("auto_pad") or "NOTSET") == "NOTSET" and not chosen.get("output_shape")
-        if not even or not given or rank not in (1, 2, 3):
-            result: tuple[Array] = super()._run(x, w, b, **chosen)
-            return result
-        names = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-        convolve = getattr(torch.nn.functional, names[rank - 1])
-        y = convolve(
-            _tensor(x), _tensor(w), None if b is None else _tensor(b),
-            stride=tuple(chosen.get("strides") or [1] * rank),
-            padding=tuple(pads[:rank]) if pads else 0,
-            output_padding=tuple(chosen.get("output_padding") or [0] * rank),
-            groups=chosen.get("group") or 1,
-            dilation=tuple(chosen.get("dilations") or [1] * rank),
-        )  # fmt: skip
+        rank = x.ndim - 2
+        strides, dilations = tuple(strides or [1] * rank), tuple(dilations or [1] * rank)
+        more = list(output_padding or [0] * rank)
+        convolve = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[
+            rank - 1
+        ]
+        whole = convolve(
+            _tensor(x), _tensor(w), None, strides, 0, 0, group or 1, dilations
+        )  # without any padding; what is padded is cut off
+        sizes = [size + extra for size, extra in zip(whole.shape[2:], more, strict=True)]
+        if output_shape or (auto_pad or "").startswith("SAME"):
+            wanted = list(
+                output_shape or [n * s for n, s in zip(x.shape[2:], strides, strict=True)]
+            )
+            over = [n - w for n, w in zip(sizes, wanted[-rank:], strict=True)]
+            more = [extra + max(-n, 0) for extra, n in zip(more, over, strict=True)]
+            sizes = [size + max(-n, 0) for size, n in zip(sizes, over, strict=True)]
+            cut = [max(n, 0) for n in over]
+            less, rest = [c // 2 for c in cut], [c - c // 2 for c in cut]
+            pads = less + rest if auto_pad == "SAME_UPPER" else rest + less
+        pads = list(pads or [0] * 2 * rank)
+        flat = [side for extra in reversed(more) for side in (0, extra)]
+        whole = torch.nn.functional.pad(whole, flat)
+        kept = [slice(pads[i], size - pads[i + rank]) for i, size in enumerate(sizes)]
+        y = whole[(slice(None), slice(None), *kept)]
+        if b is not None:
+            y = y + _tensor(b).reshape(-1, *[1] * rank)
         return (y.numpy(),)
 
 

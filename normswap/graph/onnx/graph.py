@@ -10,6 +10,7 @@ the ``Value`` and ``Node`` objects::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx import ops as onnx_ops
+from normswap.graph.onnx.check import is_declared
 from normswap.graph.onnx.evaluate import (
     Input,
     double_runner,
@@ -29,6 +31,7 @@ from normswap.graph.onnx.evaluate import (
     runtime_runner,
     slice_proto,
 )
+from normswap.graph.onnx.loading import refusal
 from normswap.graph.onnx.nodes import (
     DOMAINS,
     captured_values,
@@ -39,8 +42,10 @@ from normswap.graph.onnx.nodes import (
 )
 from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
-from normswap.graph.onnx.shapes import Types, infer
+from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
+
+_LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
 
 
 def read_graph(model: ir.Model) -> OnnxGraph:
@@ -82,7 +87,7 @@ class OnnxGraph(Graph):
         for value in [*values.values(), *(v for node in self.nodes for v in node.outputs)]:
             value.producer, value.uses = None, []
         self._values, self._folded, self.nodes = {}, {}, []
-        graph, constants = self.model.graph, constant_values(self.model.graph)
+        graph, constants = self.model.graph, _held_constants(self.model.graph, types)
         fed = [raw for raw in graph.inputs if raw.name not in graph.initializers]
         computed = [raw for node in graph for raw in node.outputs if raw.name]
         for raw in [*fed, *graph.initializers.values(), *computed]:
@@ -133,10 +138,12 @@ class OnnxGraph(Graph):
             return None if value is None else self.constant(value)
 
         data = onnx_ops.data_inputs(op, len(read), is_constant)
-        own = {name: _attribute(a) for name, a in raw.attributes.items()}
+        own = {n: _attribute(a) for n, a in raw.attributes.items() if is_declared(raw, n)}
         known = [*read[:1], self._values[str(raw.outputs[0].name)]]
         ranks = [value.rank if value is not None else None for value in known]
         attributes = onnx_ops.attributes(op, own, ranks, constant, data)
+        if "training_mode" in attributes and operator(op).norm:
+            attributes["training_mode"] = onnx_ops.trains(own, self.opset, len(raw.outputs))
         if op == "GatherND":
             indices = read[1]
             depth = indices.shape[-1] if indices is not None and indices.shape else None
@@ -173,6 +180,23 @@ class OnnxGraph(Graph):
 
     def as_attribute(self, number: float) -> float:
         return float(np.float32(number))
+
+    def settle_weights(self) -> list[str]:
+        """In files before IR version 4 every initializer has to be an input, and none can be
+        overridden: they get that version, for new initializers are no inputs."""
+        graph, before = self.model.graph, self.model.ir_version
+        settled = [value for value in graph.inputs if value.name in graph.initializers]
+        for value in settled:
+            graph.inputs.remove(value)
+        if before < INITIALIZERS_ALONE:
+            self.model.ir_version = INITIALIZERS_ALONE
+        if settled:
+            self.version += 1
+            self.prune()
+        return [str(v.name) for v in settled] if before >= INITIALIZERS_ALONE else []
+
+    def load_refusal(self) -> str:
+        return refusal(self.model)
 
     def _types(self) -> Types:
         return {v.name: (v.shape, v.dtype) for v in self._values.values()}
@@ -334,6 +358,26 @@ class OnnxGraph(Graph):
             if unique in self._values and wanted not in self._values:
                 self._rename(self._values[unique], wanted)
                 del self._wanted_names[unique]
+
+
+def _held_constants(graph: ir.Graph, types: Types) -> set[ir.Value]:
+    """The constants without those that are computed from a few numbers and take more memory than a
+    file may ask for, and without what is computed from these."""
+    constants, large = constant_values(graph), set[ir.Value]()
+    for node in graph:
+        written = [value for value in node.outputs if value.name]
+        if node.outputs[0].const_value is not None or not constants.intersection(written):
+            continue
+        shapes = [types.get(str(value.name), (None, None))[0] for value in written]
+        counts = [None if shape is None else math.prod(shape) for shape in shapes]
+        sized = operator(node.op_type).takes_sizes or operator(node.op_type).product == "einsum"
+        if (
+            not large.isdisjoint([*node.inputs, *captured_values(node)])
+            or any(count is not None and count > _LARGEST_CONSTANT for count in counts)
+            or (sized and None in counts)
+        ):
+            large.update(node.outputs)
+    return constants - large
 
 
 def _reading(node: Node) -> tuple[Any, ...]:

@@ -55,7 +55,10 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
         tensor: ir.TensorProtocol = held.value
         tensor.name = value.name
         return tensor
-    return ir.convenience.get_const_tensor(value)
+    try:
+        return ir.convenience.get_const_tensor(value)
+    except ValueError:  # sparse, or no value at all
+        return None
 
 
 def constant_values(graph: ir.Graph) -> set[ir.Value]:
@@ -66,7 +69,8 @@ def constant_values(graph: ir.Graph) -> set[ir.Value]:
     constants = {v for v in graph.initializers.values() if v.const_value is not None}
     for node in graph:
         reads = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
-        computed = bool(node.inputs) and not operator(node.op_type).random
+        fixed = not operator(node.op_type).random and not repeats_a_body(node)
+        computed = bool(node.inputs) and fixed
         if node.outputs[0].const_value is not None or (computed and constants.issuperset(reads)):
             constants.update(node.outputs)
     return constants
@@ -75,7 +79,7 @@ def constant_values(graph: ir.Graph) -> set[ir.Value]:
 def captured_values(node: ir.Node) -> list[ir.Value]:
     """The outer values that a node's subgraphs (of an If, a Loop, a Scan) read."""
     found: dict[ir.Value, None] = {}
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs)
         inner |= set(graph.initializers.values())
         reads = [v for n in graph.all_nodes() for v in n.inputs if v is not None]
@@ -85,19 +89,25 @@ def captured_values(node: ir.Node) -> list[ir.Value]:
 
 def replace_captured(node: ir.Node, old: ir.Value, new: ir.Value) -> None:
     """Lets a node's subgraphs read ``new`` where they read the outer value ``old``."""
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         for inner in graph.all_nodes():
             for index, value in enumerate(inner.inputs):
                 if value is old:
                     inner.replace_input_with(index, new)
 
 
+def repeats_a_body(node: ir.Node) -> bool:
+    """Whether a node, or one in its bodies, runs a body as often as its inputs say."""
+    return any(operator(op).repeats for op in (node.op_type, *nested_operators(node)))
+
+
 def nested_operators(node: ir.Node) -> set[str]:
     """The types of all operators in a node's subgraphs, and in the subgraphs of those."""
-    return {inner.op_type for graph in _subgraphs(node) for inner in graph.all_nodes()}
+    return {inner.op_type for graph in subgraphs(node) for inner in graph.all_nodes()}
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The bodies that a node holds."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()

@@ -22,6 +22,19 @@ def data_inputs(op: str, count: int, is_constant: Callable[[int], bool]) -> int:
     return 1 if all(is_constant(i) for i in range(1, count)) else count
 
 
+_TRAINING_MODE, _NO_IS_TEST = 14, 7  # the opsets that brought the one and dropped the other
+
+
+def trains(own: dict[str, Any], opset: int, outputs: int) -> int:
+    """Whether a BatchNormalization takes the batch's own statistics: its ``training_mode``, which
+    the number of its ``outputs`` stands for in older opsets, and ``is_test`` in the oldest."""
+    if opset >= _TRAINING_MODE:
+        return int(own.get("training_mode", 0))
+    if opset >= _NO_IS_TEST:
+        return int(outputs > 1)
+    return int(not own.get("is_test", 0))
+
+
 def attributes(
     op: str, own: dict[str, Any], ranks: Sequence[int | None], constant: Constant, data: int
 ) -> dict[str, Any]:

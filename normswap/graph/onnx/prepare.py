@@ -14,8 +14,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInferencePass
 
-from normswap.errors import NormswapError
-from normswap.graph.onnx.nodes import DOMAINS, constant_tensor
+from normswap.errors import NormswapError, first_line, root_cause
+from normswap.graph.onnx.check import check_functions, check_structure
+from normswap.graph.onnx.evaluate import slice_parts
+from normswap.graph.onnx.nodes import DOMAINS, constant_tensor, subgraphs
 from normswap.graph.operators import operator
 
 _SHORT = 64
@@ -27,17 +29,23 @@ def prepare(model: ir.Model, settle: bool = True) -> None:
     """Prepares the model for the view, in place.
 
     ``settle``: whether fixed parameters become constants, which takes the longest. Raises
-    NormswapError where a function cannot be inlined or the graph has a cycle.
+    NormswapError where a function cannot be inlined, the graph is not built as the standard says or
+    has a cycle.
     """
     if model.functions:
+        check_functions(model)
         try:
             InlinePass()(model)
         except Exception as error:  # a damaged body may lead to any
-            raise NormswapError(f"its functions cannot be inlined: {error}") from error
+            reason = first_line(root_cause(error))
+            raise NormswapError(f"its functions cannot be inlined ({reason})") from error
+    check_structure(model)
     try:
         model.graph.sort()
     except ValueError as error:
-        raise NormswapError(f"the graph has a cycle: {error}") from error
+        raise NormswapError(f"its graph has a cycle ({first_line(error)})") from error
+    _remove_dead_nodes(model.graph)
+    _drop_negative_sizes(model.graph)
     _name_values(model.graph)
     if settle:
         _settle_fixed_parameters(model)
@@ -51,6 +59,29 @@ def forget_shapes(model: ir.Model) -> list[ir.Value]:
     for value in results:
         value.shape = None
     return results
+
+
+def _remove_dead_nodes(graph: ir.Graph) -> None:
+    """Removes the nodes that no output needs, which exporters leave: a pass can prove nothing of
+    them, and they would stand in its way."""
+    nodes, constants = slice_parts(graph.inputs, graph.outputs)
+    alive = {*nodes, *(value.producer() for value in constants)}
+    dead = [node for node in graph if node not in alive]
+    for node in dead:
+        inner = (other for body in subgraphs(node) for other in body.all_nodes())
+        for reader in [node, *inner]:
+            for index in range(len(reader.inputs)):
+                reader.replace_input_with(index, None)
+    graph.remove(dead)
+
+
+def _drop_negative_sizes(graph: ir.Graph) -> None:
+    """Makes sizes below zero unknown: some exporters write -1 for a dynamic one, and ONNX Runtime
+    reads it so."""
+    for value in [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]:
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            known = (None if isinstance(dim, int) and dim < 0 else dim for dim in value.shape)
+            value.shape = ir.Shape(known)
 
 
 def _name_values(graph: ir.Graph) -> None:

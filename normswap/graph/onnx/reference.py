@@ -89,7 +89,7 @@ def in_double(result: Result) -> Result:
     if result is None:
         return None
     array = np.asarray(result)
-    return array.astype(np.float64) if is_floating(array.dtype) else array
+    return array.astype(np.float64, copy=False) if is_floating(array.dtype) else array
 
 
 class _Versioned(ReferenceEvaluator):

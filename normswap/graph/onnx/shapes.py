@@ -6,7 +6,10 @@
 2. ONNX's shape inference finds what follows from them.
 3. Sizes that the graph computes from shapes, and reshapes or expands with, are computed too, and
    inference goes on with them.
-4. What is still unknown comes from one run (``run_for_shapes``).
+4. What is still unknown comes node by node, from inference or a run of single nodes.
+
+No size in a file is believed: nothing here takes more than the bounds of ``single_nodes`` say, and
+what is not found within them stays unknown.
 """
 
 from __future__ import annotations
@@ -14,38 +17,30 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from normswap.errors import NormswapError, quiet
+from normswap.errors import quiet
 from normswap.graph.graph import Array
-from normswap.graph.onnx.evaluate import Input, runtime_runner, slice_parts
-from normswap.graph.onnx.nodes import (
-    captured_values,
-    constant_tensor,
-    constant_values,
-    nested_operators,
-)
+from normswap.graph.onnx import single_nodes
+from normswap.graph.onnx.nodes import captured_values, constant_tensor, constant_values
 from normswap.graph.onnx.prepare import forget_shapes
-from normswap.graph.onnx.reference import Reference
+from normswap.graph.onnx.single_nodes import SMALL, Shape, SingleNodes, Type, numpy_dtype
 from normswap.graph.operators import operator
 
 BATCH = 2  # the size of a dynamic first axis
 _IMAGE_RANK = 4
 _IMAGES = (224, 384, 336, 256, 518, 448, 512, 128, 64, 32, 16, 8)
 _TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
+_MANY_AXES, _SMALL_SIDES = 6, (4, 2)  # the rank from which on sizes are small, and these
+_TRIED = 200_000  # nodes in all whose shapes are inferred for different sizes
 _CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
-_INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
-_LONGEST = 64  # elements of anything that is computed for its sizes
+INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
 _log = logging.getLogger(__name__)
 
-Shape = tuple[int, ...]
-Type = tuple[Shape | None, np.dtype[Any] | None]
-"""The sizes and the dtype of a value; None where unknown."""
 Types = Mapping[str, Type]
 """By the names of the values."""
 _Symbol = tuple[str, int] | str  # of a dimension: its name, or input and axis where it has none
@@ -57,15 +52,16 @@ def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
     ``model`` is as ``prepare`` leaves it. ``known`` is taken as it is.
     """
     graph, known = model.graph, known or {}
-    proto = _outline(model, example_shapes(model))
+    proto = outline(model, example_shapes(model))
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     types = {**_inferred(proto, values), **known}
-    sizes = _Sizes(graph)
+    nodes = SingleNodes(model)
+    sizes = _Sizes(graph, nodes)
     # Shapes that are known now may make others known, so this takes several rounds.
     while computed := sizes.computed({name: shape for name, (shape, _) in types.items()}):
         _fix(proto, computed)
         types |= _inferred(proto, [v for v in values if types[str(v.name)][0] is None])
-    return types | run_for_shapes(model, types)
+    return types | _node_by_node(graph, types, sizes, nodes)
 
 
 # -- sizes for the inputs' dynamic dimensions -----------------------------------------------------
@@ -85,7 +81,8 @@ def example_shapes(model: ir.Model) -> dict[str, Shape]:
     first = next(assignments)
     chosen = first
     if len(choices) > sum(len(values) == 1 for values in choices.values()):
-        for assignment in itertools.chain([first], assignments):
+        count = max(4, _TRIED // max(1, len(model.graph)))
+        for assignment in itertools.islice(itertools.chain([first], assignments), count):
             if _fits(model, _filled(symbols, assignment)):
                 chosen = assignment
                 break
@@ -108,7 +105,8 @@ def _choices(model: ir.Model, symbols: dict[str, list[_Symbol | int]]) -> dict[_
         for axis, symbol in enumerate(dims):
             if isinstance(symbol, int):
                 continue
-            sizes = (BATCH,) if axis == 0 else _IMAGES if image else _TEXTS
+            many = _SMALL_SIDES if len(dims) >= _MANY_AXES else _TEXTS
+            sizes = (BATCH,) if axis == 0 else _IMAGES if image else many
             if image and axis == 1:
                 sizes = (_channels(model, name),)
             if symbol not in choices or len(sizes) == 1:
@@ -166,12 +164,12 @@ def _fits(model: ir.Model, shapes: dict[str, Shape]) -> bool:
 # -- ONNX's shape inference -----------------------------------------------------------------------
 
 
-def _outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+def outline(model: ir.Model, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
     """The main graph without its recorded shapes and its weights, its inputs at ``shapes``.
 
     Large initializers become inputs.
     """
-    proto = onnx.ModelProto(ir_version=max(model.ir_version, _INITIALIZERS_ALONE))
+    proto = onnx.ModelProto(ir_version=max(model.ir_version, INITIALIZERS_ALONE))
     proto.opset_import.extend(
         onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
     )
@@ -213,9 +211,7 @@ def described(value: ir.Value, types: Types | None = None) -> onnx.ValueInfoProt
         return onnx.helper.make_tensor_value_info(
             value.name, int(tensor.dtype), tensor.shape.numpy()
         )
-    shape, dtype = (types or {}).get(str(value.name), (None, None))
-    kind = 0 if dtype is None else int(ir.DataType.from_numpy(dtype))
-    return onnx.helper.make_tensor_value_info(str(value.name), kind, shape)
+    return single_nodes.described(str(value.name), (types or {}).get(str(value.name), (None, None)))
 
 
 def _without_shape(value: ir.Value) -> onnx.ValueInfoProto:
@@ -246,21 +242,17 @@ def _inferred(proto: onnx.ModelProto, values: Iterable[ir.Value]) -> dict[str, T
     except Exception as error:  # inference is best effort: what it cannot give stays unknown
         _log.debug("shape inference failed: %s", error)
         graph = proto.graph
-    infos = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    # An input may be an output as well; then the input says more.
+    infos = {info.name: info for info in (*graph.output, *graph.value_info, *graph.input)}
     return {str(v.name): _type(v, infos.get(str(v.name))) for v in values}
 
 
 def _type(value: ir.Value, info: onnx.ValueInfoProto | None) -> Type:
     """What was inferred of ``value``, else the dtype that the model records."""
-    kind = value.dtype
-    if info is None or not info.type.HasField("tensor_type"):
-        return None, kind.numpy() if kind else None
-    tensor = info.type.tensor_type
-    if tensor.elem_type:
-        kind = ir.DataType(tensor.elem_type)
-    dims = tensor.shape.dim
-    known = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
-    return tuple(d.dim_value for d in dims) if known else None, kind.numpy() if kind else None
+    shape, dtype = single_nodes.type_of(info)
+    if dtype is None and value.dtype is not None:
+        dtype = numpy_dtype(int(value.dtype))
+    return shape, dtype
 
 
 # -- what the graph computes from shapes ----------------------------------------------------------
@@ -270,8 +262,8 @@ class _Sizes:
     """What a graph, with its nodes in topological order, computes from small constants and known
     shapes."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: ir.Graph, nodes: SingleNodes) -> None:
+        self._graph, self._nodes = graph, nodes
         self._arrays: dict[ir.Value, Array] = {}
         self._returned: set[ir.Value] = set()
 
@@ -284,7 +276,7 @@ class _Sizes:
         needed = self._behind(wanted)
         for node in self._graph if needed else ():
             if node in needed:
-                self._arrays.update(self._results(node, shapes))
+                self.compute(node, shapes)
         known = [v for v in wanted if v in self._arrays and self._arrays[v].dtype.kind in "iu"]
         self._returned.update(known)
         return {str(value.name): self._arrays[value] for value in known}
@@ -303,30 +295,28 @@ class _Sizes:
                 pending.extend(v for v in node.inputs if v is not None)
         return nodes
 
-    def _results(self, node: ir.Node, shapes: Mapping[str, Shape | None]) -> dict[ir.Value, Array]:
-        """Those outputs of a node that are known and small."""
+    def compute(self, node: ir.Node, shapes: Mapping[str, Shape | None]) -> None:
+        """Finds those outputs of a node that are known and small."""
         if node.op_type == "Shape":
             sizes = _shape_result(node, shapes)
-            return {} if sizes is None else {node.outputs[0]: sizes}
-        reads = {str(v.name): self._known(v) for v in node.inputs if v is not None}
-        arrays = {name: array for name, array in reads.items() if array is not None}
-        if len(arrays) < len(reads) or operator(node.op_type).random or nested_operators(node):
-            return {}
-        try:
-            step = Reference(node, self._graph.opset_imports, double=False)
-            results = step.run([arrays[name] for name in step.reads])
-        except Exception as error:  # an operator may raise anything; then this stays unknown
-            _log.debug("%s cannot be computed: %s", node.name, error)
-            return {}
-        written = dict(zip(step.writes, results, strict=True))
-        small = {v: written[str(v.name)] for v in node.outputs if str(v.name) in written}
-        return {value: array for value, array in small.items() if array.size <= _LONGEST}
+            found = {} if sizes is None else {str(node.outputs[0].name): sizes}
+        elif node.inputs and all(v is None or self._known(v) is not None for v in node.inputs):
+            found = self._nodes.computed(node, self.read_by(node))
+        else:
+            found = {}
+        self._arrays.update({v: found[str(v.name)] for v in node.outputs if str(v.name) in found})
+
+    def read_by(self, node: ir.Node) -> dict[str, Array]:
+        """Those contents of what a node or its bodies read that are known, by name."""
+        reads = [value for value in (*node.inputs, *captured_values(node)) if value is not None]
+        known = {str(value.name): self._known(value) for value in reads}
+        return {name: array for name, array in known.items() if array is not None}
 
     def _known(self, value: ir.Value) -> Array | None:
         if value in self._arrays:
             return self._arrays[value]
         tensor = constant_tensor(value)
-        return tensor.numpy() if tensor is not None and tensor.size <= _LONGEST else None
+        return tensor.numpy() if tensor is not None and tensor.size <= SMALL else None
 
 
 def _is_computed(value: ir.Value) -> bool:
@@ -344,46 +334,38 @@ def _shape_result(node: ir.Node, shapes: Mapping[str, Shape | None]) -> Array | 
     return np.array(shape[span], np.int64)
 
 
-# -- one run for the rest -------------------------------------------------------------------------
+# -- node by node for the rest --------------------------------------------------------------------
 
 
-def run_for_shapes(model: ir.Model, types: Types) -> dict[str, Type]:
-    """The types that are unknown, from one run of as little of the graph as it takes, on zeros.
-
-    Nothing where the run fails, or where it needs an input of unknown shape.
-    """
-    graph = model.graph
-    named = [value for node in graph for value in node.outputs if value.name]
-    unknown = [v for v in named if any(part is None for part in types[str(v.name)])]
-    constants = constant_values(graph) if unknown else set()
-    unknown = [value for value in unknown if value not in constants]
-    if not unknown:
+def _node_by_node(
+    graph: ir.Graph, types: Mapping[str, Type], sizes: _Sizes, nodes: SingleNodes
+) -> dict[str, Type]:
+    """The types that are still unknown, as far as what each node reads is known."""
+    if all(None not in types[str(v.name)] for node in graph for v in node.outputs if v.name):
         return {}
-    shapes = {name: shape for name, (shape, _) in types.items()}
-    known = {
-        node.outputs[0]: sizes
-        for node in graph
-        if node.op_type == "Shape" and (sizes := _shape_result(node, shapes)) is not None
-    }
-    nodes, _ = slice_parts([*graph.inputs, *known], unknown)
-    reads = {v for node in nodes for v in (*node.inputs, *captured_values(node))}
-    inputs: list[Input] = []
-    arrays = []
-    for value in [*known, *graph.inputs]:
-        if value not in reads or value in constants:
-            continue
-        shape, dtype = types[str(value.name)]
-        if value in known:
-            arrays.append(known[value])
-        elif shape is None or dtype is None:
-            return {}
-        else:
-            arrays.append(np.zeros(shape, dtype))
-        inputs.append((value, dtype, shape if shape == () or value in known else None))
-    try:
-        found = runtime_runner(model, inputs, unknown)(arrays)
-    except NormswapError as error:
-        _log.debug("the run for shapes failed: %s", error)
-        return {}
-    pairs = zip(unknown, found, strict=True)
-    return {str(value.name): (array.shape, array.dtype) for value, array in pairs}
+    held = graph.initializers.values()
+    all_types: dict[str, Type] = {str(v.name): _type_of_constant(v) for v in held}
+    all_types |= types
+    constants = constant_values(graph)
+    shapes = {name: shape for name, (shape, _) in all_types.items()}
+    found: dict[str, Type] = {}
+    for node in graph:
+        sizes.compute(node, shapes)
+        unknown = {str(v.name) for v in node.outputs if v.name and None in all_types[str(v.name)]}
+        fixed = node.outputs[0] in constants  # what it is does not follow from zeros
+        for how in (nodes.inferred,) if fixed else (nodes.inferred, nodes.run):
+            if unknown:
+                results = how(node, all_types, sizes.read_by(node))
+                known = {n: t for n, t in results.items() if n in unknown and None not in t}
+                found |= known
+                all_types |= known
+                shapes |= {name: shape for name, (shape, _) in known.items()}
+                unknown -= known.keys()
+    return found
+
+
+def _type_of_constant(value: ir.Value) -> Type:
+    tensor = value.const_value
+    if tensor is None:
+        return None, None
+    return tuple(tensor.shape.numpy()), numpy_dtype(int(tensor.dtype))

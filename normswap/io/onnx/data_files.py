@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
-import mmap
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -21,11 +19,9 @@ from typing import IO, Any
 import onnx_ir as ir
 
 from normswap.errors import NormswapError, first_line, plain
-from normswap.io.atomic import DISK_ERRORS, sync, sync_folder
+from normswap.io.atomic import DISK_ERRORS, Replacement, sync, sync_folder
 from normswap.io.mapped import MappedFile, stream
-from normswap.io.onnx.tensors import InlineTensor, MappedTensor, Placed, Slot, slots
-
-_LOG = logging.getLogger("normswap")
+from normswap.io.onnx.tensors import InlineTensor, MappedTensor, Placed, Slot, slots, write_tensor
 
 DATA_FILE = "normswap.data_file"
 """Key in a graph's ``meta``: the location of the main data file that it was read with."""
@@ -134,12 +130,11 @@ def _check_span(
 
 
 class DataFiles:
-    """The data files that ``model`` needs at ``path``. Only ``written`` writes them."""
+    """The data files that ``model`` needs at ``path``, which lies in ``folder``. Only ``written``
+    writes them."""
 
-    def __init__(self, model: ir.Model, path: Path) -> None:
-        self._path = path
-        self._folder = path.absolute().parent
-        self._owner: tuple[int, int] | None = None
+    def __init__(self, model: ir.Model, path: Path, folder: Path) -> None:
+        self._path, self._folder = path, folder
         self._synced: list[tuple[Path, Future[None]]] = []
         held = list(slots(model))
         tensors = ((slot, slot.tensor) for slot in held)
@@ -149,50 +144,31 @@ class DataFiles:
             raise NormswapError(f"{path}: holds the model's data; name another output")
 
     @contextlib.contextmanager
-    def written(self) -> Iterator[Placed]:
-        """Writes the data files and yields what to replace each tensor by.
-
-        The files are removed again if the block raises, unless ``path`` already refers to them.
-        """
-        made: list[Path] = []
+    def written(self, output: Replacement) -> Iterator[Placed]:
+        """Writes the data files and yields what to replace each tensor by; on its end they are on
+        disk."""
         placed: Placed = [
             (slot, ir.Tensor(tensor.numpy(), name=tensor.name))
             for slot, tensor in self._external
             if tensor.nbytes == 0  # inline, because no runtime maps an empty range
         ]
-        try:
-            with ThreadPoolExecutor(1) as disk:  # syncs while the rest and the message are made
-                for wanted, members in self._groups.items():
-                    location = self._free(wanted, len(self._groups) == 1)
-                    placed += self._write(location, members, made, disk)
-                yield placed
-        except BaseException:
-            # An interrupt may come after the model was renamed, before the rename returns.
-            if self._owner is None or self._owner != _identity(self._path):
-                for item in reversed(made):
-                    with contextlib.suppress(OSError):
-                        item.rmdir() if item.is_dir() else item.unlink()
-            raise
-
-    def settle(self, temporary: Path) -> None:
-        """Waits until the data files are on disk. From then on they belong to the file
-        ``temporary``, which is about to be renamed to ``path``."""
+        with ThreadPoolExecutor(1) as disk:  # syncs while the rest and the message are made
+            for wanted, members in self._groups.items():
+                location = self._free(wanted, len(self._groups) == 1)
+                placed += self._write(location, members, output, disk)
+            yield placed
         for file, synced in self._synced:
             with _reported(file):
                 synced.result()
-        self._owner = _identity(temporary)
 
-    def remove(self, superseded: Iterable[Path]) -> None:
-        """Removes files that the model at ``path`` no longer uses; a failure is only logged."""
-        for file in superseded:
-            try:
-                for _, tensor in self._external:
-                    # A plain one maps its file on first use: do that while the file is there.
-                    if not isinstance(tensor, MappedTensor) and _same_file(tensor.path, file):
+    def hold(self, files: Iterable[Path]) -> None:
+        """Maps the tensors whose data is in ``files``, which are about to be removed."""
+        for file in files:
+            for _, tensor in self._external:
+                # A plain one maps its file on first use: do that while the file is there.
+                if not isinstance(tensor, MappedTensor) and _same_file(tensor.path, file):
+                    with contextlib.suppress(OSError, ValueError):
                         tensor.numpy()
-                file.unlink()
-            except (OSError, ValueError) as error:
-                _LOG.warning("%s is no longer used but could not be removed (%s)", file, error)
 
     def _grouped(self, held: list[Slot], remembered: object) -> dict[str, list[Slot]]:
         """The members of each data file, by the location it gets if that is free."""
@@ -223,36 +199,30 @@ class DataFiles:
             (str(folder / f"{self._path.name}.{n}.data") for n in itertools.count(1)),
         )
         # Not the name of a source either, even of one that was removed: it would read itself.
-        taken = {os.path.abspath(tensor.path) for _, tensor in self._external}
-        taken.add(os.path.abspath(self._path))
-        places = ((name, os.path.abspath(self._folder / name)) for name in names)
+        taken = {os.path.realpath(tensor.path) for _, tensor in self._external}
+        taken.add(os.path.realpath(self._path))
+        places = ((name, os.path.realpath(self._folder / name)) for name in names)
         return next(n for n, place in places if place not in taken and not os.path.lexists(place))
 
     def _write(
-        self, location: str, members: list[Slot], made: list[Path], disk: Executor
+        self, location: str, members: list[Slot], output: Replacement, disk: Executor
     ) -> Placed:
         file = self._folder / location
         placed: Placed = []
         written: dict[object, int] = {}
-        with _reported(file):
-            for parent in reversed(file.relative_to(self._folder).parents[:-1]):
-                if not (self._folder / parent).exists():
-                    (self._folder / parent).mkdir()
-                    made.append(self._folder / parent)
-            with open(file, "xb") as out:
-                made.append(file)
-                synced = 0
-                for slot in members:
-                    tensor = slot.tensor
-                    key: object = id(tensor)
-                    if isinstance(tensor, MappedTensor):  # the same bytes are written once
-                        key = id(tensor.raw), tensor.span
-                    if key not in written:
-                        written[key] = self._append(out, slot)
-                    if out.tell() - synced >= _SYNCED_AT_ONCE:
-                        self._synced.append((file, disk.submit(sync, file)))
-                        synced = out.tell()
-                    placed.append((slot, _placed_at(slot, location, written[key])))
+        with _reported(file), output.create(file) as out:
+            synced = 0
+            for slot in members:
+                tensor = slot.tensor
+                key: object = id(tensor)
+                if isinstance(tensor, MappedTensor):  # the same bytes are written once
+                    key = id(tensor.raw), tensor.span
+                if key not in written:
+                    written[key] = self._append(out, slot)
+                if out.tell() - synced >= _SYNCED_AT_ONCE:
+                    self._synced.append((file, disk.submit(sync, file)))
+                    synced = out.tell()
+                placed.append((slot, _placed_at(slot, location, written[key])))
         self._synced.append((file, disk.submit(sync, file)))
         self._synced.append((file, disk.submit(sync_folder, file.parent)))
         return placed
@@ -267,7 +237,7 @@ class DataFiles:
                 start = tensor.offset or 0
                 stream(tensor.raw, start, start + tensor.nbytes, out)  # its file may be removed
             else:
-                tensor.tofile(out) if hasattr(tensor, "tofile") else out.write(tensor.tobytes())
+                write_tensor(tensor, out)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
@@ -277,41 +247,6 @@ class DataFiles:
         if out.tell() - offset != tensor.nbytes:
             raise NormswapError(f"{self._path}: the data of '{slot.name}' has the wrong length")
         return offset
-
-
-def superseded_files(path: Path, files: Iterable[Path]) -> list[Path]:
-    """Those of the data ``files`` of the model at ``path`` that no other model there mentions."""
-    folder = path.absolute().parent
-    return [
-        file
-        for file in files
-        if file.is_file() and not file.is_symlink() and not _mentioned(file, folder, path)
-    ]
-
-
-def _mentioned(file: Path, folder: Path, path: Path) -> bool:
-    """Whether an .onnx file between ``folder`` and the data file has its name in it."""
-    for near in (file.parent, *file.parent.parents):
-        for other in near.glob("*.onnx"):
-            if not _same_file(other, path) and _contains(other, file.name.encode()):
-                return True
-        if near == folder:
-            return False
-    return True
-
-
-def _contains(file: Path, text: bytes) -> bool:
-    """Whether the text is in the file; True where that cannot be read."""
-    try:
-        with (
-            open(file, "rb") as handle,
-            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
-        ):
-            return mapping.find(text) >= 0
-    except ValueError:  # an empty file
-        return False
-    except OSError:
-        return True
 
 
 @contextlib.contextmanager
@@ -352,13 +287,6 @@ def _placed_at(slot: Slot, location: str, offset: int) -> ir.ExternalTensor:
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props) or None,
     )
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = os.stat(file)
-        return status.st_dev, status.st_ino
-    return None
 
 
 def _same_file(first: str | Path, second: str | Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,14 +12,16 @@ import onnx
 import onnx_ir as ir
 
 from normswap.errors import NormswapError, first_line, root_cause
-from normswap.io.atomic import PathLike, atomic_path, check_writable
+from normswap.io.atomic import PathLike, replacing
 from normswap.io.mapped import MappedFile
-from normswap.io.onnx.data_files import DataFiles, data_file, map_data_files, superseded_files
-from normswap.io.onnx.message import Starts, blanks, filled, parse, put_into, write_pieces
+from normswap.io.onnx.data_files import DataFiles, map_data_files
+from normswap.io.onnx.message import Piece, Starts, blanks, filled, parse, put_into, write_pieces
+from normswap.io.onnx.old_data import WRITTEN, old_data, written_note
 from normswap.io.onnx.tensors import Placed, slots
 
 _LARGEST_PROTO = (1 << 31) - 1
 _EXPORT_AGAIN = "copy or export it again"
+_TRIES = 20
 
 
 def read_onnx(path: PathLike) -> ir.Model:
@@ -31,6 +34,30 @@ def read_onnx(path: PathLike) -> ir.Model:
     missing, short or outside its folder, and for content that onnx_ir would drop silently.
     """
     path = Path(path)
+    for _ in range(_TRIES):
+        before = _version(path)
+        try:
+            model = _read(path)
+        except NormswapError:
+            if _version(path) == before:
+                raise
+        else:
+            # Else the data may be another model's: a run that replaces a file also replaces them.
+            if _version(path) == before:
+                return model
+    raise NormswapError(f"{path}: is replaced again and again by other processes; try it later")
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What changes when another process replaces the file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> ir.Model:
     proto, starts, mapping = _parse(path)
     _check_content(path, proto)
     try:
@@ -52,29 +79,41 @@ def write_onnx(model: ir.Model, path: PathLike, metadata: Mapping[str, str] | No
     beside ``path``; new ones of more than 1 KiB go to the model's main data file, if it has one.
     What does not fit into a protobuf message (2 GB) goes to ``<name>.data``. Existing files are
     never overwritten: data takes a free name (``<name>.1.data``), then ``path`` is replaced in
-    one step, then the data files of the model that it held are removed unless another model in
-    the folder uses them. ``model`` is unchanged, and stays usable if it was read from ``path``.
+    one step, then the data files of the model that it held are removed where nothing else can need
+    them (old_data.py); a warning names those that stay. Other processes that write ``path`` wait.
+    ``model`` is unchanged, and stays usable if it was read from ``path``.
     ``metadata``: properties that the file gets in addition to the model's; they take precedence.
     Raises NormswapError if something cannot be written; then ``path`` is as it was.
     """
     path = Path(path)
-    check_writable(path)
-    files = DataFiles(model, path)
-    superseded = superseded_files(path, data_files_of(path))
-    with files.written() as placed:
-        blank = blanks(model, besides={slot for slot, _ in placed})
-        with _placed([*placed, *blank], model):
-            proto = ir.serde.serialize_model(model)
-        if metadata:
-            onnx.helper.set_model_props(proto, {**model.metadata_props, **metadata})
-        pieces = filled(proto.SerializeToString(), blank)
-        if sum(len(piece) for piece in pieces) > _LARGEST_PROTO:
-            raise NormswapError(f"{path}: is larger than 2 GB without its weights")
-        with atomic_path(path) as temporary:
-            with open(temporary, "wb") as file:
-                write_pieces(pieces, file)
-            files.settle(temporary)
-    files.remove(superseded)
+    with replacing(path) as output:
+        going, staying = _old_data(path)
+        files = DataFiles(model, path, output.folder)
+        files.hold(going)
+        with output.temporary() as temporary, open(temporary, "wb") as file:
+            output.supersedes(going, staying)
+            with files.written(output) as placed:
+                write_pieces(_message(path, model, placed, metadata), file)
+        output.commit(temporary)
+
+
+def _message(
+    path: Path, model: ir.Model, placed: Placed, metadata: Mapping[str, str] | None
+) -> list[Piece]:
+    """The pieces of the message of ``model``, whose external tensors are ``placed``."""
+    blank = blanks(model, besides={slot for slot, _ in placed})
+    with _placed([*placed, *blank], model):
+        proto = ir.serde.serialize_model(model)
+    notes = {**model.metadata_props, **(metadata or {})}
+    notes.pop(WRITTEN, None)  # of the file that it was read from
+    places = {str(t.location) for _, t in placed if isinstance(t, ir.ExternalTensor)}
+    if places:
+        notes[WRITTEN] = written_note(path.parent, places)
+    onnx.helper.set_model_props(proto, notes)
+    pieces = filled(proto.SerializeToString(), blank)
+    if sum(len(piece) for piece in pieces) > _LARGEST_PROTO:
+        raise NormswapError(f"{path}: is larger than 2 GB without its weights")
+    return pieces
 
 
 def _parse(path: Path) -> tuple[onnx.ModelProto, Starts, MappedFile]:
@@ -125,15 +164,16 @@ def _check_inline(path: Path, model: ir.Model) -> None:
 
 def data_files_of(path: Path) -> set[Path]:
     """The data files that the model at ``path`` refers to; none if there is no model."""
-    files: set[Path] = set()
+    going, staying = _old_data(path)
+    return {*going, *staying}
+
+
+def _old_data(path: Path) -> tuple[list[Path], list[Path]]:
     if path.exists():
         # It is about to be replaced, so errors in it do not matter.
         with contextlib.suppress(Exception):
-            for slot in slots(ir.serde.deserialize_model(_parse(path)[0])):
-                if isinstance(slot.tensor, ir.ExternalTensor):
-                    with contextlib.suppress(NormswapError):
-                        files.add(data_file(path, str(slot.tensor.location), slot.name))
-    return files
+            return old_data(path, _parse(path)[0])
+    return [], []
 
 
 @contextlib.contextmanager

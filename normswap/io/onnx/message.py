@@ -21,7 +21,7 @@ import google.protobuf.message
 import onnx
 import onnx_ir as ir
 
-from normswap.io.onnx.tensors import InlineTensor, Placed, Slot
+from normswap.io.onnx.tensors import InlineTensor, Placed, Slot, write_tensor
 
 SMALLEST = 1024
 """Bytes; weights up to this size are parsed and serialised with the message."""
@@ -138,12 +138,10 @@ def filled(message: bytes, blank: Placed) -> list[Piece]:
 def write_pieces(pieces: list[Piece], file: IO[bytes]) -> None:
     """Writes a message, each weight directly from where it is stored."""
     for piece in pieces:
-        if not isinstance(piece, _Blank):
-            file.write(piece)
-        elif hasattr(piece.tensor, "tofile"):
-            piece.tensor.tofile(file)
+        if isinstance(piece, _Blank):
+            write_tensor(piece.tensor, file)
         else:
-            file.write(piece.tensor.tobytes())
+            file.write(piece)
 
 
 def _has_raw_data(tensor: ir.TensorProtocol) -> bool:

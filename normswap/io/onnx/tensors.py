@@ -6,7 +6,7 @@ import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -81,6 +81,21 @@ def slots(model: ir.Model) -> Iterator[Slot]:
                         scopes.append(attribute.value)
                     case ir.AttributeType.GRAPHS:
                         scopes.extend(attribute.value)
+
+
+def write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    """Writes the bytes of a tensor, without a copy where they are in memory or in a file.
+
+    Not by numpy's ``tofile``, whose error on a full disk does not say what it is.
+    """
+    if isinstance(tensor, MappedTensor | InlineTensor):
+        tensor.tofile(file)
+    elif tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8:
+        array = np.ascontiguousarray(tensor.numpy())
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        file.write(little.reshape(-1).view(np.uint8).data)
+    else:
+        file.write(tensor.tobytes())
 
 
 class MappedTensor(ir.ExternalTensor):

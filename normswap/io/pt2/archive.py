@@ -71,10 +71,14 @@ class Archive:
     def read(self, name: str) -> bytes:
         """A copy of a member, its checksum verified."""
         start, length = self.span(name)
-        content = bytes(self._data[start : start + length])
-        if zlib.crc32(content) != self._infos[name].CRC:
+        self.verify(name)
+        return bytes(self._data[start : start + length])
+
+    def verify(self, name: str) -> None:
+        """Raises BadArchive unless the checksum of a member is right. Reads it, at 2 GB/s or so."""
+        start, length = self.span(name)
+        if zlib.crc32(self._data[start : start + length]) != self._infos[name].CRC:
             raise BadArchive(f"is damaged: the checksum of its part {name} does not match")
-        return content
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         at = info.header_offset

@@ -23,6 +23,8 @@ import torch
 from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
+from normswap.io.pt2.operators import is_allowed
+
 Rule = Callable[[object], None]
 
 
@@ -51,7 +53,7 @@ def check_calls(module: torch.fx.GraphModule) -> None:
     for graph in (m.graph for m in module.modules() if isinstance(m, torch.fx.GraphModule)):
         for node in graph.nodes:
             if node.op == "call_function":
-                _check_operator(_target_name(node.target))
+                check_operator(_target_name(node.target))
             elif node.op not in ("placeholder", "get_attr", "output"):
                 raise Unsafe(f"the call {shown(node.target)}")
 
@@ -156,15 +158,13 @@ _SYMBOLIC = ("int", "float", "ite", "max", "min", "not", "sqrt", "sum")
 _TORCH_FUNCTIONS = frozenset(f"torch.sym_{name}" for name in _SYMBOLIC)
 _MATH_FUNCTIONS = frozenset({"math.ceil", "math.floor", "math.trunc"})
 _HIGHER_ORDER = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast", "cond"})
-# Operators without a tensor that shapes need; aten also has string and file functions.
+# Operators without a tensor that shapes need; aten also has string functions.
 _SCALAR_OPERATORS = frozenset(
     {"aten::_assert_scalar", "aten::sym_constrain_range", "aten::sym_constrain_range_for_size"}
 )
-_FILE_OPERATORS = frozenset({"aten::from_file"})
-_NAMESPACES = frozenset({"aten", "prims", "normswap"})
 
 
-def _check_operator(target: object) -> None:
+def check_operator(target: object) -> None:
     """A call's target: an operator of aten, prims or normswap, or arithmetic on sizes."""
     text = target if isinstance(target, str) else ""
     module, _, name = text.rpartition(".")
@@ -175,20 +175,21 @@ def _check_operator(target: object) -> None:
     ):
         return
     match = re.fullmatch(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)", text)
-    if match is None or match[1] not in _NAMESPACES or not _is_tensor_operator(*match.groups()):
+    named = match.groups() if match is not None else ("", "", "")
+    if not is_allowed(*named) or not _is_tensor_operator(*named):
         raise Unsafe(f"the operator {shown(target)}")
 
 
 def _is_tensor_operator(namespace: str, name: str, overload: str) -> bool:
     packet = getattr(getattr(torch.ops, namespace), name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):
-        return False
-    qualified = f"{namespace}::{name}"
-    if overload not in packet.overloads() or qualified in _FILE_OPERATORS:
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or overload not in packet.overloads():
         return False
     declared = getattr(packet, overload)._schema
     types = [str(entry.type) for entry in (*declared.arguments, *declared.returns)]
-    return qualified in _SCALAR_OPERATORS or any("Tensor" in entry for entry in types)
+    takes_tensors = any("Tensor" in entry for entry in types)
+    writes_elsewhere = any(argument.is_out for argument in declared.arguments)
+    scalar = f"{namespace}::{name}" in _SCALAR_OPERATORS
+    return (takes_tensors or scalar) and not writes_elsewhere
 
 
 def _target_name(target: Any) -> str:
@@ -396,10 +397,10 @@ def _is_small_power(operands: list[ast.expr]) -> bool:
 
 _FIELDS: dict[tuple[str, str], Rule] = {
     ("SymExpr", "expr_str"): _check_size,
-    ("Node", "target"): _check_operator,
+    ("Node", "target"): check_operator,
     ("Node", "name"): _check_optional,
     ("Node", "metadata"): _check_text,
-    ("Argument", "as_operator"): _check_operator,
+    ("Argument", "as_operator"): check_operator,
     ("Argument", "as_string"): _check_text,
     ("Argument", "as_strings"): _check_text,
     ("NamedArgument", "name"): _check_optional,

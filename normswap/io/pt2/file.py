@@ -9,16 +9,18 @@ torch builds the program from these checked objects. Nothing is read twice.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import torch
 
 from normswap.errors import NormswapError, first_line, quiet
 from normswap.io.atomic import PathLike, atomic_path
+from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_archive, refuse
 
 _LONGEST_NOTE = 1 << 16
@@ -41,6 +43,7 @@ def read_pt2(path: PathLike, trust: bool = False) -> torch.export.ExportedProgra
         problem = "is not a file" if path.exists() else "there is no such file"
         raise NormswapError(f"{path}: {problem}; name a .pt2 file")
     if trust:
+        _check_checksums(path)
         return _load_unchecked(path)
     try:
         archive, mapping = open_archive(path)
@@ -80,15 +83,45 @@ def write_pt2(
     Raises NormswapError if ``path`` cannot be written or torch cannot serialise the program.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        sink = _Sink(file)
         try:
             # To a file object: given a path, torch names the archive's root after it.
-            torch.export.save(program, file, extra_files=dict(notes or {}))
+            torch.export.save(program, cast(IO[bytes], sink), extra_files=dict(notes or {}))
         except OSError:
             raise
         except Exception as error:
             raise NormswapError(
                 f"{path}: torch.export.save failed ({first_line(error)})"
             ) from error
+        if sink.error is not None:
+            raise sink.error
+
+
+class _Sink(io.RawIOBase):
+    """What torch writes an archive to. Torch ends the process where a write fails, so the first
+    ``error`` is kept, and all that follows is dropped."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Does nothing: torch writes in order, and goes back to the start at the end."""
+        return 0
+
+    def write(self, content: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except BaseException as error:  # an interrupt too
+                self.error = error
+        return len(content)
 
 
 def refuse_pickle(path: PathLike) -> NoReturn:
@@ -122,6 +155,21 @@ def _check_members(path: Path, archive: Archive) -> None:
             refuse(path, name)
     if "byteorder" in archive and archive.read("byteorder") != b"little":
         raise BadArchive("was written on a big-endian machine")
+
+
+def _check_checksums(path: Path) -> None:
+    """Torch does not look at those of weights. Archives that are not its own are left to it."""
+    try:
+        archive, mapping = open_archive(path)
+    except BadArchive:
+        return
+    for name in archive.names:
+        try:
+            archive.verify(name)
+        except BadArchive as error:
+            raise NormswapError(f"{path}: {error}; {SAVE_AGAIN}") from error
+        start, length = archive.span(name)
+        release_pages(mapping, start, start + length)
 
 
 def _load_unchecked(path: Path) -> torch.export.ExportedProgram:

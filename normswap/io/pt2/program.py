@@ -23,11 +23,15 @@ from torch._export.serde.serialize import (
 )
 
 from normswap.errors import NormswapError, first_line, quiet
+from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_bytes, refuse
 from normswap.io.pt2.check import Unsafe, check_calls, check_path, check_program, shown
+from normswap.io.pt2.deadline import TooLong, deadline
+from normswap.io.pt2.sizes import WrongSize, check_sizes
 
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, type(None), torch.dtype)
 _STRIDED = 7
+_SECONDS, _BYTES_A_SECOND = 8.0, 40_000  # of work for a program, and for its text
 
 
 def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.ExportedProgram:
@@ -46,14 +50,26 @@ def rebuilt(path: Path, archive: Archive, mapping: mmap.mmap) -> torch.export.Ex
         check_program(serialized)
         weights, constants = parts.tensors("weights"), parts.tensors("constants")
         inputs = parts.sample_inputs()
-        with quiet("torch.export", "torch._export"):
+        size = archive.span(part)[1]
+        with quiet("torch.export", "torch._export"), deadline(_SECONDS + size / _BYTES_A_SECOND):
             program = ExportedProgramDeserializer().deserialize(
                 serialized, weights, constants, inputs
             )
         check_calls(program.graph_module)
+        check_sizes(program)
         return program
     except Unsafe as error:
         refuse(path, part, str(error))
+    except TooLong as error:
+        raise NormswapError(
+            f"{path}: the sizes in its program take torch too long to work out; {SAVE_AGAIN}, with "
+            "fewer dynamic sizes"
+        ) from error
+    except WrongSize as error:
+        raise NormswapError(
+            f"{path}: the parameters of an operator ({error}) do not have the size of its input; "
+            f"{SAVE_AGAIN}"
+        ) from error
     except (NormswapError, BadArchive):
         raise
     except Exception as error:  # torch raises whatever it meets in a program it cannot rebuild
@@ -108,9 +124,14 @@ class _Parts:
             return pickled
         config = self.document(f"{folder}/{self.model}_{kind}_config.json")["config"]
         tensors = {}
+        verified: set[str] = set()
         for name, meta in config.items():
             check_path(name)
-            tensors[name] = self._tensor(f"{folder}/{meta['path_name']}", meta)
+            part = f"{folder}/{meta['path_name']}"
+            if part not in verified:
+                self._verify(part)
+                verified.add(part)
+            tensors[name] = self._tensor(part, meta)
         return tensors
 
     def sample_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -122,6 +143,11 @@ class _Parts:
         if not isinstance(inputs, tuple) or len(inputs) != 2 or not isinstance(inputs[1], dict):
             refuse(self.path, part)
         return inputs
+
+    def _verify(self, part: str) -> None:
+        self.archive.verify(part)
+        start, length = self.archive.span(part)
+        release_pages(self.mapping, start, start + length)
 
     def _tensor(self, part: str, meta: Any) -> torch.Tensor:
         if not meta["use_pickle"]:

@@ -8,6 +8,7 @@ pickled checkpoint metadata.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import safetensors.torch
 import torch
 
 from normswap.errors import NormswapError, first_line, plain, quiet
+from normswap.io.bounds import check_regular
 from normswap.io.preprocessing_configs import from_huggingface, processor_config, read_json
 from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
 from normswap.io.sources.packages import import_extra, reachable_hub
@@ -27,6 +29,12 @@ _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 # These choose code to run or to fetch. The attention implementation is passed instead.
 _UNSAFE_KEYS = ("auto_map", "fusion_config", "custom_pipelines")
+# What a model has as many of as its config says, each with weights.
+_COUNTED = ("layer", "depth", "block", "stage")
+_LARGEST_NUMBER = 1 << 24  # of what is no count of layers: tokens, labels, pixels
+_ROOM = 1 << 26  # numbers that a model may have beside its weights: tables that are computed
+_LARGEST_IMAGES = 1 << 24  # elements of the images that a model is tried on
+_LONGEST_TEXT = 1 << 15
 _DUAL = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
 
@@ -50,8 +58,15 @@ def huggingface_source(folder_or_id: str) -> Source:
     config = read_json(folder / "config.json")
     model_class = _model_class(transformers, folder, config)
     processor = processor_config(folder)
-    model = _build(folder, model_class, config, _weights(folder))
-    return _source(name, model, processor)
+    weights = _weights(folder)
+    _check_counts(folder, config, weights)
+    model = _build(folder, model_class, config, weights)
+    try:
+        return _source(name, model, processor)
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise NormswapError(
+            f"{folder}: the sizes of its configuration make no sense ({plain(first_line(error))})"
+        ) from error
 
 
 def _fetch_folder(identifier: str) -> Path:
@@ -131,6 +146,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         raise NormswapError(f"{folder}: has no model.safetensors; copy the weights into it")
     weights: dict[str, torch.Tensor] = {}
     for file in files:
+        check_regular(file)
         try:
             weights.update(safetensors.torch.load_file(file))
         except FileNotFoundError as error:
@@ -142,6 +158,43 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _check_counts(folder: Path, config: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises NormswapError where a config asks for more layers than there are weights, or for more
+    of anything than could be: each layer takes its time to be built, each label its memory."""
+    elements = sum(tensor.numel() for tensor in weights.values())
+    pending = [("", config)]
+    while pending:
+        key, item = pending.pop()
+        if isinstance(item, Mapping):
+            pending += [(str(name), value) for name, value in item.items()]
+        elif isinstance(item, list):
+            pending += [(key, value) for value in item]
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            layers = any(word in key for word in _COUNTED)
+            most = len(weights) if layers else max(elements, _LARGEST_NUMBER)
+            if abs(item) > most and (layers or "theta" not in key):
+                raise NormswapError(
+                    f"{folder}/config.json: {plain(key)} is {plain(item)}, which its "
+                    f"{len(weights)} weights are too few for"
+                )
+
+
+def _check_parameters(
+    folder: Path, model_class: Any, config: Any, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises NormswapError where the model that the config describes is much larger than its
+    weights, before it takes that memory."""
+    with torch.device("meta"):
+        model = model_class(config)
+    described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    held = sum(tensor.numel() for tensor in weights.values())
+    if described > 2 * held + _ROOM:
+        raise NormswapError(
+            f"{folder}: its config describes a model of {described:,} numbers, and its weights "
+            f"hold {held:,}; they are not of one model"
+        )
+
+
 def _build(
     folder: Path, model_class: Any, config: dict[str, Any], weights: dict[str, torch.Tensor]
 ) -> Any:
@@ -149,15 +202,19 @@ def _build(
     try:
         # Its report and progress bars; what matters of them is reported below, in one line.
         with quiet("transformers", stderr=True):
+            described = model_class.config_class.from_dict(_without_code(config))
+            _check_parameters(folder, model_class, copy.deepcopy(described), weights)
             model, info = model_class.from_pretrained(
                 None,
-                config=model_class.config_class.from_dict(_without_code(config)),
+                config=described,
                 state_dict=weights,
                 attn_implementation=attention,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+    except NormswapError:
+        raise
     except Exception as error:  # a config can be wrong in as many ways as there are models
         raise NormswapError(
             f"{folder}: transformers cannot build {model_class.__name__} from its config "
@@ -234,6 +291,8 @@ def _example_tokens(config: Any, parameters: Mapping[str, Any]) -> list[dict[str
     start, end, pad = (i if isinstance(i, int) and 0 <= i < vocabulary else None for i in ids)
     if kind.startswith("clip") and end in (2, None):
         end = vocabulary - 1  # configs before 2023 have a wrong id; the model takes the largest
+    if not 0 < longest <= _LONGEST_TEXT:
+        raise ValueError(f"texts of {longest} tokens")
     words = range(min(3, vocabulary - 1), max(vocabulary - 2, min(3, vocabulary - 1) + 1))
     masked = "attention_mask" in parameters and not kind.startswith("siglip")  # trained without
     texts = []
@@ -259,6 +318,9 @@ def _example_pixels(
     if isinstance(given, dict) and all(isinstance(given.get(k), int) for k in ("height", "width")):
         sizes.insert(0, (given["height"], given["width"]))
     channels = getattr(vision, "num_channels", 3)
+    for height, width in sizes:
+        if not 0 < 2 * channels * height * width <= _LARGEST_IMAGES:
+            raise ValueError(f"images of {channels}x{height}x{width}")
     return [
         {"pixel_values": example_images(channels, height, width, model.dtype)}
         for height, width in dict.fromkeys(sizes)

@@ -139,6 +139,8 @@ class _Finder:
         axes = {a for shape in shapes for a in _wide_axes(shape, len(y.shape))}
         if any(v.shape != y.shape for v in data) or len(axes) > 1:
             return
+        if not all(np.isfinite(self.edits.constant(node, i)).all() for i in constants):
+            return  # a mask
         scales = arithmetic.factor is not None
         if scales and len(data) > 1:
             return
@@ -217,13 +219,14 @@ class _Finder:
         rank = len(chain.root.shape or ())
         one = (1,) * rank
         maps = {chain.root: ChannelMap(np.ones(one), np.zeros(one))}
-        for step in chain.steps:
-            if step.norm is not None:
-                (x,) = step.reads
-                assert x is not None
-                maps[step.output] = _after(batch_norm_map(self.graph, step.norm, rank), maps[x])
-            else:
-                maps[step.output] = self._step_map(step, maps, rank)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            for step in chain.steps:
+                if step.norm is not None:
+                    (x,) = step.reads
+                    assert x is not None
+                    maps[step.output] = _after(batch_norm_map(self.graph, step.norm, rank), maps[x])
+                else:
+                    maps[step.output] = self._step_map(step, maps, rank)
         return maps[chain.steps[-1].output]
 
     def _step_map(self, step: _Step, maps: dict[Value, ChannelMap], rank: int) -> ChannelMap:

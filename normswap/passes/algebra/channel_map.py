@@ -77,6 +77,10 @@ class ChannelMap:
         return bool(np.any(self.shift))
 
     @property
+    def is_finite(self) -> bool:
+        return bool(np.all(np.isfinite(self.linear)) and np.all(np.isfinite(self.shift)))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of the axes along which the map varies, 1 for all others."""
         return np.broadcast_shapes(self.linear.shape[: self.rank], self.shift.shape)
@@ -110,8 +114,11 @@ class ChannelMap:
         if self.axis is None:
             return 1.0
         matrix = np.moveaxis(self.linear, self.axis, -2)
-        lengths = np.linalg.norm(matrix, axis=-1, keepdims=True)
-        return float(np.max(np.linalg.cond(matrix / lengths)))
+        with np.errstate(all="ignore"):
+            scaled = matrix / np.linalg.norm(matrix, axis=-1, keepdims=True)
+        if not np.all(np.isfinite(scaled)):  # a row of zeros, or what a file may hold
+            return float("inf")
+        return float(np.max(np.linalg.cond(scaled)))
 
     def inverted(self) -> ChannelMap:
         """x = A^-1 y - A^-1 t. Raises Refusal for a map that came without its inverse."""

@@ -275,6 +275,44 @@ def _pads_with_zeros(node: Node) -> bool:
     return "pads" not in node.attributes or bool(_padded_axes(node))
 
 
+def resize(graph: Graph, node: Node, output: int) -> Move:
+    """Interpolation: weights that add up to one, alike for all channels of an axis that keeps its
+    size. Those of ONNX's cubic one add up to one only as far as its float32 coefficient says."""
+    axes = _resized_axes(graph, node)
+
+    def ahead(change: ChannelMap) -> ChannelMap:
+        change = _unvarying(change, axes, node)
+        return _unshifted(change, node, "is cubic") if _text(node, "mode") == "cubic" else change
+
+    return Move(ahead, lambda change, part: change)
+
+
+def _resized_axes(graph: Graph, node: Node) -> Sequence[int]:
+    attributes, before = node.attributes, known_shape(node.data_input())
+    if attributes.get("resized") is not None:
+        return list(attributes["resized"])
+    if _text(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise Refusal(f"{node.op} '{node.output.name}' fills in what lies outside")
+    axes = list(attributes.get("axes") or range(len(before)))
+    scales, given = attributes.get("scales"), node.input(1 if len(node.inputs) == 2 else 2)
+    if scales is None and given is not None and given.shape != (0,):
+        array = graph.constant(given)
+        if array is None:  # computed
+            return axes
+        scales = array.reshape(-1)
+    if scales is not None and len(scales):
+        return [axis for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+    if _text(node, "keep_aspect_ratio_policy") not in ("", "stretch"):
+        return axes
+    after = known_shape(node.output)
+    return [axis for axis in axes if before[axis] != after[axis]]
+
+
+def _text(node: Node, name: str) -> str:
+    value = node.attributes.get(name, "")
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 tile = _along(_tiled_axes)
 roll = _along(lambda node: _known(node, "axes"))
 average_of_all = _along(_spatial)

@@ -62,6 +62,8 @@ class Place:
     def refusal(self) -> Refusal:
         """For an operator that takes no part in a change of what it reads or computes."""
         called = f"{self.node.op} '{self.node.output.name}'"
+        if self.node.scope:
+            called += f" of '{self.node.scope}'"
         if any(v in self.known for v in self.node.outputs):
             return Refusal(f"{called} computes it")
         if self.downward:
@@ -355,6 +357,10 @@ RULES: dict[str, Rule] = {
         "a computed kernel; a map along another axis than 1; downward, t where it pads with zeros; "
         "a full matrix where its channels are in groups"
     ),
+    "ConvTranspose": _absorbs(
+        "a computed kernel; a map along another axis than 1; downward, t unless its kernel is of "
+        "size 1 and adds no positions; a full matrix where its channels are in groups"
+    ),
     CONSTANT: Rule(
         downward="-",
         upward="absorbs it: c' = A c + t (class tokens, positions, tables of embeddings)",
@@ -379,7 +385,7 @@ RULES: dict[str, Rule] = {
     "Cast": _through(moves.cast, "the same map", "a type that is not floating-point"),
     "Dropout": _through(moves.dropout, "the same map", "training mode"),
     "Transpose": _through(moves.transpose, "its axes in the new order"),
-    "Reshape": _through(moves.reshape, "its axes split and merge", _SPLITS),
+    "Reshape": _through(moves.reshape, "its axes split and merge", _SPLITS, reads_sizes=True),
     "Flatten": _through(moves.reshape, "its axes split and merge", _SPLITS),
     "Squeeze": _through(moves.reshape, "its axes split and merge", _SPLITS),
     "Unsqueeze": _through(moves.reshape, "its axes split and merge", _SPLITS),
@@ -403,6 +409,20 @@ RULES: dict[str, Rule] = {
     ),
     "Tile": _through(moves.tile, "the same on other axes", _ON_ITS_AXES),
     "aten.roll.default": _through(moves.roll, "the same on other axes", _ON_ITS_AXES),
+    "aten.flip.default": _through(moves.roll, "the same on other axes", _ON_ITS_AXES),
+    "Resize": _through(
+        moves.resize,
+        "the same on axes that keep their size",
+        f"values filled in (tf_crop_and_resize); t where ONNX's is cubic; {_ON_ITS_AXES}",
+        reads_sizes=True,
+    ),
+    "Upsample": _through(moves.resize, "the same on axes that keep their size", _ON_ITS_AXES),
+    **{
+        f"aten.adaptive_avg_pool{n}d.default": _through(
+            moves.resize, "the same on axes that keep their size", _ON_ITS_AXES
+        )
+        for n in (1, 2, 3)
+    },
     "ReduceMean": _through(moves.mean, "the same on other axes", _ON_ITS_AXES),
     "ReduceSum": _through(moves.total, "the same on other axes", f"t; {_ON_ITS_AXES}"),
     "GlobalAveragePool": _through(moves.average_of_all, "the same on other axes", _ON_ITS_AXES),

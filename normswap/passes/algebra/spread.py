@@ -13,13 +13,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import ml_dtypes
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.norms.site import Site
+from normswap.norms.site import Site, site_nodes
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.rules import Place, Rule, Unseen, rule_of
 from normswap.passes.algebra.weight_edits import Variables, Weight, WeightEdits
@@ -33,8 +32,7 @@ _CONDITION = 10.0
 
 def nodes_of(graph: Graph, site: Site) -> list[Node]:
     """The nodes of a site that compute with data."""
-    between = graph.ancestors([graph.value(site.output)], stop=[graph.value(site.input)])
-    return [node for node in between if node.dynamic_inputs()]
+    return [node for node in site_nodes(graph, site) if node.dynamic_inputs()]
 
 
 def norm_nodes(graph: Graph, sites: Sequence[Site]) -> frozenset[Node]:
@@ -54,7 +52,7 @@ class Norms:
         self.reasons: dict[Site, str] = {}
         self.outputs: dict[Value, Site] = {}
         self.readers: dict[Node, list[tuple[Value, Site]]] = {}
-        kinds = [site for site in sites if unseen in rule_of(site.kind).unseen]
+        kinds = [s for s in sites if unseen in rule_of(s.kind).unseen and not s.fixed]
         nodes = {site: nodes_of(graph, site) for site in kinds}
         inside = {node for own in nodes.values() for node in own}
         for site, own in nodes.items():
@@ -108,7 +106,7 @@ class Spread:
 
     def __init__(self, edits: WeightEdits, start: Start, part: bool) -> None:
         self.graph, self.edits, self.start = edits.graph, edits, start
-        self.refusal = ""
+        self.refused: Refusal | None = None
         self.known: dict[Value, ChannelMap] = {}
         self.behind: dict[Value, Site] = {}
         self._part, self._inverts = part, start.change.inverse is not None
@@ -122,12 +120,16 @@ class Spread:
         try:
             self._run()
         except Refusal as refusal:
-            self.refusal = str(refusal)
+            self.refused = refusal
+
+    @property
+    def refusal(self) -> str:
+        return "" if self.refused is None else str(self.refused)
 
     def checked(self) -> Spread:
         """Itself. Raises Refusal where it cannot be made."""
-        if self.refusal:
-            raise Refusal(self.refusal)
+        if self.refused is not None:
+            raise self.refused
         return self
 
     def act(self) -> None:
@@ -153,11 +155,13 @@ class Spread:
             self._visit(node)
         self._actions = [self._absorbed(weight) for weight in self._weights]
         for (node, index), change in self._constants.items():
-            put = self.edits.change_constant
-            self._actions.append(partial(put, node, index, self._for_writers(change)))
+            written = self._for_writers(change)
+            self._actions.append(self.edits.changing_constant(node, index, written))
 
     def _set(self, value: Value, change: ChannelMap) -> None:
         """Notes the map of a value, or checks it against the one that is known."""
+        if not change.is_finite:
+            raise Refusal("it holds numbers that are not finite")
         change = change.compact()
         if value in self.known:
             if not self.known[value].is_same(change):
@@ -243,10 +247,8 @@ class Spread:
             reads = change.on(weight.axis, into)
             if reads is None:
                 raise Refusal(f"'{weight.name}' multiplies along another axis")
-            if weight.pads_with_zeros and change.shifts:
-                raise Refusal(
-                    f"the convolution '{weight.name}' pads with zeros, which a shift moves"
-                )
+            if weight.moves_shifts and change.shifts:
+                raise Refusal(f"the convolution '{weight.name}' {weight.moves_shifts}")
         if weight.output in self.known:
             writes = self._for_writers(self.known[weight.output]).on(weight.output_axis, out)
             if writes is None:
@@ -257,7 +259,7 @@ class Spread:
         if self._inverts:
             seen = Variables.of(reads, writes, self._condition).after(seen)
             self._check(seen)
-        return partial(self.edits.absorb, weight, reads, writes, seen)
+        return self.edits.absorbing(weight, reads, writes, seen)
 
     def _check(self, seen: Variables) -> None:
         """Refuses new variables that the model's precision does not hold."""
@@ -287,8 +289,7 @@ def spread(edits: WeightEdits, start: Start, or_part: bool = False) -> Spread:
     if not whole.refusal or not or_part:
         return whole
     part = Spread(edits, start, part=True)
-    part.refusal = part.refusal and whole.refusal
-    return part
+    return whole if part.refusal else part
 
 
 def streams(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,10 @@ from normswap.graph.linear import (
     convolution_at,
     linear_at,
     put_constant,
+    stored_dtype,
 )
 from normswap.passes.algebra.channel_map import Affine, ChannelMap, product, times
+from normswap.passes.algebra.rounding import check_precision, rounded, vanishes
 
 Weight = Linear | Convolution
 
@@ -58,19 +61,26 @@ class Absorbed:
             writes = writes.after(self.writes)
         return Absorbed(reads or self.reads, writes or self.writes)
 
+    def each(self, edit: Callable[[Array], Array]) -> Absorbed:
+        sides = (self.reads, self.writes)
+        return Absorbed(*(s and Affine(edit(s.linear), edit(s.shift)) for s in sides))
+
 
 class WeightEdits:
     """Collects per-channel maps for linear layers, convolutions and other constants.
 
-    However many maps a weight takes, it is loaded at the end, computed in float64 and rounded once.
+    However many maps a weight takes, it is computed in float64 from what the graph holds, and
+    rounded once. A map that its dtype cannot hold is refused before anything is edited.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._weights: dict[Node, Weight | None] = {}
         self._absorbed: dict[Weight, Absorbed] = {}
+        self._weight_arrays: dict[Weight, tuple[Array, Array | None]] = {}
         self._variables: dict[Weight, Variables] = {}
         self._constants: dict[tuple[Node, int], list[ChannelMap]] = {}
+        self._constant_arrays: dict[tuple[Node, int], Array] = {}
 
     def weight_at(self, node: Node) -> Weight | None:
         """The Linear or the Convolution at ``node``, as it was when first asked for."""
@@ -87,15 +97,23 @@ class WeightEdits:
         found = [self.weight_at(p) for p in products]
         return next((w for w in found if isinstance(w, Linear) and w.adder is node), None)
 
-    def absorb(
+    def absorbing(
         self, weight: Weight, reads: Affine | None, writes: Affine | None, seen: Variables
-    ) -> None:
-        """Lets ``weight`` undo or apply a map on its side of the input or of the output.
+    ) -> Callable[[], None]:
+        """The edit by which ``weight`` undoes or applies a map on the side of its input or of its
+        output; it takes effect when it is called.
 
-        ``seen``: all changes of variables, this one among them.
+        ``seen``: all changes of variables, this one among them. Raises Refusal where the weight's
+        dtype cannot hold the result.
         """
-        self._absorbed[weight] = self.absorbed(weight).and_then(reads, writes)
-        self._variables[weight] = seen
+        absorbed = self.absorbed(weight).and_then(reads, writes)
+        arrays = _rounded(weight, absorbed)
+
+        def absorb() -> None:
+            self._absorbed[weight], self._variables[weight] = absorbed, seen
+            self._weight_arrays[weight] = arrays
+
+        return absorb
 
     def absorbed(self, weight: Weight) -> Absorbed:
         """All that ``weight`` has taken so far."""
@@ -107,11 +125,30 @@ class WeightEdits:
 
     def current(self, linear: Linear) -> Affine:
         """What a Linear computes with all that it has absorbed so far."""
-        return _changed(linear, self.absorbed(linear))
+        return Affine(*_changed(linear, self.absorbed(linear)))
 
-    def change_constant(self, node: Node, index: int, change: ChannelMap) -> None:
-        """Applies ``change`` to the constant that ``node`` reads as its input ``index``."""
-        self._constants.setdefault((node, index), []).append(change)
+    def changing_constant(self, node: Node, index: int, change: ChannelMap) -> Callable[[], None]:
+        """The edit that applies ``change`` to the constant that ``node`` reads as its input
+        ``index``; it takes effect when it is called.
+
+        Raises Refusal where the constant's dtype cannot hold the result.
+        """
+        changes = [*self._constants.get((node, index), []), change]
+        old, name = self._original(node, index), f"'{node.data_input(index).name}'"
+        array, dtype = _applied(changes, old), stored_dtype(node, index)
+        assert dtype is not None  # of a constant that is part of a computed sum
+        if vanishes(array, dtype):
+            terms = _applied([c.each(np.abs, c.axis) for c in changes], np.abs(old))
+            before = old.reshape((1,) * (array.ndim - old.ndim) + old.shape)
+            varying = [a for a in range(array.ndim) if any(c.varies(a) for c in changes)]
+            channels = [tuple(a for a in range(array.ndim) if a != kept) for kept in varying]
+            check_precision(array, terms, before, dtype=dtype, channels=channels, name=name)
+        array = rounded(array, dtype, name)
+
+        def apply() -> None:
+            self._constants[node, index], self._constant_arrays[node, index] = changes, array
+
+        return apply
 
     def constant_shape(self, node: Node, index: int) -> tuple[int, ...] | None:
         """The shape of ``constant``, which it may have changed."""
@@ -121,59 +158,96 @@ class WeightEdits:
 
     def constant(self, node: Node, index: int) -> Array:
         """A node's constant input with all changes so far, in float64."""
-        array = self.graph.constant(node.data_input(index))
-        assert array is not None
-        array = array.astype(np.float64)
-        for change in self._constants.get((node, index), []):
-            array = change.apply(array)
-        return array
+        return _applied(self._constants.get((node, index), []), self._original(node, index))
 
     def write(self) -> None:
         """Writes every change into the graph; what left the graph in the meantime is forgotten."""
         alive = set(self.graph.nodes)
-        for weight, absorbed in self._absorbed.items():
-            if isinstance(weight, Convolution):
-                if weight.node in alive:
-                    weight.write(*_changed_kernel(weight, absorbed))
-            elif weight.product in alive:
-                changed = _changed(weight, absorbed)
-                keeps_none = weight.bias is None and not np.any(changed.shift)
-                weight.write(changed.linear, None if keeps_none else changed.shift)
-            _forget(weight)
-        for node, index in self._constants:
+        for weight, arrays in self._weight_arrays.items():
+            if (weight.node if isinstance(weight, Convolution) else weight.product) in alive:
+                weight.put(*arrays)
+        for (node, index), array in self._constant_arrays.items():
             if node in alive:
-                put_constant(self.graph, node, index, self.constant(node, index))
+                put_constant(self.graph, node, index, array)
+
+    def _original(self, node: Node, index: int) -> Array:
+        array = self.graph.constant(node.data_input(index))
+        assert array is not None
+        return array.astype(np.float64)
 
 
-def _changed(linear: Linear, absorbed: Absorbed) -> Affine:
-    bias = np.zeros(linear.sizes[0]) if linear.bias is None else linear.bias
-    result = Affine(linear.weight, bias)
+def _applied(changes: Sequence[ChannelMap], array: Array) -> Array:
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
+        for change in changes:
+            array = change.apply(array)
+    return array
+
+
+def _rounded(weight: Weight, absorbed: Absorbed) -> tuple[Array, Array | None]:
+    """The weight and bias that are to be stored, the bias None where there is to be none. Raises
+    Refusal where the dtype cannot hold them."""
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
+            array, shift = _changed(weight, absorbed)
+        stored, bias = weight.as_stored(array, shift)
+        if weight.bias is None and not np.any(shift):
+            bias = None
+        dtype, bias_dtype = weight.dtypes
+        if vanishes(stored, dtype):
+            sizes = absorbed.each(np.abs)
+            terms = weight.as_stored(_changed(weight, sizes, np.abs)[0], None)[0]
+            before = weight.as_stored(weight.weight, None)[0]
+            first, second = stored.shape[:2]
+            shape = (weight.groups, first // weight.groups, second, -1)
+            check_precision(
+                *(a.reshape(shape) for a in (stored, np.abs(terms), before)),
+                dtype=dtype,
+                channels=[(2, 3), (1, 3)],
+                name=f"'{weight.name}'",
+            )
+        array = rounded(stored, dtype, f"'{weight.name}'")
+        of_bias = f"the bias of '{weight.name}'"
+        return array, None if bias is None else rounded(bias, bias_dtype, of_bias)
+    finally:
+        _forget(weight)
+
+
+def _changed(
+    weight: Weight, absorbed: Absorbed, form: Callable[[Array], Array] = np.asarray
+) -> tuple[Array, Array]:
+    """The weight, in the form of ``weight.weight``, and the bias [out], both in float64; those that
+    it has now enter in a ``form``."""
+    bias = np.zeros(weight.sizes[0]) if weight.bias is None else form(weight.bias)
+    if isinstance(weight, Convolution):
+        return _changed_kernel(form(weight.weight), bias, absorbed)
+    result = Affine(form(weight.weight), bias)
     if absorbed.reads is not None:
         result = result.after(absorbed.reads)
-    return result if absorbed.writes is None else absorbed.writes.after(result)
+    if absorbed.writes is not None:
+        result = absorbed.writes.after(result)
+    return result.linear, result.shift
 
 
-def _changed_kernel(conv: Convolution, absorbed: Absorbed) -> tuple[Array, Array | None]:
-    kernel, (out, _) = conv.kernel, conv.sizes
-    bias = np.zeros(out) if conv.bias is None else conv.bias
+def _changed_kernel(kernel: Array, bias: Array, absorbed: Absorbed) -> tuple[Array, Array]:
+    """``kernel``: [groups, out / groups, in / groups, *sizes]."""
+    groups, outs, ins, *sizes = kernel.shape
     if absorbed.reads is not None:
         linear, shift = absorbed.reads.linear, absorbed.reads.shift
-        grouped = kernel.reshape(conv.groups, out // conv.groups, *kernel.shape[1:])
-        taps = grouped.sum(axis=tuple(range(3, grouped.ndim)))  # [groups, out, in] per group
-        bias = bias + (taps @ shift.reshape(conv.groups, -1, 1)).reshape(-1)
+        taps = kernel.sum(axis=tuple(range(3, kernel.ndim)))
+        bias = bias + (taps @ shift.reshape(groups, -1, 1)).reshape(-1)
         if linear.ndim == 1:
-            spread = linear.reshape(conv.groups, 1, -1, *(1,) * (kernel.ndim - 2))
-            kernel = (grouped * spread).reshape(kernel.shape)
-        else:
-            kernel = np.moveaxis(np.tensordot(kernel, linear, (1, 0)), -1, 1)
+            kernel = kernel * linear.reshape(groups, 1, ins, *(1,) * len(sizes))
+        else:  # of one group
+            kernel = np.moveaxis(np.tensordot(kernel, linear, (2, 0)), -1, 2)
     if absorbed.writes is not None:
         linear, shift = absorbed.writes.linear, absorbed.writes.shift
         bias = times(linear, bias) + shift
-        kernel = product(linear, kernel.reshape(out, -1)).reshape(kernel.shape)
-    return kernel, None if conv.bias is None and not np.any(bias) else bias
+        rows = kernel.reshape(groups * outs, -1)
+        kernel = product(linear, rows).reshape(groups, -1, ins, *sizes)
+    return kernel, bias
 
 
 def _forget(weight: Weight) -> None:
     """Drops the float64 copies."""
-    for name in ("weight", "kernel", "bias"):
+    for name in ("weight", "bias"):
         weight.__dict__.pop(name, None)

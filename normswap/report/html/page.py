@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 from markupsafe import Markup
 
+from normswap.errors import escaped
 from normswap.io.atomic import atomic_path
 from normswap.parity.report import ValidationReport
 from normswap.report.html.agreement import agreement_section
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 _FORMATS = {"fx": "torch", "onnx": "ONNX"}
 # Names come from model files. Characters that control a terminal or the direction of text have no
-# place in a page, and halves of surrogate pairs cannot be written at all.
+# place in a page, and halves of surrogate pairs cannot be written at all: their escapes are shown.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -60,7 +61,7 @@ def html_report(
         figures=key_figures(report, bench),
         sections=_sections(report, bench, training),
     )
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", page)
+    return _UNPRINTABLE.sub(lambda found: escaped(found[0]), page)
 
 
 def write_html(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Group as Lines
 from rich.console import RenderableType
-from rich.text import Text
 
+from normswap.report.line import Line
 from normswap.report.terminal import table
 from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import at_best_rate, crashes, difference, groups, highest_stable
@@ -151,7 +151,7 @@ def comparison_view(comparison: Comparison, folder: Path) -> RenderableType:
         stable = highest_stable(comparison.runs, variant)
         gap = difference(comparison.runs, variant, LN).mean
         made.add_row(
-            Text(VARIANTS[variant]),
+            Line(VARIANTS[variant]),
             f"{best.rate:g}",
             f"{best.mean:.1f} ± {best.deviation:.1f} %",
             "" if variant == LN else f"{gap:+.1f}",
@@ -160,6 +160,6 @@ def comparison_view(comparison: Comparison, folder: Path) -> RenderableType:
         )
     parts: list[RenderableType] = [made]
     for finding in comparison.findings:
-        verdict = Text(f"{finding.verdict}: ", _COLORS.get(finding.verdict, "yellow"))
-        parts.append(Text(f"{finding.claim} ", "bold") + verdict + Text(finding.text))
-    return Lines(*parts, Text(f"figures and all runs: {folder}/README.md", "dim"))
+        verdict = Line(f"{finding.verdict}: ", _COLORS.get(finding.verdict, "yellow"))
+        parts.append(Line(f"{finding.claim} ", "bold") + verdict + Line(finding.text))
+    return Lines(*parts, Line(f"figures and all runs: {folder}/README.md", "dim"))

@@ -26,7 +26,7 @@ class RoundWeights(Pass):
     towards: str = option("nearest", "which way to round.", choices=("nearest", "zero"))
     target: str = option("both", "what is rounded.", choices=("gamma", "beta", "both"))
 
-    def __call__(self, model: Model) -> PassResult:
+    def run(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)
         done = [s for s in chosen if s.kind == "layer_norm" and s.spelling == "op"]
         result = model.copy()
