@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from normswap.norms.site import ROLES
+from normswap.parity import report
+from normswap.passes import passes
+from normswap.report import inspection, rewriting
+from normswap.timing import bench_report
+from normswap.train.study import results
 from tests.docs.pages import DOCS, PAGES, ROOT, anchors, links, name_of, prose
 
 _LONGEST_README = 120
@@ -49,3 +55,12 @@ def test_what_is_referred_to_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_machine(page: Path) -> None:
     assert not re.search(r"/(home|root|tmp|work)/", page.read_text("utf-8"))
+
+
+def test_every_pass_role_and_schema_is_explained() -> None:
+    assert {"fold", "fold-affine", *passes()} <= {page.stem for page in DOCS.glob("passes/*.md")}
+    roles = (DOCS / "concepts/roles.md").read_text("utf-8")
+    assert not [role for role in ROLES if f"`{role}`" not in roles]
+    schemas = (DOCS / "reference/json.md").read_text("utf-8")
+    for module in (inspection, rewriting, report, bench_report, results):
+        assert f"`{module.SCHEMA}`" in schemas
