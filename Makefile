@@ -22,7 +22,7 @@ else ifneq ($(MADE_BY),$(WANTED))
 ANEW := yes
 endif
 
-.PHONY: demo test test-all lint resolve bench clean FORCE
+.PHONY: demo test test-all lint docs resolve bench clean FORCE
 
 demo: $(INSTALLED)
 	$(BIN)/normswap demo -o demo-output
@@ -40,6 +40,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/: no warning, no dead link.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+
 # Whether pip finds versions that go together, for the wheels that the index has for PYTHON. It
 # may download 1.6 GB for it; tests/test_constraints.py asks without an index.
 resolve:
@@ -50,7 +55,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/real_architectures.py
 
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) demo-output site build *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt $(if $(ANEW),FORCE)
 ifdef ANEW

@@ -1,4 +1,4 @@
-"""A pass in one file: the worked example of CONTRIBUTING.md.
+"""A pass in one file: the worked example of docs/contributing/write-a-pass.md.
 
 Put into ``normswap/passes/``, it is offered as ``--to equalise``, with its options, in
 ``--help``, in Python and in reports; no other file has to change.

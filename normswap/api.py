@@ -18,7 +18,17 @@ def locate(model: Model) -> list[Site]:
     """The norms of a model in the order of execution.
 
     They are ``model.sites``: located on first use and kept. Any of them may be given as ``sites``
-    to the functions below.
+    to ``swap``, ``fold`` and ``fold_affine``. What looks like a norm and is none is in
+    ``model.location.rejected``, with the reason.
+
+    Args:
+        model: of ``load``.
+
+    Returns:
+        One ``Site`` for each norm; none is an empty list.
+
+    Examples:
+        >>> [site.name for site in locate(model) if site.role == "final"]
     """
     return list(model.sites)
 
@@ -36,16 +46,37 @@ def swap(
 ) -> PassResult:
     """The model with its norms swapped for others.
 
-    ``how``: a pass with its options, such as ``Affine(refit_writers=True)``. ``to``: in place of
-    it the word of a pass without any: 'fused' or 'rmsnorm' (exact), 'batchnorm' or 'affine'
-    (from calibration data), or what another package offers. ``sites``: a pattern of globs on names
-    and ``role=``, ``tower=`` terms, or a list of sites; all by default. ``data``: what
-    ``load_data`` takes; ``samples``: use that many of it. ``lowering``: what the model is made for,
-    for the passes that write norms as operators. ``progress(done, total, what)`` is called by
-    passes that take long.
-    Raises NormswapError for an unknown word, and for data that is missing or unfit.
+    Args:
+        model: of ``load``; it is not changed.
+        how: a pass with its options: ``Fused()``, ``RmsNorm()`` (exact), ``BatchNorm(...)``,
+            ``Affine(...)`` (fitted to data), or one of another package.
+        to: the word of a pass without options, in place of ``how``: 'fused', 'rmsnorm',
+            'batchnorm', 'affine', or what another package offers.
+        sites: which norms: globs on names and terms ``role=ROLE``, ``tower=TOWER``, separated by
+            commas or spaces (see ``select_sites``), or a list of sites of ``locate``. By default
+            all; for fitted passes, in a model with an image tower, those of that tower.
+        data: for fitted passes, and required there: whatever ``load_data`` takes, such as a folder
+            of images, or an array [N, C, H, W] of prepared ones. No labels are needed.
+        samples: use that many of ``data``, drawn at random (always the same).
+        lowering: what the model is made for, for passes that write norms as operators.
+        progress: ``progress(done, total, what)`` is called before each step, and once at the end.
 
-    Example: ``swap(model, Affine(refit_writers=True), data="images", sites="tower=image")``
+    Returns:
+        The new ``model``, the sites that are ``done``, those ``skipped`` (each with the reason) or
+        ``kept`` for a requirement, and ``notes``. Weights keep their dtype: they are computed in
+        float64 and rounded once. Fitted norms are still there, for training: ``fold`` takes them
+        out.
+
+    Raises:
+        NormswapError: a word that is no pass; both or neither of ``how`` and ``to``; a pattern that
+            matches no site; data that is missing, unfit, or given to an exact pass; a
+            ``lowering`` that the pass does not know.
+
+    Examples:
+        >>> result = swap(model, to="fused")
+        >>> len(result.done), result.skipped
+        >>> result = swap(model, Affine(refit_writers=True), data="images", sites="tower=image")
+        >>> save(fold(result.model).model, "norm-free.onnx")
     """
     if how is None:
         kind = pass_called(to or "")
@@ -76,9 +107,23 @@ def swap(
 
 def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
-    neighbouring weights.
+    neighbouring weights; exact.
 
-    Example: ``fold(swap(model, to="affine", data=images).model)``
+    Args:
+        model: of ``load``, or ``swap(...).model``; it is not changed.
+        sites: which BatchNorms and maps, as for ``swap``; all by default.
+
+    Returns:
+        What ``Fold`` did. ``model`` is the input itself where nothing could be folded; ``skipped``
+        has the reasons, such as training mode, or a reader that is not linear.
+
+    Raises:
+        NormswapError: a pattern that matches no site.
+
+    Examples:
+        >>> folded = fold(swap(model, to="affine", data="images").model)
+        >>> folded.model.sites  # none is left
+        ()
     """
     from normswap.passes.fold import Fold
 
@@ -90,7 +135,19 @@ def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
     exact.
 
-    Example: ``fold_affine(model, sites="role=pre_mlp")``
+    Args:
+        model: of ``load``; it is not changed.
+        sites: which norms, as for ``swap``; all by default.
+
+    Returns:
+        What ``FoldAffine`` did. A norm is ``skipped``, whole, where anything but linear layers and
+        convolutions reads it.
+
+    Raises:
+        NormswapError: a pattern that matches no site.
+
+    Examples:
+        >>> result = fold_affine(model, sites="role=pre_mlp")
     """
     from normswap.passes.fold_affine import FoldAffine
 

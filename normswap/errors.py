@@ -16,6 +16,12 @@ class NormswapError(Exception):
     The message is one line that names the file or the site, says what is wrong and what to do.
     The command line prints it and exits with status 2. Names in it may come from files: they are
     made ``visible`` here, for every way in which an error is shown.
+
+    Examples:
+        >>> try:
+        ...     load("missing.onnx")
+        ... except NormswapError as error:
+        ...     print(error)
     """
 
     def __init__(self, message: object) -> None:

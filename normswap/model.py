@@ -29,7 +29,17 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: ``shape`` has a number per fixed size and a name per dynamic one."""
+    """One input of a model.
+
+    Attributes:
+        name: as the graph has it.
+        shape: a number per fixed size and a name per dynamic one.
+        dtype: what arrays for it have.
+
+    Examples:
+        >>> load("vit.onnx").inputs[0]
+        InputSpec(name='pixel_values', shape=('batch', 1, 8, 8), dtype=dtype('float32'))
+    """
 
     name: str
     shape: tuple[int | str, ...]
@@ -52,12 +62,21 @@ class Step:
 class Model:
     """A model as the passes see it.
 
-    ``graph``: its view (``graph.kind`` is 'fx' or 'onnx'). ``inputs``: in the order of
-    ``graph.inputs``. ``output_names``: in the order of ``graph.outputs``. ``examples``: one array
-    per input by name, of a shape that the model takes. ``preprocessing``: how images
-    are made into its image input, or why that cannot be said, if anything is known of it.
-    ``path``: the file that holds it, None for one that no file holds as it is. ``history``: the
-    passes that it went through.
+    Attributes:
+        graph: its view (``graph.kind`` is 'fx' or 'onnx').
+        name: what messages call it.
+        inputs: in the order of ``graph.inputs``.
+        output_names: in the order of ``graph.outputs``.
+        examples: one array per input by name, of a shape that the model takes.
+        preprocessing: how images are made into its image input, or why that cannot be said, if
+            anything is known of it.
+        path: the file that holds it, None for one that no file holds as it is.
+        history: the passes that it went through.
+
+    Examples:
+        >>> model = load("vit.onnx")
+        >>> model.run({"pixel_values": images})["logits"].shape
+        (2, 10)
     """
 
     graph: Graph
@@ -71,6 +90,7 @@ class Model:
 
     @property
     def kind(self) -> str:
+        """'fx' for a torch graph, 'onnx' for an ONNX graph."""
         return self.graph.kind
 
     @property
@@ -120,9 +140,14 @@ class Model:
         return replace(self, graph=self.graph.copy(), path=None)
 
     def run(self, feeds: Mapping[str, Array], dtype: Any = None) -> dict[str, Array]:
-        """The outputs by name for inputs by name, as in inference or all in ``dtype``.
+        """The outputs by name for inputs by name.
 
-        Raises NormswapError if an input is missing or unknown or has another dtype or shape.
+        Args:
+            feeds: an array for each of ``inputs``, of its dtype and shape.
+            dtype: compute all of it in this one, such as ``np.float64``; None is as in inference.
+
+        Raises:
+            NormswapError: an input that is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
         arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])

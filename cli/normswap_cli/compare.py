@@ -36,9 +36,27 @@ from normswap_cli.options import json_option, trust_option
     show_default=True,
     help="The highest learning rates, separated by commas.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True)
-@click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Runs of each variant at each rate.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    help="Updates of a run.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="Samples per update.",
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),

@@ -146,10 +146,13 @@ def main(ctx: click.Context, verbose: int) -> None:
 
     MODEL is file.onnx, file.pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME.
 
+    Exit status:
+
     \b
-    Exit status: 0  done
-                 1  a gate was not met: parity, no norm found, a site asked for was skipped
-                 2  bad input or usage
+        0  done
+        1  a gate was not met: parity, no norm found, a site asked for was skipped
+        2  bad input or usage
+
     Nothing is written unless it is 0.
     """
     ctx.with_resource(logs_on_stderr(verbose))

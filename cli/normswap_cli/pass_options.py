@@ -59,8 +59,12 @@ class PassCommand(click.Command):
             ) from error
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from normswap.passes import passes
+
         own = super().get_params(ctx)
-        return [*own[:-1], *_click_options(ctx.meta.get(_OFFERED, {})), own[-1]]  # help comes last
+        if _OFFERED not in ctx.meta:  # nothing is parsed: the documentation asks
+            ctx.meta[_OFFERED] = passes()
+        return [*own[:-1], *_click_options(ctx.meta[_OFFERED]), own[-1]]  # help comes last
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from normswap.passes import passes

@@ -74,34 +74,42 @@ def load_data(
 ) -> Data:
     """Data that ``model`` takes, in its inputs' own dtypes.
 
-    ``source`` is one of
+    Args:
+        source: one of
 
-    * a path to a folder of images (png, jpeg, webp, bmp, ppm, tiff, gif; subfolders too, in the
-      order of their paths), which are prepared as ``model.preprocessing`` says. The subfolders of
-      a classifier's images may give labels: see ``images.folder_labels``;
-    * a path to a ``.npy`` (one array), ``.npz`` or ``.safetensors`` (a mapping);
-    * an array or torch tensor: for the model's image input (the first floating one of rank 4, else
-      the first floating one, else its only one);
-    * a mapping from input names to arrays, perhaps with ``labels``; any other single name stands
-      for the image input;
-    * an iterable of any of the last two, or of pairs (item, labels) as a DataLoader gives them:
-      arrays of an input's rank are batches and are joined, of one less are samples and are stacked.
+            * a path to a folder of images (png, jpeg, webp, bmp, ppm, tiff, gif; subfolders too, in
+              the order of their paths), which are prepared as ``model.preprocessing`` says. The
+              subfolders of a classifier's images may give labels: see ``images.folder_labels``;
+            * a path to a ``.npy`` (one array), ``.npz`` or ``.safetensors`` (a mapping);
+            * an array or torch tensor: for the model's image input (the first floating one of rank
+              4, else the first floating one, else its only one);
+            * a mapping from input names to arrays, perhaps with ``labels``; any other single name
+              stands for the image input;
+            * an iterable of any of the last two, or of pairs (item, labels) as a DataLoader gives
+              them: arrays of an input's rank are batches and are joined, of one less are samples
+              and are stacked.
 
-    ``samples``: keeps that many, drawn at random by ``seed`` and kept in order; if there are fewer
-    all are kept, with a warning. Of a folder no other image is read. Floats are cast to the
-    input's float type and integers to its integer type where they fit; uint8 [N, H, W, C] for the
-    image input is prepared as images are. Arrays of more than 1 GiB are mapped from a temporary
-    file. ``progress(done, total, what)`` is called while images are read.
+            Floats are cast to the input's float type and integers to its integer type where they
+            fit; uint8 [N, H, W, C] for the image input is prepared as images are.
+        model: whose inputs the data is for.
+        samples: keeps that many, in order; if there are fewer all are kept, with a warning. Of a
+            folder no other image is read.
+        seed: of the draw of ``samples``.
+        progress: ``progress(done, total, what)`` is called while images are read.
 
-    Raises NormswapError naming the file for one that is missing, damaged or holds pickled objects,
-    and for a folder without images or with images that cannot be read; images for a model whose
-    preprocessing is not known; unknown names; other dtypes or shapes; NaN or infinity; inputs or
-    labels of different counts; no samples.
+    Returns:
+        Arrays by input name with the samples along the first axis, and ``labels``, int64 [N] or
+        None. Arrays of more than 1 GiB are mapped from a temporary file.
 
-    Example::
+    Raises:
+        NormswapError: naming the file, for one that is missing, damaged or holds pickled objects,
+            and for a folder without images or with images that cannot be read; images for a model
+            whose preprocessing is not known; unknown names; other dtypes or shapes; NaN or
+            infinity; inputs or labels of different counts; no samples.
 
-        data = load_data("images/", model, samples=256)
-        data = load_data({"pixel_values": images, "labels": labels}, model)
+    Examples:
+        >>> data = load_data("images/", model, samples=256)
+        >>> data = load_data({"pixel_values": images, "labels": labels}, model)
     """
     where = str(source) if isinstance(source, str | Path) else "data"
     if samples is not None and samples < 1:

@@ -39,16 +39,23 @@ def load(
 ) -> Model:
     """A model from ``source``, with its batch dynamic where the model allows it.
 
-    ``source``: a path to ``.onnx`` or ``.pt2``, a Hugging Face folder, ``hf:ID``, ``timm:NAME``,
-    ``open_clip:NAME``, a module (with ``example_inputs``, a tuple or dict of tensors, and
-    optionally the ``dynamic_axes`` of each input), an ExportedProgram or an ``onnx_ir.Model``.
-    ``trust``: let a ``.pt2`` file's pickled parts run code.
-    Raises NormswapError for a source that is missing, broken, unsafe or of another kind.
+    Args:
+        source: a path to ``.onnx`` or ``.pt2``, a Hugging Face folder, ``hf:ID``, ``timm:NAME``,
+            ``open_clip:NAME``, a module, an ExportedProgram or an ``onnx_ir.Model``.
+        example_inputs: for a module, and required there: a tuple or dict of tensors that its
+            ``forward`` takes.
+        dynamic_axes: for a module: names for the sizes that may change, by input and axis.
+        trust: let a ``.pt2`` file's pickled parts run code. Only for files that you made yourself.
 
-    Example::
+    Returns:
+        A ``Model`` in evaluation mode. Weights are read when a pass touches them.
 
-        model = load("clip.onnx")
-        model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
+    Raises:
+        NormswapError: a source that is missing, broken, unsafe or of another kind.
+
+    Examples:
+        >>> model = load("clip.onnx")
+        >>> model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
     """
     if isinstance(source, ir.Model):
         name = source.graph.name or "model"

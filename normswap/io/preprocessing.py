@@ -60,10 +60,9 @@ class Preprocessing:
 
     Raises NormswapError for values of another type or without sense, such as a std of 0.
 
-    Example::
-
-        imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        Preprocessing("RGB", *imagenet, resize="shortest", size=(256, 256), crop=(224, 224))
+    Examples:
+        >>> imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        >>> Preprocessing("RGB", *imagenet, resize="shortest", size=(256, 256), crop=(224, 224))
     """
 
     mode: str

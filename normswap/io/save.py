@@ -20,8 +20,18 @@ def save(model: Model, path: str | Path) -> None:
 
     ONNX models go to ``.onnx`` with their names, metadata, opset and external-data layout; torch
     models to ``.pt2``, or to ``.onnx`` through torch's exporter. The model's preprocessing and
-    history go into the file. Raises NormswapError for another suffix, a path that cannot be
-    written, or an ONNX model that is to become ``.pt2``.
+    history go into the file.
+
+    Args:
+        model: of ``load``, or of the result of a pass.
+        path: a file that ends in ``.onnx`` or ``.pt2``; it may be the one that ``model`` is from.
+
+    Raises:
+        NormswapError: another suffix, a path that cannot be written, or an ONNX model that is to
+            become ``.pt2``.
+
+    Examples:
+        >>> save(swap(load("vit.onnx"), to="fused").model, "fused.onnx")
     """
     path = Path(path)
     check_output(path)

@@ -19,10 +19,16 @@ TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
 class Lowering:
     """What a model is made for, and whether forms and kernels are measured on this machine.
 
-    ``target``: one of ``TARGETS``; None is 'generic' for an ONNX graph, and torch itself for a
-    torch graph. Raises NormswapError for any other.
+    Attributes:
+        target: 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'generic'; None is 'generic'
+            for an ONNX graph, and torch itself for a torch graph.
+        tune: measure the forms of every norm on this machine, and take what wins.
 
-    Example: ``swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))``
+    Raises:
+        NormswapError: another target.
+
+    Examples:
+        >>> swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))
     """
 
     target: str | None = option(

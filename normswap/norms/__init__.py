@@ -30,7 +30,7 @@ def locate(graph: Graph) -> Location:
     result are in the order of execution; a candidate that is not the norm it looks like is among
     ``rejected`` with the reason.
 
-    Example:
+    Examples:
         >>> location = locate(ns.load("vit.onnx").graph)
         >>> [(site.name, site.role) for site in location.sites if site.kind == "layer_norm"]
         [('blocks.0.norm1', 'pre_attention'), ('blocks.0.norm2', 'pre_mlp'), ('norm', 'final')]

@@ -49,6 +49,11 @@ class Site:
         fixed: why nothing can stand in its place: its operator does more than the norm. '' if
             something can. ``input`` is the sum that it normalises, if anything reads that, else
             the first of what the operator reads.
+
+    Examples:
+        >>> site = locate(model)[0]
+        >>> site.name, site.role, site.epsilon, site.weight.shape
+        ('vit.layers.0.layernorm_before', 'pre_attention', 1e-12, (48,))
     """
 
     name: str

@@ -45,21 +45,39 @@ def validate(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
-    """Compares ``candidate`` with ``reference`` under a contract (exact.py, approximate.py), at the
-    outputs and at every norm of the reference that is matched in the candidate (site_pairs.py).
+    """Compares ``candidate`` with ``reference`` under a contract, at the outputs and at every norm
+    of the reference that is matched in the candidate (site_pairs.py).
 
-    ``data``: a ``Data`` or whatever ``load_data`` takes. The exact contract takes it in addition to
-    the probes, as the kind ``data``; the approximate one in place of random inputs. Inputs that it
-    lacks are drawn at random. ``labels``: integers [N], for the approximate contract; by default
-    the data's own. ``bisect``: also look for the first place at which the models part; the inputs
-    that show it are written to ``reproducer``, an .npz that ``data`` takes. ``*_runtime``: what the
-    model's outputs come from ('torch', 'onnxruntime', 'openvino'); by default, and for all inside
-    the models, torch for a torch graph and ONNX Runtime without its optimisations for ONNX.
-    ``command``: what makes the report again, to stand in it.
-    ``progress(done, total, what)`` is called before each step.
+    Args:
+        reference: the model as it was.
+        candidate: one with the same inputs and outputs, by name or by position.
+        data: whatever ``load_data`` takes, or a ``Data``. The exact contract takes it in addition
+            to the probes, as the kind ``data``; the approximate one in place of random inputs.
+            Inputs that it lacks are drawn at random.
+        labels: integers [N], for the approximate contract; by default the data's own.
+        contract: 'exact' (exact.py): as close to ``reference`` in float64 as ``reference`` itself
+            is, up to a factor of two. 'approximate' (approximate.py): how alike the outputs are.
+        bisect: also look for the first place at which the models part.
+        reproducer: an .npz for the inputs that show it, which ``data`` takes.
+        reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
+            default, and for all inside the models, torch for a torch graph and ONNX Runtime without
+            its optimisations for ONNX.
+        candidate_runtime: the same for ``candidate``.
+        command: what makes the report again, to stand in it.
+        progress: ``progress(done, total, what)`` is called before each step.
 
-    Raises NormswapError for bad data or labels, models whose inputs or outputs do not match, a
-    runtime that is missing or not for that model, and an unknown contract.
+    Returns:
+        A report with ``passed``, ``findings``, and the figures of each output and norm.
+
+    Raises:
+        NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
+            that is missing or not for that model, and an unknown contract.
+
+    Examples:
+        >>> report = validate(load("vit.onnx"), load("fused.onnx"))
+        >>> report.passed
+        True
+        >>> validate(model, swapped, data="images", contract="approximate").outputs[0].sqnr_db
     """
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")

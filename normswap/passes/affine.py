@@ -35,11 +35,17 @@ class Affine(Calibrated):
     to. The norm's readers absorb A and b (``Fold``). With groups of ``tokens`` the scale and shift
     are each group's own and stay in the graph, A and b are common to all and fold:
     y = A (s_g x + t_g) + b, and s_g (A x + b) + t_g for a norm of the embedding, where A moves up.
-    ``refit_writers`` also refits what writes to the residual stream behind the first swapped norm
-    (attention out-projection, second linear layer of the FFN) towards the original's stream,
-    shrinking towards the old weights.
     Raises NormswapError for too few samples to hold one out. Skips norms of other kinds and over
-    several axes.
+    several axes. The options of all fitted passes are those of ``Calibrated``.
+
+    Attributes:
+        refit_writers: also refit what writes to the residual stream behind the first swapped norm
+            (attention out-projection, second linear layer of the FFN) towards the original's
+            stream, shrinking towards the old weights.
+
+    Examples:
+        >>> how = Affine(refit_writers=True, ensure="top1>=0.99")
+        >>> result = swap(model, how, data="images")
     """
 
     to: ClassVar[str] = "affine"

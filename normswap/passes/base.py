@@ -21,11 +21,19 @@ _NAMED = 5
 class PassResult:
     """What a pass did.
 
-    ``model``: the new model (the input itself where nothing was modified). ``done`` and
-    ``skipped``: what was asked for, as the sites stood before the pass; a skipped one carries the
-    reason. ``kept``: sites that a swap left as they are for the sake of a requirement on the result
-    (``--ensure``), with the reason. ``notes``: decisions that a user should know of, such as towers
-    left alone by default.
+    Attributes:
+        model: the new model (the input itself where nothing was modified).
+        modified: whether anything was.
+        done: the sites that were changed, as they stood before the pass.
+        skipped: the others that were asked for, each with the reason.
+        notes: decisions that a user should know of, such as towers left alone by default.
+        kept: sites that a swap left as they are for the sake of a requirement on the result
+            (``--ensure``), each with the reason.
+
+    Examples:
+        >>> result = swap(model, to="rmsnorm")
+        >>> for site, reason in result.skipped:
+        ...     print(site.name, reason)
     """
 
     model: Model
@@ -113,18 +121,21 @@ class Pass(abc.ABC):
     text. ``exact``: whether the new model is the same function in real arithmetic. ``needs_data``:
     whether it calibrates, with a field ``data``.
 
-    ``sites``: what to change; all for None. ``progress``: called by passes that take long.
-    Raises NormswapError for a value that is none of an option's choices.
+    Attributes:
+        sites: what to change; all for None.
+        progress: called by passes that take long.
 
-    Example::
+    Raises:
+        NormswapError: a value that is none of an option's choices.
 
-        @dataclass(kw_only=True)
-        class Double(Pass):
-            to: ClassVar[str] = "double"
-            summary: ClassVar[str] = "exact, gamma is doubled and the readers halved."
-            twice: bool = option(False, "Do it twice.")
-
-            def run(self, model: Model) -> PassResult: ...
+    Examples:
+        >>> @dataclass(kw_only=True)
+        ... class Double(Pass):
+        ...     to: ClassVar[str] = "double"
+        ...     summary: ClassVar[str] = "exact, gamma is doubled and the readers halved."
+        ...     twice: bool = option(False, "Do it twice.")
+        ...
+        ...     def run(self, model: Model) -> PassResult: ...
     """
 
     to: ClassVar[str] = ""

@@ -21,13 +21,21 @@ class BatchNorm(Calibrated):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta with constants per channel.
 
     Approximate: a LayerNorm's statistics depend on the token, a BatchNorm's do not. Each site is
-    fitted on the upstream that is already swapped. ``fit``: 'copy' keeps gamma and beta; 'moments'
-    gives the output the per-channel mean and variance of the original norm's output;
-    'least-squares' comes as near to that output as a scale and shift per channel can. With groups
-    of ``tokens`` there is a scale and shift for each, which stay in the graph as Mul and Add.
-    ``ffn_batchnorm`` also inserts one behind the first linear layer of each FFN (``ffn_position``:
-    'before' or 'after' its activation), which changes nothing at evaluation.
-    Skips norms of other kinds and over several axes.
+    fitted on the upstream that is already swapped. With groups of ``tokens`` there is a scale and
+    shift for each, which stay in the graph as Mul and Add. Skips norms of other kinds and over
+    several axes. The options of all fitted passes are those of ``Calibrated``.
+
+    Attributes:
+        fit: 'copy' keeps gamma and beta; 'moments' gives the output the per-channel mean and
+            variance of the original norm's output; 'least-squares' comes as near to that output as
+            a scale and shift per channel can.
+        ffn_batchnorm: also insert one behind the first linear layer of each FFN, which changes
+            nothing at evaluation.
+        ffn_position: 'before' or 'after' the FFN's activation.
+
+    Examples:
+        >>> how = BatchNorm(fit="least-squares", ffn_batchnorm=True)
+        >>> student = swap(model, how, data="images").model
     """
 
     to: ClassVar[str] = "batchnorm"

@@ -97,13 +97,20 @@ class SwapStop(Stop):
 class Calibrated(Pass):
     """A swap of LayerNorms and RMSNorms over one axis that is fitted to calibration data.
 
-    ``data``: unlabelled inputs. ``sites``: see ``select_sites``; without it a model with an image
-    tower has that tower swapped and the other left alone. ``tokens``: 'all' fits all tokens
-    together, 'class' sets class and register tokens apart, 'position' fits each position; groups
-    leave a scale and shift per token in the graph. ``ensure``: a requirement such as
-    'top1>=0.99' (``Requirement``), held on every fifth sample, which no fit sees then: the norms
-    that cost too much stay, and are reported as ``kept``. ``memory``: bytes of activations to hold
-    in memory; what is beyond it waits in a temporary file.
+    Attributes:
+        data: unlabelled inputs, as ``load_data`` gives them; ``swap`` fills it in.
+        sites: see ``select_sites``; without it a model with an image tower has that tower swapped
+            and the other left alone.
+        tokens: 'all' fits all tokens together, 'class' sets class and register tokens apart,
+            'position' fits each position; groups leave a scale and shift per token in the graph.
+        ensure: a requirement such as 'top1>=0.99', 'cosine>=0.99' or 'sqnr>=20' (dB), held on every
+            fifth sample, which no fit sees then: the norms that cost too much stay, and are
+            reported as ``kept``.
+        memory: bytes of activations to hold in memory; what is beyond it waits in a temporary file.
+
+    Raises:
+        NormswapError: a requirement that is none, no data, too few samples, and values that are not
+            finite.
     """
 
     exact: ClassVar[bool] = False

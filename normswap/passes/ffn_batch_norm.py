@@ -34,9 +34,16 @@ class InsertFfnBatchNorm(Pass):
 
     Exact at evaluation: gamma = sqrt(var + eps) and beta = mean undo the statistics of the BN's own
     input, which come from calibration data. Yao et al. (ICCVW 2021) report that it keeps training
-    with BatchNorm from crashing. ``position``: 'before' the activation (behind each first linear
-    layer: two in a SwiGLU, one over both halves where they are packed) or 'after' it (in front of
-    the second). Skips norms whose FFN has not that shape.
+    with BatchNorm from crashing. Skips norms whose FFN has not that shape.
+
+    Attributes:
+        data: unlabelled inputs, as ``load_data`` gives them.
+        sites: norms of the ``*_mlp`` roles, whose FFNs get one.
+        position: 'before' the activation (behind each first linear layer: two in a SwiGLU, one over
+            both halves where they are packed) or 'after' it (in front of the second).
+
+    Examples:
+        >>> InsertFfnBatchNorm(data=load_data("images", model))(model).model
     """
 
     exact: ClassVar[bool] = True

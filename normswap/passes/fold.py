@@ -44,6 +44,14 @@ class Fold(Pass):
     anything but linear maps on both sides, and what lies along another axis than the weights.
     Square linear layers that stay are only reported if ``sites`` names them, or if a swap has put
     them in place of a norm.
+
+    Attributes:
+        sites: which BatchNorms and maps; see ``select_sites``. All by default.
+
+    Examples:
+        >>> result = Fold()(swap(model, to="batchnorm", data="images").model)
+        >>> result.skipped  # each with the reason
+        []
     """
 
     exact: ClassVar[bool] = True

@@ -31,6 +31,12 @@ class FoldAffine(Pass):
     demands a weight, all norms of one width share a vector of ones.
     Skips a norm, whole, if anything but linear layers and convolutions reads it (a residual sum,
     an attention, an output of the model), and one over several axes.
+
+    Attributes:
+        sites: which norms; see ``select_sites``. All by default.
+
+    Examples:
+        >>> FoldAffine(sites="role=pre_mlp")(model).model
     """
 
     exact: ClassVar[bool] = True

@@ -28,11 +28,15 @@ class Fused(Pass):
     Skips norms that are one operator already, instance and group norms, and those whose operator
     needs an opset in which a runtime that runs the file would not load it.
 
-    ``chooser``: decides on the form of each norm; None for the operator of its kind. Those of
-    ``normswap.lowering.chooser_for`` measure the forms in the runtime that the model is made for.
-    Raises whatever the chooser does.
+    Attributes:
+        chooser: decides on the form of each norm; None for the operator of its kind. Those of
+            ``normswap.lowering.chooser_for`` measure the forms in the runtime that the model is
+            made for. Whatever it raises is raised.
+        sites: which norms; see ``select_sites``. All by default.
 
-    Example: ``Fused(sites="tower=image")(model).model``
+    Examples:
+        >>> result = Fused(sites="tower=image")(model)
+        >>> result.model, len(result.done)
     """
 
     to: ClassVar[str] = "fused"

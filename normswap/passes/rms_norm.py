@@ -38,6 +38,13 @@ class RmsNorm(Pass):
     runtime that runs the file would not load it then, RMSNorms are spelled out instead.
     Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
     is an output or is read by anything else, as in post-norm models.
+
+    Attributes:
+        sites: which norms; see ``select_sites``. All by default.
+
+    Examples:
+        >>> result = RmsNorm()(model)
+        >>> [reason for site, reason in result.skipped]
     """
 
     to: ClassVar[str] = "rmsnorm"

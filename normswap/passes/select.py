@@ -21,12 +21,18 @@ def select_sites(sites: Sequence[Site], wanted: Selection | None) -> list[Site]:
     """The sites of a model that are ``wanted``: all for None, those given, or those that match a
     pattern.
 
-    A pattern is terms separated by commas or spaces: ``role=ROLE`` and ``tower=TOWER`` (both may
-    be globs) must all hold; of the other terms, globs on site names, any may.
-    Raises NormswapError for a term that can match nothing in a model that has norms, and for a
-    given site that the model has not.
+    Args:
+        sites: of a model.
+        wanted: None, sites of ``locate``, or a pattern: terms separated by commas or spaces.
+            ``role=ROLE`` and ``tower=TOWER`` (both may be globs) must all hold; of the other terms,
+            globs on site names, any may.
 
-    Example: ``select_sites(model.sites, "blocks.*,role=pre_mlp")``
+    Raises:
+        NormswapError: a term that can match nothing in a model that has norms, and a given site
+            that the model has not.
+
+    Examples:
+        >>> select_sites(model.sites, "blocks.*,role=pre_mlp")
     """
     if wanted is None:
         return list(sites)

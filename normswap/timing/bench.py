@@ -48,17 +48,30 @@ def bench(
 ) -> BenchReport:
     """Times every one of ``models`` in every one of ``runtimes`` that fits it.
 
-    ``runtimes``: of 'torch' (eager, for torch models), 'onnxruntime' and 'openvino', each with its
-    default options and torch's number of threads; by default torch for torch models and
-    onnxruntime for ONNX. Each model has a process of its own, which loads the file that ``save``
-    writes. They run in turn, round by round, after a warm-up: a run to fill the caches, one that is
-    timed, and a pause until no thread of that process is busy. ``rounds``: at least 6; by
-    default as many as take a minute, from 10 to 50. ``inputs``: arrays by the first model's input
-    names; by default random ones of ``batch`` (1) rows, the same for all.
+    Each model has a process of its own, which loads the file that ``save`` writes. They run in
+    turn, round by round, after a warm-up: a run to fill the caches, one that is timed, and a pause
+    until no thread of that process is busy.
 
-    A model that fails in a runtime has an ``error`` in the report. Raises NormswapError for models
-    whose inputs differ, for one that fits none of the runtimes, for a runtime that is unknown or
-    not installed, and for inputs that do not fit.
+    Args:
+        models: with the same inputs; the others are held against the first.
+        runtimes: of 'torch' (eager, for torch models), 'onnxruntime' and 'openvino', each with its
+            default options and torch's number of threads; by default torch for torch models and
+            onnxruntime for ONNX.
+        batch: rows of the random inputs; by default 1, or what the first model fixes.
+        inputs: arrays by the first model's input names, in place of random ones.
+        rounds: at least 6; by default as many as take a minute, from 10 to 50.
+        progress: ``progress(done, total, what)`` is called before each round.
+
+    Returns:
+        Times, ratios with confidence intervals, and peak memory. A model that fails in a runtime
+        has an ``error`` there.
+
+    Raises:
+        NormswapError: models whose inputs differ, one that fits none of the runtimes, a runtime
+            that is unknown or not installed, and inputs that do not fit.
+
+    Examples:
+        >>> report = bench([load("vit.onnx"), load("fused.onnx")], batch=8)
     """
     pairs = _pairs(models, runtimes)
     if rounds is not None and rounds < FEWEST_ROUNDS:

@@ -125,19 +125,47 @@ def distill(
     The loss is the mean over the blocks of the error of their outputs, relative to the variance of
     the teacher's, plus for each output of the model the KL divergence of class scores, or the
     cosine distance of embeddings and the divergence of their similarities within the batch, or the
-    relative error. ``labels``: also cross-entropy with the data's labels. ``progressive``: each
-    BatchNorm starts as the LayerNorm that it replaces and takes over in the first half of the
-    steps; ``residual``: with SLAB's term alpha * x meanwhile. Weights that the swap left no error
-    in (the other tower's) stay as they are. ``steps`` to ``precision``: see ``TrainOptions``; None
-    for its default, and for what follows from the number of samples.
+    relative error. Weights that the swap left no error in (the other tower's) stay as they are.
+    Under ``torchrun`` the processes share the data, and hold the same student at the end.
 
-    ``data``: what ``load_data`` takes, or a pattern of WebDataset shards; ``samples``: use that
-    many of it. ``checkpoints``: a folder; ``every``: steps between them. Under ``torchrun`` the
-    processes share it, and hold the same student at the end.
+    Args:
+        student: a torch model of ``swap(..., to="batchnorm")``, not folded.
+        teacher: the torch model as it was.
+        data: what ``load_data`` takes, or a pattern of WebDataset shards.
+        samples: use that many of it.
+        labels: also learn the data's labels, by cross-entropy.
+        progressive: each BatchNorm starts as the LayerNorm that it replaces and takes over in the
+            first half of the steps.
+        residual: with ``progressive``, also SLAB's term alpha * x meanwhile.
+        checkpoints: a folder to keep the last one in.
+        every: steps between checkpoints.
+        resume: go on from the checkpoint, if there is one.
+        log: called with what is to be logged of each step.
+        progress: ``progress(done, total, what)`` is called for each step.
+        about: what is to stand in the student's history.
+        steps: updates; by default 20 epochs, 200 to 20,000.
+        batch: samples per update; by default 64.
+        learning_rate: the highest; by default 0.001.
+        warm_up: steps in which it rises from 0; by default a tenth.
+        weight_decay: of matrices; by default 0.05.
+        clip: the norm that gradients are scaled down to; by default 1.
+        accumulate: parts that a batch runs in; by default 1.
+        ema: the decay of an average of the weights, which are the result then.
+        seed: of the order of samples; by default 0.
+        precision: 'float32' (the default) or 'bfloat16', torch's autocast.
 
-    Raises NormswapError for an ONNX student or teacher, one that does not match or is folded
-    already, fewer than two samples, data without labels if they are asked for, batches that do not
-    divide among processes; what ``train`` raises.
+    Returns:
+        The trained ``model``, the ``losses``, and how close it is to the teacher ``before`` and
+        ``after``. Its BatchNorms are still there: ``fold`` takes them out.
+
+    Raises:
+        NormswapError: an ONNX student or teacher, one that does not match or is folded already,
+            fewer than two samples, data without labels if they are asked for, batches that do not
+            divide among processes, options out of range, and a loss that is not finite.
+
+    Examples:
+        >>> student = swap(teacher, BatchNorm(ffn_batchnorm=True), data="images").model
+        >>> norm_free = fold(distill(student, teacher, "images").model).model
     """
     with distributed.process_group():
         for model in (student, teacher):

@@ -144,11 +144,10 @@ def test_mermaid_is_all_there_is_on_standard_output(run: Run, files: Path, name:
     assert outcome.out.endswith("layer_norm\n")
 
 
-def test_the_diagram_in_the_readme_is_what_the_command_prints(run: Run) -> None:
+def test_the_diagram_in_the_documentation_is_what_the_command_prints(run: Run) -> None:
     root = Path(__file__).parents[2]
-    (shown,) = re.findall(
-        r"```mermaid\n(.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL
-    )
+    page = (root / "docs/how-to/choose-norms.md").read_text("utf-8")
+    (shown,) = re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL)
     assert run("inspect", root / "normswap" / "assets" / "digits-vit", "--mermaid").out == shown
 
 

@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md: one file makes a pass of it."""
+"""The worked example of docs/contributing/write-a-pass.md: one file makes a pass of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def equalise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[P
 
 
 def test_the_guide_shows_the_example() -> None:
-    assert "examples/equalise.py" in (_ROOT / "CONTRIBUTING.md").read_text()
+    assert "examples/equalise.py" in (_ROOT / "docs/contributing/write-a-pass.md").read_text()
 
 
 @pytest.mark.parametrize("form", [FX, "torchscript-14"])

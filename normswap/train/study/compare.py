@@ -42,21 +42,38 @@ def compare(
     """Trains ``model``, which is to be untrained, with the norms of each of ``variants`` at each of
     ``rates``, ``seeds`` times, and writes what came out into ``folder``.
 
-    ``model``: a torch model that classifies; by default a small ViT on scikit-learn's digits, of
-    other weights for each seed (weights of a given model stay; the seed orders its samples).
-    ``data``: what ``load_data`` takes, with labels or beside ``labels``, integers [N]; a fifth of
-    each class is kept back to test on. ``variants``: of ``VARIANTS``, with 'ln'. Training:
-    ``steps`` of ``batch`` samples with AdamW, no augmentation, no dropout, in float32 on the CPU.
-    ``processes``: as many runs at a time, one thread each; by default as there are processors.
-    ``command``: what makes it again, to stand in the page. ``progress(done, total, what)`` is
-    called for each run.
+    Training: AdamW, no augmentation, no dropout, in float32 on the CPU. Into ``folder`` go
+    ``README.md`` (table, findings), ``results.json``, figures, the best models, ``log.jsonl``, and
+    every finished run.
 
-    Into ``folder`` go ``README.md`` (table, findings), ``results.json``, figures, the best models,
-    ``log.jsonl``, and every finished run. ``resume``: go on with what is there.
+    Args:
+        folder: it is made if it is not there.
+        model: a torch model that classifies; by default a small ViT on scikit-learn's digits, of
+            other weights for each seed (weights of a given model stay; the seed orders its
+            samples).
+        data: what ``load_data`` takes, with labels or beside ``labels``; a fifth of each class is
+            kept back to test on.
+        labels: integers [N].
+        variants: of 'ln', 'bn', 'bn-ffn' and 'repbn', with 'ln'.
+        rates: the highest learning rates.
+        seeds: runs of each variant at each rate.
+        steps: updates of a run.
+        batch: samples per update, 2 or more.
+        processes: as many runs at a time, one thread each; by default as there are processors.
+        resume: go on with what is in ``folder``.
+        command: what makes it again, to stand in the page.
+        progress: ``progress(done, total, what)`` is called for each run.
 
-    Raises NormswapError for options out of range, data without labels, a model that cannot be
-    trained or swapped, a folder that holds another comparison, or this one without ``resume``, and
-    for a process that dies.
+    Returns:
+        The runs, the figures of the best models, their times, and the findings.
+
+    Raises:
+        NormswapError: options out of range, data without labels, a model that cannot be trained or
+            swapped, a folder that holds another comparison, or this one without ``resume``, and a
+            process that dies.
+
+    Examples:
+        >>> compare("comparison", load("timm:vit_tiny_patch16_224?pretrained=false"), data="images")
     """
     from normswap.train.study.figures import write_figures  # matplotlib takes half a second
 
