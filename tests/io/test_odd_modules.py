@@ -20,6 +20,7 @@ class _Dead(nn.Module):
         super().__init__()
         self.fc, self.norm, self.head = nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)
         self.dead = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)) if deeper else nn.LayerNorm(6)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.fc(x)

@@ -12,8 +12,9 @@ from __future__ import annotations
 _ATEN = """
     abs absolute acos acosh add addcdiv addcmul angle arccos arccosh arcsin arcsinh arctan arctan2
     arctanh asin asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or
-    bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip complex conj
-    conj_physical copysign cos cosh deg2rad digamma div divide elu eq equal erf erfc erfinv exp exp2
+    bitwise_right_shift bitwise_xor __and__ __lshift__ __or__ __rshift__ __xor__ ceil celu clamp
+    clamp_max clamp_min clip complex conj copysign cos cosh deg2rad digamma div divide elu eq equal
+    erf erfc erfinv exp exp2
     expm1 fix float_power floor floor_divide fmax fmin fmod frac ge gelu glu greater greater_equal
     gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot i0 imag isclose isfinite isinf
     isnan isneginf isposinf isreal ldexp le leaky_relu lerp less less_equal lgamma log log10 log1p

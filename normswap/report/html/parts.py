@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from normswap.errors import visible
 from normswap.parity.report import ApproximateOutput, ModelSummary, SiteComparison
 
 TO = "\N{RIGHTWARDS ARROW}"
@@ -190,7 +191,8 @@ def listed(parts: Iterable[str]) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most ``most`` characters, the middle left out."""
+    """At most ``most`` characters, the middle left out; escapes count as what is shown."""
+    text = visible(text)
     if len(text) <= most:
         return text
     tail = (most - 1) // 2
