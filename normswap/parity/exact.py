@@ -40,7 +40,8 @@ def exact_contract(
 
     Why so: the rms sees small dense faults, the largest error sparse ones, but one draw of it is
     noisy (one sensitive row can decide), so in doubt e(original) is its largest value over up to
-    16 more runs of the original with inputs and biases off by an ulp: its error, not its luck.
+    16 more runs of the original with inputs and biases off by an ulp, and up to 64 where the
+    candidate is less than a quarter above what is allowed: its error, not its luck.
 
     Where numbers are subnormal, an ulp is the same for all of them, and a norm magnifies it: of a
     row of x below the smallest normal number, var(x) is zero in the dtype, and y = gamma d /
@@ -243,9 +244,10 @@ def _largest_difference(a: Array, b: Array) -> float:
 _FACTOR = 2.0
 _ULPS = 1.0
 _DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can measure
-# In doubt, draws of the original's neighbours: some, and the rest unless the error is hopelessly
-# many times its bound.
-_SOME, _ALL, _HOPELESS = 2, 16, 8.0
+# In doubt, draws of the original's neighbours: some, more unless the error is hopelessly many times
+# its bound, and many where it is close to it.
+_SOME, _MORE, _MANY = 2, 16, 64
+_HOPELESS, _CLOSE = 8.0, 1.25
 _ROUNDINGS = 100.0  # by how many times what an ulp moves rounding may move an original
 
 
@@ -320,7 +322,9 @@ def draws_in_doubt(excess: float, drawn: int) -> range:
     """Which neighbours to run next, after ``drawn`` of them, for a largest ``excess``."""
     if not drawn:
         return range(_SOME if excess > 1 else 0)
-    return range(drawn, _ALL if 1 < excess < _HOPELESS else drawn)
+    if drawn < _MORE:
+        return range(drawn, _MORE if 1 < excess < _HOPELESS else drawn)
+    return range(drawn, _MANY if 1 < excess < _CLOSE else drawn)
 
 
 _SMALL = 2**16  # elements of a constant that is varied
