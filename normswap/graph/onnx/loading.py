@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from normswap.errors import first_line
+from normswap.errors import first_line, root_cause
+from normswap.graph.onnx.evaluate import runtime_session
 from normswap.graph.onnx.shapes import outline
 
 
@@ -13,14 +14,8 @@ def refusal(model: ir.Model) -> str:
 
     It is asked without the large weights, and without optimising: their contents do not matter.
     """
-    import onnxruntime  # much is done without it
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # errors are raised, not printed
     try:
-        message = outline(model, {}).SerializeToString()
-        onnxruntime.InferenceSession(message, options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        return first_line(error)
+        runtime_session(outline(model, {}))
+    except Exception as error:  # a damaged model may lead to any
+        return first_line(root_cause(error))
     return ""

@@ -20,7 +20,8 @@ class TooLong(BaseException):
 def deadline(seconds: float) -> Iterator[None]:
     """Raises TooLong inside the block once this thread has worked for ``seconds`` in it.
 
-    Code that is not Python is not interrupted. No limit where the system does not tell a thread's
+    An error that the block makes of the interruption is TooLong too. Code that is not Python is not
+    interrupted. No limit where the system does not tell a thread's
     time.
     """
     if not hasattr(time, "pthread_getcpuclockid"):
@@ -29,12 +30,13 @@ def deadline(seconds: float) -> Iterator[None]:
     thread = threading.get_ident()
     clock = time.pthread_getcpuclockid(thread)
     end = time.clock_gettime(clock) + seconds
-    over, lock = threading.Event(), threading.Lock()
+    over, fired, lock = threading.Event(), threading.Event(), threading.Lock()
 
     def watch() -> None:
         while not over.wait(_LOOK):
             with lock:
                 if not over.is_set() and time.clock_gettime(clock) > end:
+                    fired.set()
                     raised = ctypes.py_object(TooLong)
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
                     return
@@ -43,6 +45,10 @@ def deadline(seconds: float) -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except Exception as error:
+        if fired.is_set():
+            raise TooLong from error
+        raise
     finally:
         with lock:
             over.set()
