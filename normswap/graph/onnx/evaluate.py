@@ -7,6 +7,7 @@ LayerNormalization), and norms are proven with these results.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,32 +128,22 @@ def reference_runner(
 
 
 class _Own:
-    """How one node is computed, in the dtypes of what it reads."""
+    """How nodes are computed: in the dtypes of what they read."""
 
     double = False
 
     def __init__(self, model: ir.Model) -> None:
-        self._model = model
-
-    def step(self, node: ir.Node) -> _Step:
-        try:
-            return _Step(Reference(node, self._model.opset_imports, self.double), self, node)
-        except NormswapError:
-            return _Step(None, self, node)
+        self.model = model
 
     def convert(self, result: Result) -> Result:
         return as_arrays(result)
 
-    def in_runtime(
-        self, node: ir.Node, reads: Sequence[str], results: list[Result]
-    ) -> list[Result]:
-        """What a node yields in ONNX Runtime. Raises NormswapError where that refuses it."""
-        by_name = {str(v.name): v for v in (*node.inputs, *captured_values(node)) if v is not None}
-        given: list[Input] = [
-            (by_name[name], array.dtype, None) for name, array in zip(reads, results, strict=True)
-        ]
-        written = [value for value in node.outputs if value.name]
-        return list(runtime_runner(self._model, given, written)(results))
+    def for_runtime(self, name: str, result: Result) -> Result:
+        """What a node reads, by the value's name, as ONNX Runtime is to get it."""
+        return result
+
+    def left(self, node: ir.Node, results: Sequence[Result]) -> None:
+        """Takes note of a node that ONNX Runtime has run, and of what it read and yielded."""
 
 
 class _Doubles(_Own):
@@ -169,40 +160,52 @@ class _Doubles(_Own):
     def convert(self, result: Result) -> Result:
         return in_double(result)
 
-    def in_runtime(
-        self, node: ir.Node, reads: Sequence[str], results: list[Result]
-    ) -> list[Result]:
-        own = [
-            array.astype(self._dtypes.get(name) or np.float32)
-            if array.dtype == np.float64
-            else array
-            for name, array in zip(reads, results, strict=True)
-        ]
-        found = super().in_runtime(node, reads, own)
-        if any(is_floating(array.dtype) for array in (*own, *found)):
+    def for_runtime(self, name: str, result: Result) -> Result:
+        wide = result.dtype == np.float64
+        return result.astype(self._dtypes.get(name) or np.float32) if wide else result
+
+    def left(self, node: ir.Node, results: Sequence[Result]) -> None:
+        if any(is_floating(array.dtype) for array in results):
             self._left_out.add(f"{node.domain or 'ai.onnx'}.{node.op_type}")
-        return found
 
 
 class _Step:
     """One node: by the reference evaluator, else in ONNX Runtime."""
 
-    def __init__(self, reference: Reference | None, kind: _Own, node: ir.Node) -> None:
-        self._reference, self._kind, self._node = reference, kind, node
-        reads = [*node.inputs, *captured_values(node)]
-        self.reads = list(dict.fromkeys(str(v.name) for v in reads if v is not None))
+    def __init__(self, node: ir.Node, kind: _Own) -> None:
+        self._node, self._kind = node, kind
+        self._reference: Reference | None = None
+        with contextlib.suppress(NormswapError):
+            self._reference = Reference(node, kind.model.opset_imports, kind.double)
+        self._runtime: Runner | None = None
+        read = [v for v in (*node.inputs, *captured_values(node)) if v is not None]
+        self._read = {str(value.name): value for value in read}
+        self.reads = list(self._read)
         self.writes = [str(value.name) for value in node.outputs if value.name]
 
     def run(self, results: list[Result]) -> list[Result]:
         if self._reference is None:
-            return self._kind.in_runtime(self._node, self.reads, results)
+            return self._run_in_runtime(results)
         try:
             return self._reference.run(results)
         except NormswapError as error:
             try:
-                return self._kind.in_runtime(self._node, self.reads, results)
+                return self._run_in_runtime(results)
             except (NormswapError, ValueError, AttributeError):
                 raise error from None
+
+    def _run_in_runtime(self, results: list[Result]) -> list[Result]:
+        """Raises NormswapError where ONNX Runtime refuses the node."""
+        pairs = zip(self.reads, results, strict=True)
+        fed = [self._kind.for_runtime(name, result) for name, result in pairs]
+        if self._runtime is None:
+            values = zip(self._read.values(), fed, strict=True)
+            given: list[Input] = [(value, array.dtype, None) for value, array in values]
+            written = [value for value in self._node.outputs if value.name]
+            self._runtime = runtime_runner(self._kind.model, given, written)
+        found = list(self._runtime(fed))
+        self._kind.left(self._node, [*fed, *found])
+        return found
 
 
 def _stepwise(
@@ -210,7 +213,7 @@ def _stepwise(
 ) -> Runner:
     nodes, held = slice_parts(inputs, outputs)
     constants = {str(value.name): value for value in [*held, *outputs]}
-    steps = [kind.step(node) for node in nodes]
+    steps = [_Step(node, kind) for node in nodes]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
     kept: dict[str, Array] = {}  # constants, so that many runs convert them once

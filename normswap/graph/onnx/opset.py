@@ -46,7 +46,7 @@ def raise_opset(model: ir.Model, version: int, types: Types) -> bool:
     before = opset_of(model)
     if before < _OLDEST:
         raise NormswapError(f"opset {before} is too old to be raised")
-    raised: list[tuple[Draft, list[ir.Node]]] = []
+    raised: list[Draft] = []
     proven = set[object]()
     for node in model.graph.all_nodes():
         if node.domain not in DOMAINS:
@@ -55,25 +55,24 @@ def raise_opset(model: ir.Model, version: int, types: Types) -> bool:
             draft = _drafted(node, before, version, types)
             if draft is None:
                 continue
-            new = [node]
             if not _is_as_before(draft):
-                new = _nodes(draft)
-                raised.append((draft, new))
+                _complete(draft)
+                raised.append(draft)
             kind = _kind(node, types)
             if kind not in proven:
-                _hold(draft, new, before, version, types)
+                _hold(draft, draft.nodes or [node], before, version, types)
                 proven.add(kind)
         except Unraisable as refusal:
-            for draft, made in raised:
-                _discard([*draft.nodes, *made])
+            for draft in raised:
+                _discard(draft.nodes)
             name = plain(node.outputs[0].name)
             raise NormswapError(
                 f"{node.op_type} ({name}) cannot be raised from opset {before} to {version}: "
                 f"{refusal}"
             ) from refusal
     taken = _names(model.graph) if raised else set()
-    for draft, new in raised:
-        _put(draft, new, taken)
+    for draft in raised:
+        _put(draft, taken)
     for domain in DOMAINS:
         model.opset_imports.pop(domain, None)
     model.opset_imports[""] = version
@@ -114,8 +113,8 @@ def _is_as_before(draft: Draft) -> bool:
     return draft.state() == Draft.of(draft.node, draft.types).state()
 
 
-def _nodes(draft: Draft) -> list[ir.Node]:
-    """The nodes that take the place of the draft's, the last of which has its outputs."""
+def _complete(draft: Draft) -> None:
+    """Makes the nodes that take the place of the draft's, the last of which has its outputs."""
     node = draft.node
     main = ir.node(
         draft.op,
@@ -130,7 +129,6 @@ def _nodes(draft: Draft) -> list[ir.Node]:
     draft.nodes.append(main)
     if draft.wrap is not None:
         draft.wrap(main.outputs[0]).name = node.outputs[0].name
-    return draft.nodes
 
 
 def _names(graph: ir.Graph) -> set[str]:
@@ -146,9 +144,9 @@ def _unique(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _put(draft: Draft, new: Sequence[ir.Node], taken: set[str]) -> None:
+def _put(draft: Draft, taken: set[str]) -> None:
     """Puts the new nodes in the place of the old one."""
-    node = draft.node
+    node, new = draft.node, draft.nodes
     for value in [*draft.constants, *(value for made in new[:-1] for value in made.outputs)]:
         value.name = _unique(str(value.name), taken)
     graph = node.graph
