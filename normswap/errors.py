@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 _LONGEST = 200
 
@@ -33,6 +33,33 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0].rstrip(".:") if lines else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def closest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """Those of ``names`` that ``name`` may have been meant for, at most ``most``: the nearest by
+    edit distance, with no more than a mistake in three characters. A name that only goes on
+    further counts as equal: "vit_tinny" is one mistake away from "vit_tiny_patch16_224".
+
+    Example: ``closest("blocs", ["blocks.0", "head"])`` is ``["blocks.0"]``.
+    """
+    wanted = name.lower()
+    scored = sorted((_distance(wanted, other.lower()), len(other), other) for other in set(names))
+    limit = len(wanted) // 3
+    return [other for distance, _, other in scored if distance <= limit < len(wanted)][:most]
+
+
+def _distance(word: str, text: str) -> int:
+    """The fewest insertions, deletions and substitutions that make a beginning of ``text`` of
+    ``word`` (Levenshtein 1965; by rows)."""
+    text = text[: 2 * len(word)]
+    row = list(range(len(text) + 1))
+    for index, character in enumerate(word, 1):
+        left, row[0] = row[0], index
+        for column, other in enumerate(text, 1):
+            changed = left + (character != other)
+            left = row[column]
+            row[column] = min(changed, left + 1, row[column - 1] + 1)
+    return min(row)
 
 
 def root_cause(error: BaseException) -> BaseException:
