@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from normswap.errors import NormswapError, blaming, first_line
+from normswap.errors import NormswapError, blaming, first_line, visible
 from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
+from normswap.shown import Diagram, Shown, function
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -58,9 +59,9 @@ class Step:
     sites: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model as the passes see it.
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
+    """A model as the passes see it. ``summary()`` has its norms, as does a notebook's output.
 
     Attributes:
         graph: its view (``graph.kind`` is 'fx' or 'onnx').
@@ -79,6 +80,8 @@ class Model:
         (2, 10)
     """
 
+    view: ClassVar[str] = "normswap.report.terminal:model_view"
+
     graph: Graph
     name: str
     inputs: tuple[InputSpec, ...]
@@ -87,6 +90,21 @@ class Model:
     preprocessing: Preprocessing | Unsupported | None = None
     path: Path | None = None
     history: tuple[Step, ...] = ()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in self.inputs)
+        outputs = ", ".join(self.output_names)
+        return visible(f"<Model {self.label} ({self.kind}): {inputs} -> {outputs}>")
+
+    __str__ = __repr__  # it takes no work
+
+    def diagram(self) -> Diagram:
+        """The model's towers with each norm in its place, as a Mermaid flowchart.
+
+        Examples:
+            >>> Path("vit.mmd").write_text(load("vit.onnx").diagram())
+        """
+        return Diagram(function("normswap.report.mermaid:model_diagram")(self))
 
     @property
     def kind(self) -> str:
@@ -181,8 +199,8 @@ class Model:
 
     def to_inference(self) -> torch.fx.GraphModule:
         """A ``torch.fx.GraphModule`` for inference, under ``torch.no_grad()`` or
-        ``inference_mode()``: norms that ``swap --to fused`` chose run as the kernels of
-        ``normswap.lowering.kernels``, in place.
+        ``inference_mode()``: norms that a swap with ``Lowering(kernels=True)`` has chosen run as
+        the kernels of ``normswap.lowering.kernels``, in place.
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """

@@ -8,13 +8,17 @@ from typing import Any
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import json_option, output_option, trust_option
+from normswap_cli.options import FileOrName, examples, json_option, output_option, trust_option
 
 _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 
 
-@click.command()
-@click.argument("student")
+@click.command(
+    epilog=examples(
+        "normswap distill student.pt2 --teacher vit.pt2 -o trained.pt2 --data images",
+    )
+)
+@click.argument("student", type=FileOrName())
 @click.option("--teacher", required=True, metavar="MODEL", help="The original, before the swap.")
 @click.option(
     "--data",
@@ -110,7 +114,7 @@ def distill(
         from normswap import distributed
         from normswap.io.atomic import check_writable
         from normswap.io.save import check_output
-        from normswap.report.terminal import distillation_view
+        from normswap.report.terminal import distillation_view, written_view
         from normswap.train.distill import distill
         from normswap.train.log import JsonLines, throttled
 
@@ -145,5 +149,5 @@ def distill(
     if first and as_json:
         show_json(result.to_json() | {"output": str(output)})
     elif first:
-        show(distillation_view(result, output))
+        show(distillation_view(result), written_view(output, result.model))
     return 0

@@ -7,10 +7,15 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, working
-from normswap_cli.options import model_argument, output_option, trust_option
+from normswap_cli.options import examples, model_argument, output_option, trust_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap export timm:vit_tiny_patch16_224 -o vit.onnx",
+        "normswap export clip-folder -o clip.pt2",
+    )
+)
 @model_argument
 @output_option
 @trust_option
@@ -25,5 +30,6 @@ def export(model: str, output: Path, trust: bool) -> None:
         from normswap.report.terminal import written_view
 
         check_output(output)
-        save(load(model, trust=trust), output)
-    show(written_view(output))
+        source = load(model, trust=trust)
+        save(source, output)
+    show(written_view(output, source))

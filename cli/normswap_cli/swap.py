@@ -9,6 +9,8 @@ import click
 
 from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
+    FileOrName,
+    examples,
     json_option,
     model_argument,
     output_option,
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from normswap.passes import Pass
 
 
-@click.command(cls=PassCommand)
+@click.command(
+    cls=PassCommand,
+    epilog=examples(
+        "normswap swap vit.onnx -o fused.onnx --to fused",
+        "normswap swap vit.onnx -o rms.onnx --to rmsnorm --sites 'role=pre_*'",
+        "normswap swap vit.pt2 -o free.pt2 --to affine --refit-writers --fold --data images",
+    ),
+)
 @model_argument
 @output_option
 @click.option("--to", "kind", required=True, type=To(), help="What the norms become: see above.")
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
+    type=FileOrName(),
     metavar="DATA",
     help="Fitted swaps: calibration inputs without labels: a folder of images, prepared as "
     "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
@@ -76,14 +86,13 @@ def swap(
         import normswap
         from normswap.io.save import check_output
         from normswap.lowering import Lowering
-        from normswap.options import options_of
-        from normswap.passes.base import chooses_forms
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
         given = {name: value for name, value in options.items() if value is not None}
-        lowering = options_of(Lowering) if chooses_forms(kind) else ()
-        made_for = {name: given.pop(name) for name, _ in lowering if name in given}
+        made_for = {name: given.pop(name) for name in kind.lowering if name in given}
+        if "kernels" in made_for and output.suffix != ".pt2":
+            raise click.UsageError("--kernels: only a .pt2 file can hold them; name one with -o.")
         how = kind(**given)
         source = normswap.load(model, trust=trust)
         with joined_group() as first:  # under torchrun each process fits to its share of the data
