@@ -9,13 +9,19 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import json_option, trust_option
+from normswap_cli.options import FileOrName, examples, json_option, trust_option
 
 
-@click.command()
-@click.argument("model", required=False)
+@click.command(
+    epilog=examples(
+        "normswap compare -o study",
+        "normswap compare 'timm:vit_tiny_patch16_224?pretrained=false' --data images -o study",
+    )
+)
+@click.argument("model", required=False, type=FileOrName())
 @click.option(
     "--data",
+    type=FileOrName(),
     metavar="DATA",
     help="Labelled samples: a folder with a subfolder of images for each class, or a .npz or "
     ".safetensors file of inputs and 'labels'. A fifth of each class is kept back to test on.",

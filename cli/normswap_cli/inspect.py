@@ -5,10 +5,16 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import complain, show, show_json, working
-from normswap_cli.options import json_option, model_argument, trust_option
+from normswap_cli.options import examples, json_option, model_argument, trust_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap inspect vit.onnx",
+        "normswap inspect clip-folder --json",
+        "normswap inspect vit.pt2 --mermaid > vit.mmd",
+    )
+)
 @model_argument
 @json_option
 @click.option(
