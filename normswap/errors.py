@@ -28,6 +28,12 @@ class NormswapError(Exception):
         super().__init__(visible(message))
 
 
+class Endless(BaseException):
+    """A run that was stopped, since a loop in the file may never end. No Exception, because work
+    on a model goes on after those with the next run. ``Model`` makes a NormswapError of it.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without a trailing stop; its class if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -90,20 +96,17 @@ def plain(name: object) -> str:
 
 
 @contextlib.contextmanager
-def blaming(name: str, fault: Callable[[], str], short: str = "") -> Iterator[None]:
+def at_fault(name: str, fault: Callable[[], str]) -> Iterator[None]:
     """The boundary between what a model's file can cause and errors of our own.
 
-    ``name``: of the file; a NormswapError of the block that lacks it, and its ``short`` form, gets
-    it. ``fault``: says why no runtime can run the model, '' where one can. If there is such a
-    reason, an unexpected error is the file's fault, and becomes a NormswapError with it. Else it is
-    ours, and passes.
+    ``name``: of the file. ``fault``: says why no runtime can run the model, '' where one can. If
+    there is such a reason, an unexpected error of the block is the file's fault, and becomes a
+    NormswapError with it. Else it is ours, and passes.
     """
     try:
         yield
-    except NormswapError as error:
-        if name in str(error) or (short and short in str(error)):
-            raise
-        raise NormswapError(f"{name}: {error}") from error
+    except NormswapError:
+        raise
     except MemoryError as error:
         reason = f"it takes more memory than there is ({first_line(error)})"
         raise NormswapError(f"{name}: {reason}") from error
@@ -112,6 +115,19 @@ def blaming(name: str, fault: Callable[[], str], short: str = "") -> Iterator[No
         if not reason:
             raise
         raise NormswapError(f"{name}: is damaged ({plain(reason)}); export it again") from error
+
+
+@contextlib.contextmanager
+def blaming(name: str, fault: Callable[[], str], short: str = "") -> Iterator[None]:
+    """``at_fault``, and a NormswapError of the block that lacks the file's ``name``, and its
+    ``short`` form, gets it."""
+    try:
+        with at_fault(name, fault):
+            yield
+    except NormswapError as error:
+        if name in str(error) or (short and short in str(error)):
+            raise
+        raise NormswapError(f"{name}: {error}") from error
 
 
 @contextlib.contextmanager

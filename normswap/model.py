@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from normswap.errors import NormswapError, blaming, first_line, visible
+from normswap.errors import Endless, NormswapError, at_fault, blaming, first_line, visible
 from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
@@ -135,13 +135,30 @@ class Model(Shown):
     def blamed(self) -> AbstractContextManager[None]:
         """A block of work on the model: an error that is its file's fault is one line that names
         the file (see ``errors.blaming``)."""
-        return blaming(str(self.path or self.name), self._fault, self.name)
+        return self._named(blaming(str(self.path or self.name), self._fault, self.name))
+
+    def at_fault(self) -> AbstractContextManager[None]:
+        """The same for work with other files as well, whose errors name those."""
+        return self._named(at_fault(str(self.path or self.name), self._fault))
+
+    @contextmanager
+    def _named(self, boundary: AbstractContextManager[None]) -> Iterator[None]:
+        try:
+            with boundary:
+                yield
+        except Endless as error:
+            if not self._loops():
+                raise
+            raise NormswapError(f"{self.path or self.name}: {error}") from None
+
+    def _loops(self) -> bool:
+        return any(node.operator.repeats for node in self.graph.nodes)
 
     def _fault(self) -> str:
         """Why the model does not run on its examples; '' where it does."""
         try:
             run = self.graph.whole()
-            if not any(node.operator.repeats for node in self.graph.nodes):  # it may never end
+            if not self._loops():  # it may never end
                 run([self.examples[spec.name] for spec in self.inputs])
         except Exception as error:  # a damaged model may lead to any
             return first_line(error)
@@ -168,7 +185,8 @@ class Model(Shown):
             NormswapError: an input that is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
-        arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
+        with self.at_fault():
+            arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
         return dict(zip(self.output_names, arrays, strict=True))
 
     def runner(self, dtype: Any = None) -> Runner:
