@@ -29,6 +29,7 @@ For example, to scale what a graph's first node yields, for all its readers::
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ Array = np.ndarray
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 
+@functools.cache
 def is_floating(dtype: Any) -> bool:
     """Whether a numpy dtype is a floating-point one; bfloat16 (of ml_dtypes) is."""
     return np.issubdtype(dtype, np.floating) or np.dtype(dtype) == BFLOAT16

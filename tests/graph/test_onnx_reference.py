@@ -36,7 +36,7 @@ def test_it_has_the_expected_outputs_of_onnx_s_cases() -> None:
 
 def test_older_versions_have_their_own_meaning() -> None:
     wrong, compared = {}, 0
-    step = effort.examples_of(16, 1)
+    step = effort.examples_of(8, 1)
     for case in cases()[::step]:
         if exception(case) or case.name in DISAGREE:
             continue

@@ -237,7 +237,7 @@ class _Step:
             self._runtime = runtime_runner(self._kind.model, given, written)
         found = list(self._runtime(fed))
         self._kind.left(self._node, [*fed, *found])
-        return found
+        return [self._kind.convert(result) for result in found]
 
 
 def _stepwise(
@@ -270,7 +270,7 @@ def _stepwise(
 
         for index, step in enumerate(steps):
             results = step.run([load(name) for name in step.reads])
-            known.update({n: kind.convert(r) for n, r in zip(step.writes, results, strict=True)})
+            known.update(zip(step.writes, results, strict=True))
             for name in step.reads:
                 if last[name] == index and name not in wanted:
                     known.pop(name, None)
