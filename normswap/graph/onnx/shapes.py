@@ -34,9 +34,11 @@ from normswap.graph.operators import operator
 BATCH = 2  # the size of a dynamic first axis
 _IMAGE_RANK = 4
 _IMAGES = (224, 384, 336, 256, 518, 448, 512, 128, 64, 32, 16, 8)
+_IMAGES_AGAIN = (64, 32, 128)  # where shapes stay unknown at the first size: text recognisers
 _TEXTS = (16, 77, 64, 32, 128, 12, 8, 256, 512)
 _MANY_AXES, _SMALL_SIDES = 6, (4, 2)  # the rank from which on sizes are small, and these
 _TRIED = 200_000  # nodes in all whose shapes are inferred for different sizes
+_TRIED_AGAIN = 10_000  # the same with all that is done to make them known
 _CONTENTS = 1000  # bytes of an initializer whose contents may matter to shapes
 INITIALIZERS_ALONE = 4  # the IR version from which on they need not be inputs as well
 _log = logging.getLogger(__name__)
@@ -51,8 +53,22 @@ def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
 
     ``model`` is as ``prepare`` leaves it. ``known`` is taken as it is.
     """
-    graph, known = model.graph, known or {}
-    proto = outline(model, example_shapes(model))
+    best: dict[str, Type] = {}
+    fewest = None
+    for shapes in example_shapes(model):
+        types = _infer_at(shapes, model, known or {})
+        unknown = sum(shape is None for shape, _ in types.values())
+        if fewest is None or unknown < fewest:
+            best, fewest = types, unknown
+        if not unknown:
+            break
+    return best
+
+
+def _infer_at(shapes: Mapping[str, Shape], model: ir.Model, known: Types) -> dict[str, Type]:
+    """The same at ``shapes`` of the inputs."""
+    graph = model.graph
+    proto = outline(model, shapes)
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     types = {**_inferred(proto, values), **known}
     nodes = SingleNodes(model)
@@ -67,11 +83,13 @@ def infer(model: ir.Model, known: Types | None = None) -> dict[str, Type]:
 # -- sizes for the inputs' dynamic dimensions -----------------------------------------------------
 
 
-def example_shapes(model: ir.Model) -> dict[str, Shape]:
-    """The shape of each input that has one, by name, with sizes for the dynamic dimensions.
+def example_shapes(model: ir.Model) -> Iterator[dict[str, Shape]]:
+    """The shape of each input that has one, by name, with sizes for the dynamic dimensions; then
+    others, for where these leave shapes unknown.
 
     A batch may be anything. An image whose height and width are symbols has to fit the position
-    embedding, so sizes are tried until shape inference finds no contradiction.
+    embedding, so sizes are tried until shape inference finds no contradiction. What it does not
+    find shows later: the graph takes no image of that size.
     """
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     shaped = {str(v.name): v.shape for v in inputs if v.shape is not None}
@@ -88,7 +106,12 @@ def example_shapes(model: ir.Model) -> dict[str, Shape]:
                 break
         else:
             _log.debug("no sizes were found that fit all symbolic dimensions")
-    return _filled(symbols, chosen)
+    yield _filled(symbols, chosen)
+    images = [symbol for symbol, values in choices.items() if values == _IMAGES]
+    for side in _IMAGES_AGAIN[: _TRIED_AGAIN // max(1, len(model.graph))] if images else ():
+        again = _filled(symbols, {**chosen, **dict.fromkeys(images, side)})
+        if _fits(model, again):
+            yield again
 
 
 def _symbol(name: str, axis: int, dim: int | ir.SymbolicDim) -> _Symbol | int:
