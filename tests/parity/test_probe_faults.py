@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+from normswap import load
 from normswap.model import Model
 from normswap.parity.exact import exact_contract
 from normswap.parity.probes import make_probes
@@ -86,3 +89,21 @@ def test_lengths_that_the_reference_cannot_take_are_told_and_left_out(
     assert found
     assert {finding.probe for finding in found} <= {"shorter", "longer"}
     assert not any(finding.fatal for finding in found)
+
+
+def test_lengths_that_the_standard_does_not_know_are_told_and_left_out() -> None:
+    """ONNX Runtime pools two rows by three into one; the standard's formula says none."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    test (float[N,3,H,W] x) => (float[N,3,M] y) {
+        z = AveragePool<kernel_shape = [3, 2], strides = [3, 2]>(x)
+        c = Conv(z, w)
+        y = ReduceMean<axes = [2], keepdims = 0>(c)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((3, 3, 1, 3)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    model = load(ir.serde.deserialize_model(proto))
+    model = replace(model, examples={"x": np.zeros((2, 3, 4, 64), np.float32)})
+    report = compare(model, model)
+    assert report.passed
+    assert [(f.kind, f.probe, f.fatal) for f in report.findings] == [("failed", "shorter", False)]
