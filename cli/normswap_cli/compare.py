@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import json_option, trust_option
+from normswap_cli.options import arch_option, json_option, load_models, trust_option
 
 
 @click.command()
@@ -74,6 +74,7 @@ from normswap_cli.options import json_option, trust_option
 @click.option("--resume", is_flag=True, help="Go on with the comparison that FOLDER holds.")
 @json_option
 @trust_option
+@arch_option
 def compare(
     model: str | None,
     data: str | None,
@@ -88,6 +89,7 @@ def compare(
     resume: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
 ) -> int:
     """Train MODEL with LayerNorm and with BatchNorm in its place, and compare what comes out.
 
@@ -100,9 +102,11 @@ def compare(
         import normswap
         from normswap.train.study.page import comparison_view
 
+        named = [] if model is None else [model]
+        start = next(iter(load_models(named, trust, arch)), None)
         found = normswap.compare(
             output,
-            None if model is None else normswap.load(model, trust=trust),
+            start,
             data=data,
             labels=labels,
             variants=[name.strip() for name in variants.split(",")],

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import json_option, output_option, trust_option
+from normswap_cli.options import arch_option, json_option, load_models, output_option, trust_option
 
 _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 
@@ -79,6 +79,7 @@ _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 )
 @json_option
 @trust_option
+@arch_option
 def distill(
     student: str,
     teacher: str,
@@ -95,6 +96,7 @@ def distill(
     page: Path | None,
     as_json: bool,
     trust: bool,
+    arch: str | None,
     **training: Any,
 ) -> int:
     """Train STUDENT, a model whose norms were swapped, to give what the original gives.
@@ -120,9 +122,10 @@ def distill(
                 check_output(output)
                 if page is not None:
                     check_writable(page)
+            pupil, original = load_models([student, teacher], trust, arch)
             result = distill(
-                normswap.load(student, trust=trust),
-                normswap.load(teacher, trust=trust),
+                pupil,
+                original,
                 data,
                 samples=samples,
                 labels=labels,

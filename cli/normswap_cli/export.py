@@ -7,23 +7,31 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, working
-from normswap_cli.options import model_argument, output_option, trust_option
+from normswap_cli.options import (
+    arch_option,
+    load_models,
+    model_argument,
+    output_option,
+    trust_option,
+)
 
 
 @click.command()
 @model_argument
 @output_option
 @trust_option
-def export(model: str, output: Path, trust: bool) -> None:
+@arch_option
+def export(model: str, output: Path, trust: bool, arch: str | None) -> None:
     """Write MODEL unchanged to OUT.onnx or OUT.pt2.
 
     A torch model goes to either; an ONNX model only to .onnx.
     """
     with working():
-        from normswap import load, save
+        from normswap import save
         from normswap.io.save import check_output
         from normswap.report.terminal import written_view
 
         check_output(output)
-        save(load(model, trust=trust), output)
+        (source,) = load_models([model], trust, arch)
+        save(source, output)
     show(written_view(output))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import complain, show, show_json, working
-from normswap_cli.options import json_option, model_argument, trust_option
+from normswap_cli.options import arch_option, json_option, load_models, model_argument, trust_option
 
 
 @click.command()
@@ -26,8 +26,14 @@ from normswap_cli.options import json_option, model_argument, trust_option
     "only image. May be repeated.",
 )
 @trust_option
+@arch_option
 def inspect(
-    model: str, as_json: bool, as_mermaid: bool, input_shapes: tuple[str, ...], trust: bool
+    model: str,
+    as_json: bool,
+    as_mermaid: bool,
+    input_shapes: tuple[str, ...],
+    trust: bool,
+    arch: str | None,
 ) -> int:
     """List the norms of MODEL: what each one is, does and costs.
 
@@ -36,14 +42,13 @@ def inspect(
     if as_json and as_mermaid:
         raise click.UsageError("--json and --mermaid exclude each other.")
     with working():
-        from normswap import load
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
         from normswap.report.mermaid import model_diagram
         from normswap.report.terminal import inspection_view
 
         given = [parse_input_shape(text) for text in input_shapes]
-        source = load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
         shapes = named_shapes(source, given)
         if as_mermaid:
             diagram = model_diagram(source, shapes)

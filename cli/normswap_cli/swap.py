@@ -9,7 +9,9 @@ import click
 
 from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
+    arch_option,
     json_option,
+    load_models,
     model_argument,
     output_option,
     sites_option,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--fold", "then_fold", is_flag=True, help="Fitted swaps: fold what was swapped in.")
 @json_option
 @trust_option
+@arch_option
 def swap(
     model: str,
     output: Path,
@@ -57,6 +60,7 @@ def swap(
     then_fold: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
     **options: Any,
 ) -> int:
     """Put other norms in place of those of MODEL.
@@ -85,7 +89,7 @@ def swap(
         lowering = options_of(Lowering) if chooses_forms(kind) else ()
         made_for = {name: given.pop(name) for name, _ in lowering if name in given}
         how = kind(**given)
-        source = normswap.load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
         with joined_group() as first:  # under torchrun each process fits to its share of the data
             swapped = normswap.swap(
                 source,

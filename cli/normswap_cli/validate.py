@@ -11,7 +11,7 @@ from typing import Literal
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import json_option, trust_option
+from normswap_cli.options import arch_option, json_option, load_models, trust_option
 
 _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 
@@ -58,6 +58,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 @click.option("--bench/--no-bench", default=True, help="Whether --report takes times.")
 @json_option
 @trust_option
+@arch_option
 def validate(
     reference: str,
     candidate: str,
@@ -71,6 +72,7 @@ def validate(
     bench: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: at their outputs and at every norm.
 
@@ -89,8 +91,7 @@ def validate(
             check_writable(page)
         if bisect:
             check_writable(reproducer)
-        before = normswap.load(reference, trust=trust)
-        after = normswap.load(candidate, trust=trust)
+        before, after = load_models([reference, candidate], trust, arch)
         report = normswap.validate(
             before,
             after,

@@ -138,7 +138,9 @@ def _check_place(path: Path) -> None:
     if path.is_dir():
         raise NormswapError(f"{path}: is a folder; name a file in it")
     if not folder.is_dir():
-        raise NormswapError(f"{path}: cannot be written, {folder} is no folder; name another output")
+        raise NormswapError(
+            f"{path}: cannot be written, {folder} is no folder; name another output"
+        )
     if path.exists() and not path.is_file():
         raise NormswapError(f"{path}: is not a regular file; name another output")
     if path.exists() and not os.access(path, os.W_OK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -63,11 +63,26 @@ def model_from_torch(
     return model_from_source(module_source(source, example_inputs, dynamic_axes))
 
 
+_ARCHITECTURES: Final = {"timm": timm_source, "open_clip": open_clip_source}
+
+
 def named_source(text: str) -> Source:
     """The source that ``hf:ID``, ``timm:NAME``, ``open_clip:NAME`` or a folder's path names."""
     kind, _, name = text.partition(":")
-    sources = {"timm": timm_source, "open_clip": open_clip_source}
-    return sources[kind](name) if kind in sources else huggingface_source(text)
+    return _ARCHITECTURES[kind](name) if kind in _ARCHITECTURES else huggingface_source(text)
+
+
+def source_of_weights(path: Path, arch: str) -> Source:
+    """The source of a file of weights and the architecture that they are for.
+
+    Raises NormswapError for an ``arch`` that is neither ``timm:NAME`` nor ``open_clip:NAME``.
+    """
+    kind, _, name = arch.partition(":")
+    if kind not in _ARCHITECTURES or "?checkpoint=" in name or "&checkpoint=" in name:
+        raise NormswapError(
+            f"{path}: its architecture cannot be '{plain(arch)}'; name timm:NAME or open_clip:NAME"
+        )
+    return _ARCHITECTURES[kind](name, checkpoint=path)
 
 
 def model_from_source(source: Source) -> Model:

@@ -17,8 +17,8 @@ class JsonLines:
     """Writes a line for each step to ``path``; with ``keep`` behind those that are there.
 
     A run that was killed may have logged steps that its checkpoint does not have: when one of them
-    is logged again, its old line and those behind it go. A missing folder is made. Raises NormswapError for a file that
-    cannot be written, or that holds something else.
+    is logged again, its old line and those behind it go. A missing folder is made. Raises
+    NormswapError for a file that cannot be written, or that holds something else.
     """
 
     def __init__(self, path: Path, keep: bool = False) -> None:

@@ -120,7 +120,14 @@ def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["a"]
     assert os.listdir(tmp_path / "a") == []
-    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "new" / "d.onnx"):
-        (tmp_path / "new" / "other").touch()  # another program's
-        raise KeyboardInterrupt
+
+
+def test_folders_that_others_use_by_then_stay(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "new" / "d.onnx"):
+            (tmp_path / "new" / "other").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert os.listdir(tmp_path / "new") == ["other"]
