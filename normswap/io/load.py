@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def load(
     source: str | Path | nn.Module | torch.export.ExportedProgram | ir.Model,
     *,
     example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     dynamic_axes: dict[str, dict[int, str]] | None = None,
     arch: str | None = None,
     trust: bool = False,
@@ -48,8 +50,10 @@ def load(
             ``onnx_ir.Model``. Behind a timm or open_clip name: ``?checkpoint=FILE``,
             ``?pretrained=false``; behind a timm name also ``?num_classes=N`` and ``?img_size=N``,
             joined by ``&``.
-        example_inputs: for a module, and required there: a tuple or dict of tensors that its
-            ``forward`` takes.
+        example_inputs: for a module, and required there: a tuple of what its ``forward`` takes, or
+            a dict of it by name. What holds no tensor is a constant of the model from then on.
+        example_kwargs: for a module: what ``forward`` takes by name besides a tuple of
+            ``example_inputs``.
         dynamic_axes: for a module: names for the sizes that may change, by input and axis.
         arch: for a file of weights (a state dict: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``,
             ``.ckpt`` of ``torch.save``, of which nothing runs), and required there: ``timm:NAME``
@@ -57,7 +61,9 @@ def load(
         trust: let a ``.pt2`` file's pickled parts run code. Only for files that you made yourself.
 
     Returns:
-        A ``Model`` in evaluation mode. Weights are read when a pass touches them.
+        A ``Model`` in evaluation mode. Weights are read when a pass touches them. The outputs of a
+        module that returns a mapping, a dataclass or a named tuple have the names of its fields;
+        those that are None, or no tensors, are left out.
 
     Raises:
         NormswapError: a source that is missing, broken, unsafe or of another kind; weights that do
@@ -66,6 +72,7 @@ def load(
     Examples:
         >>> model = load("clip.onnx")
         >>> model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
+        >>> model = load(bert, example_inputs={"input_ids": ids, "attention_mask": mask})
         >>> model = load("tuned.pth", arch="timm:vit_tiny_patch16_224?num_classes=10")
     """
     if arch is not None and not takes_arch(source):
@@ -78,7 +85,7 @@ def load(
     if not isinstance(source, str | os.PathLike):
         from normswap.io.torch_model import model_from_torch
 
-        return model_from_torch(source, example_inputs, dynamic_axes)
+        return model_from_torch(source, example_inputs, dynamic_axes, example_kwargs)
     text = os.fspath(source)
     path, named = Path(text), text.startswith(_NAMED)
     if named or path.is_dir():

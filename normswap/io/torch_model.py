@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,6 +21,7 @@ from normswap.graph.fx.graph import FxGraph
 from normswap.graph.fx.memory import hidden_writes
 from normswap.graph.fx.module_tree import restore_batch_norms
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
+from normswap.io.calls import capturable, distinct
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.sources import Source
@@ -40,7 +41,10 @@ _REGIONS = (
 
 
 def model_from_torch(
-    source: object, example_inputs: Any, dynamic_axes: dict[str, dict[int, str]] | None
+    source: object,
+    example_inputs: Any,
+    dynamic_axes: dict[str, dict[int, str]] | None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> Model:
     """The model of a module or an ExportedProgram; see ``load``.
 
@@ -58,9 +62,10 @@ def model_from_torch(
             "load: a scripted or traced module cannot be captured; give the module that it was "
             "made of, or export it to ONNX"
         )
-    if example_inputs is None:
+    if example_inputs is None and not example_kwargs:
         raise NormswapError("load: a module needs example_inputs, a tuple or dict of tensors")
-    return model_from_source(module_source(source, example_inputs, dynamic_axes))
+    given = () if example_inputs is None else example_inputs
+    return model_from_source(module_source(source, given, dynamic_axes, example_kwargs))
 
 
 _ARCHITECTURES: Final = {"timm": timm_source, "open_clip": open_clip_source}
@@ -87,8 +92,10 @@ def source_of_weights(path: Path, arch: str) -> Source:
 
 def model_from_source(source: Source) -> Model:
     """The model that capturing ``source`` gives."""
+    with capturable(source) as (simple, names):
+        program = capture(simple)
     return model_from_program(
-        capture(source), source.name, source.output_names, source.preprocessing
+        program, source.name, source.output_names or names, source.preprocessing
     )
 
 
@@ -116,7 +123,8 @@ def model_from_program(
             f"{path or name}: torch cannot make a module of the program ({reason})"
         ) from error
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
-    names = list(output_names) or [spec.arg.name for spec in _tensor_outputs(program)]
+    own = [spec.arg.name for spec in _tensor_outputs(program)]
+    names = list(output_names) or distinct(own, {spec.name for spec in model.inputs})
     if len(names) != len(model.output_names):
         raise NormswapError(f"{name}: {len(names)} names for {len(model.output_names)} outputs")
     return replace(
@@ -262,7 +270,7 @@ def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
     if len({n.name for n in flat}) != len(wanted) or len(specs) != len(wanted):
         return
     for node, spec, name in zip(flat, specs, wanted, strict=True):
-        if name.isidentifier() and name not in taken:
+        if name.isidentifier() and name not in taken and node.op != "placeholder":
             node.name = name
             spec.arg.name = name
 

@@ -397,6 +397,28 @@ def test_open_clip_with_a_bias_and_its_own_text_tower() -> None:
     assert "text.ln_final.weight" in check(source).state_dict
 
 
+@pytest.mark.parametrize("name", ["ViT-Tiny-Test", "ViT-Tiny-Bias"])
+def test_open_clip_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    weights = open_clip.create_model("ViT-Tiny-Test").state_dict()
+    weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    if name == "ViT-Tiny-Bias":
+        weights["logit_bias"] = torch.tensor([-3.0])
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in weights.items()}},
+               tmp_path / "epoch_1.pt")  # fmt: skip
+    source = open_clip_source(name, checkpoint=tmp_path / "epoch_1.pt")
+    assert source.name == f"epoch_1.pt (open_clip:{name})"
+    own = source.module.state_dict()
+    assert own["logit_scale"].shape == ()
+    tower = "text." if name == "ViT-Tiny-Bias" else ""  # as open_clip calls it by now
+    assert torch.equal(own[f"{tower}ln_final.weight"], weights["ln_final.weight"])
+    del weights["visual.ln_pre.bias"]
+    torch.save(weights, tmp_path / "epoch_1.pt")
+    message = error_of(open_clip_source, f"{name}?checkpoint={tmp_path}/epoch_1.pt")
+    assert "missing in it, first 'visual.ln_pre.bias'; name the architecture" in message
+    assert "it takes pretrained, checkpoint" in error_of(open_clip_source, f"{name}?num_classes=1")
+
+
 def test_open_clip_names(monkeypatch: pytest.MonkeyPatch) -> None:
     message = error_of(open_clip_source, "ViT-B-32")
     assert "needs a tag" in message

@@ -56,7 +56,7 @@ def open_clip_source(
 def _adapted(open_clip: Any, model: Any, weights: Weights) -> Weights:
     """The weights by the names of today: a text tower of its own has a prefix by now."""
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
-        weights = open_clip.convert_to_custom_text_state_dict(dict(weights))
+        weights = open_clip.model.convert_to_custom_text_state_dict(dict(weights))
     scalars = {"logit_scale", "logit_bias"} & weights.keys()
     own = model.state_dict()
     one = {k: weights[k].reshape(own[k].shape) for k in scalars if weights[k].numel() == 1}
