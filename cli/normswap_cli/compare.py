@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import arch_option, json_option, load_models, trust_option
+from normswap_cli.options import (
+    ImageOptions,
+    arch_option,
+    image_options,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 
 @click.command()
@@ -20,6 +27,7 @@ from normswap_cli.options import arch_option, json_option, load_models, trust_op
     help="Labelled samples: a folder with a subfolder of images for each class, or a .npz or "
     ".safetensors file of inputs and 'labels'. A fifth of each class is kept back to test on.",
 )
+@image_options
 @click.option("--labels", metavar="FILE.npy", help="The labels of DATA that has none.")
 @click.option(
     "--variants",
@@ -78,6 +86,7 @@ from normswap_cli.options import arch_option, json_option, load_models, trust_op
 def compare(
     model: str | None,
     data: str | None,
+    images: ImageOptions,
     labels: str | None,
     variants: str,
     rates: str,
@@ -104,10 +113,11 @@ def compare(
 
         named = [] if model is None else [model]
         start = next(iter(load_models(named, trust, arch)), None)
+        start = None if start is None else images.of(start)
         found = normswap.compare(
             output,
             start,
-            data=data,
+            data=data if start is None else images.data(data, start, progress, None),
             labels=labels,
             variants=[name.strip() for name in variants.split(",")],
             rates=numbers,

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import arch_option, json_option, load_models, output_option, trust_option
+from normswap_cli.options import (
+    ImageOptions,
+    arch_option,
+    image_options,
+    json_option,
+    load_models,
+    output_option,
+    trust_option,
+)
 
 _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 
@@ -23,6 +31,7 @@ _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
     help="Inputs, without labels: a folder of images, a .npy, .npz or .safetensors file, or "
     "WebDataset shards, as in 'shards-{0000..0003}.tar'.",
 )
+@image_options
 @output_option
 @click.option(
     "--labels",
@@ -84,6 +93,7 @@ def distill(
     student: str,
     teacher: str,
     data: str,
+    images: ImageOptions,
     output: Path,
     labels: bool,
     samples: int | None,
@@ -123,11 +133,12 @@ def distill(
                 if page is not None:
                     check_writable(page)
             pupil, original = load_models([student, teacher], trust, arch)
+            pupil = images.of(pupil)
             result = distill(
                 pupil,
                 original,
-                data,
-                samples=samples,
+                images.data(data, pupil, progress, samples),
+                samples=None if images.skip_bad else samples,
                 labels=labels,
                 progressive=progressive,
                 residual=residual,

@@ -9,7 +9,9 @@ import click
 
 from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
+    ImageOptions,
     arch_option,
+    image_options,
     json_option,
     load_models,
     model_argument,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     help="Fitted swaps: calibration inputs without labels: a folder of images, prepared as "
     "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
 )
+@image_options
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -56,6 +59,7 @@ def swap(
     sites: str | None,
     fold_affine: bool,
     data: str | None,
+    images: ImageOptions,
     samples: int | None,
     then_fold: bool,
     as_json: bool,
@@ -90,12 +94,13 @@ def swap(
         made_for = {name: given.pop(name) for name, _ in lowering if name in given}
         how = kind(**given)
         (source,) = load_models([model], trust, arch)
+        source = images.of(source)
         with joined_group() as first:  # under torchrun each process fits to its share of the data
             swapped = normswap.swap(
                 source,
                 how,
                 sites=sites,
-                data=data,
+                data=images.data(data, source, progress, samples),
                 samples=samples,
                 lowering=Lowering(**made_for) if made_for else None,
                 progress=progress,

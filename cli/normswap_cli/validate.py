@@ -11,7 +11,14 @@ from typing import Literal
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import arch_option, json_option, load_models, trust_option
+from normswap_cli.options import (
+    ImageOptions,
+    arch_option,
+    image_options,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 
@@ -25,6 +32,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     help="Inputs to compare on besides the built-in probes: a folder of images, or a .npy, .npz or "
     ".safetensors file.",
 )
+@image_options
 @click.option(
     "--contract",
     type=click.Choice(["exact", "approximate"]),
@@ -63,6 +71,7 @@ def validate(
     reference: str,
     candidate: str,
     data: str | None,
+    images: ImageOptions,
     contract: Literal["exact", "approximate"],
     reference_runtime: str | None,
     candidate_runtime: str | None,
@@ -92,10 +101,11 @@ def validate(
         if bisect:
             check_writable(reproducer)
         before, after = load_models([reference, candidate], trust, arch)
+        before = images.of(before)
         report = normswap.validate(
             before,
             after,
-            data=data,
+            data=images.data(data, before, progress, None),
             contract=contract,
             bisect=bisect,
             reproducer=reproducer,

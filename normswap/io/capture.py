@@ -123,7 +123,10 @@ def _export(source: Source, named: bool) -> ExportedProgram:
         axes = source.dynamic_axes.get(input_name(path), {})
         if not named:
             return dict.fromkeys(axes, Dim.AUTO)
-        return {axis: dims.setdefault(name, Dim(name, min=1)) for axis, name in axes.items()}
+        most = source.longest
+        for label in axes.values():
+            dims.setdefault(label, Dim(label, min=1, max=most.get(label)))
+        return {axis: dims[label] for axis, label in axes.items()}
 
     bound = dict(bound_inputs(source.module, source.args, source.kwargs).arguments)
     shapes = pytree.tree_map_with_path(sizes, bound)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from normswap.io.preprocessing import Preprocessing
+
 LARGEST_EXAMPLE = 1 << 26
 """The most elements that the example inputs of an ONNX model have in all."""
-_FORMS = ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME"
+_FORMS = (
+    ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME, open_clip:NAME, or weights with --arch"
+)
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _NAMED = ("hf:", "timm:", "open_clip:")
 
@@ -40,6 +45,7 @@ def load(
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_axes: dict[str, dict[int, str]] | None = None,
     arch: str | None = None,
+    preprocessing: Preprocessing | None = None,
     trust: bool = False,
 ) -> Model:
     """A model from ``source``, with its batch dynamic where the model allows it.
@@ -58,6 +64,8 @@ def load(
         arch: for a file of weights (a state dict: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``,
             ``.ckpt`` of ``torch.save``, of which nothing runs), and required there: ``timm:NAME``
             or ``open_clip:NAME``, with options as in ``source``.
+        preprocessing: how images are prepared for the model, in place of what its own
+            configuration says. It goes with the model into files.
         trust: let a ``.pt2`` file's pickled parts run code. Only for files that you made yourself.
 
     Returns:
@@ -81,12 +89,17 @@ def load(
         )
     if isinstance(source, ir.Model):
         name = source.graph.name or "model"
-        return model_from_onnx(cloned(source, name), name)
-    if not isinstance(source, str | os.PathLike):
+        model = model_from_onnx(cloned(source, name), name)
+    elif isinstance(source, str | os.PathLike):
+        model = _model_called(os.fspath(source), arch, trust)
+    else:
         from normswap.io.torch_model import model_from_torch
 
-        return model_from_torch(source, example_inputs, dynamic_axes, example_kwargs)
-    text = os.fspath(source)
+        model = model_from_torch(source, example_inputs, dynamic_axes, example_kwargs)
+    return model if preprocessing is None else replace(model, preprocessing=preprocessing)
+
+
+def _model_called(text: str, arch: str | None, trust: bool) -> Model:
     path, named = Path(text), text.startswith(_NAMED)
     if named or path.is_dir():
         from normswap.io.torch_model import model_from_source, named_source

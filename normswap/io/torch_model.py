@@ -94,9 +94,11 @@ def model_from_source(source: Source) -> Model:
     """The model that capturing ``source`` gives."""
     with capturable(source) as (simple, names):
         program = capture(simple)
-    return model_from_program(
+    model = model_from_program(
         program, source.name, source.output_names or names, source.preprocessing
     )
+    inputs = _with_names(model.inputs, source.dynamic_axes)
+    return replace(model, inputs=inputs, classes=source.classes)
 
 
 def model_from_program(
@@ -243,6 +245,28 @@ def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]
         shape = tuple(int(s) if is_concrete_int(s) else known[str(s)] for s in value.shape)
         specs.append(InputSpec(name, shape, numpy_dtype(value.dtype)))
     return tuple(specs)
+
+
+def _with_names(
+    inputs: Sequence[InputSpec], axes: Mapping[str, Mapping[int, str]]
+) -> tuple[InputSpec, ...]:
+    """The inputs with the names that their dynamic axes were asked to have, as far as what is one
+    size has one name, and what may differ has not."""
+    asked: dict[str, set[str]] = {}
+    for spec in inputs:
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) and axis in axes.get(spec.name, {}):
+                asked.setdefault(size, set()).add(axes[spec.name][axis])
+    given = [name for names in asked.values() for name in names]
+    sole = {
+        size: name
+        for size, (name, *others) in asked.items()
+        if not others and given.count(name) == 1
+    }
+    return tuple(
+        replace(s, shape=tuple(sole.get(n, n) if isinstance(n, str) else n for n in s.shape))
+        for s in inputs
+    )
 
 
 def _given_examples(program: ExportedProgram, model: Model) -> dict[str, np.ndarray]:

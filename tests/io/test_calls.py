@@ -77,6 +77,16 @@ def test_arguments(
     module(*args, **kwargs)
 
 
+def test_axes_have_the_names_that_were_given() -> None:
+    axes = {"x": {0: "n", 1: "length"}, "mask": {0: "n", 1: "length"}}
+    model = ns.load(_Net(_plain), example_inputs=(_X, _MASK), dynamic_axes=axes)
+    assert [spec.shape for spec in model.inputs] == [("n", "length", 8), ("n", "length")]
+    apart = {"x": {0: "n"}, "y": {1: "n"}}
+    twice = _Net(lambda self, x, y: (self.norm(x), self.norm(y)))
+    model = ns.load(twice, example_inputs=(_X, _Y[:2, :3]), dynamic_axes=apart)
+    assert model.inputs[0].shape[0] == model.inputs[1].shape[1]
+
+
 def test_keyword_arguments_alone() -> None:
     given = {"x": _X, "mask": _MASK}
     assert len(ns.load(_Net(_plain), example_inputs=given).inputs) == 2

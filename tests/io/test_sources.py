@@ -12,11 +12,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing
@@ -52,15 +55,17 @@ def operator_names(program: torch.export.ExportedProgram) -> Counter[str]:
 
 
 def check(source: Source) -> torch.export.ExportedProgram:
-    """Captures, and compares with the module on other batch sizes, after a trip through .pt2."""
+    """Captures, and compares with the module on other batch sizes and lengths of texts."""
     program = capture(source)
     for images, texts in ((1, 1), (3, 5)):
 
         def resized(
             name: str, tensor: torch.Tensor, sizes: tuple[int, int] = (images, texts)
         ) -> torch.Tensor:
-            size = sizes[0] if source.dynamic_axes[name][0] == "batch" else sizes[1]
-            return tensor[[i % len(tensor) for i in range(size)]]
+            axes = source.dynamic_axes[name]
+            size = sizes[0] if axes[0] == "batch" else sizes[1]
+            chosen = tensor[[i % len(tensor) for i in range(size)]]
+            return chosen[:, : 2 * size] if 1 in axes else chosen
 
         names = iter(source.dynamic_axes)
         args = tuple(resized(next(names), tensor) for tensor in source.args)
@@ -181,6 +186,26 @@ def test_other_families(tmp_path: Path, name: str) -> None:
     source = huggingface_source(str(tmp_path / name))
     assert operator_names(check(source))["aten.layer_norm.default"] >= 3
     assert ("attention_mask" in source.kwargs) == (name in ("BertModel", "RobertaModel"))
+
+
+def test_texts_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bert = transformers.BertModel(transformers.BertConfig(**TEXT)).eval()
+    bert.save_pretrained(tmp_path / "bert")
+    model = ns.load(tmp_path / "bert")
+    assert [spec.shape for spec in model.inputs] == [("text_batch", "sequence")] * 2
+    ns.save(ns.swap(model, to="fused").model, tmp_path / "bert.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "bert.onnx")
+    assert [i.shape for i in session.get_inputs()] == [["text_batch", "sequence"]] * 2
+    for rows, length in ((1, 1), (3, 2), (2, 7), (4, TEXT["max_position_embeddings"])):
+        ids = torch.randint(3, TEXT["vocab_size"], (rows, length))
+        mask = torch.ones_like(ids)
+        mask[-1, length // 2 + 1 :] = 0
+        with torch.no_grad():
+            wanted = bert(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        found = session.run(["last_hidden_state"], feeds)[0]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_the_preprocessors_size_where_the_model_adapts(tmp_path: Path) -> None:
