@@ -250,21 +250,16 @@ def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]
 def _with_names(
     inputs: Sequence[InputSpec], axes: Mapping[str, Mapping[int, str]]
 ) -> tuple[InputSpec, ...]:
-    """The inputs with the names that their dynamic axes were asked to have, as far as what is one
-    size has one name, and what may differ has not."""
+    """The inputs with the names that their dynamic axes were asked to have; a size that was asked
+    to have several keeps its own."""
     asked: dict[str, set[str]] = {}
     for spec in inputs:
         for axis, size in enumerate(spec.shape):
             if isinstance(size, str) and axis in axes.get(spec.name, {}):
                 asked.setdefault(size, set()).add(axes[spec.name][axis])
-    given = [name for names in asked.values() for name in names]
-    sole = {
-        size: name
-        for size, (name, *others) in asked.items()
-        if not others and given.count(name) == 1
-    }
+    new = {size: min(names) for size, names in asked.items() if len(names) == 1}
     return tuple(
-        replace(s, shape=tuple(sole.get(n, n) if isinstance(n, str) else n for n in s.shape))
+        replace(s, shape=tuple(new.get(n, n) if isinstance(n, str) else n for n in s.shape))
         for s in inputs
     )
 
