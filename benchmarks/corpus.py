@@ -71,7 +71,7 @@ batchnorm-position: swap IN -o OUT --to batchnorm --tokens position --samples 9 
 batchnorm-ensure: swap IN -o OUT --to batchnorm --ensure 'sqnr>=15' --data DATA --json
 batchnorm-ffn: swap IN -o OUT --to batchnorm --ffn-batchnorm --fold --data DATA --json
 batchnorm-ffn-after: swap IN -o OUT --to batchnorm --ffn-batchnorm --ffn-position after --data DATA
-batchnorm-sites: swap IN -o OUT --to batchnorm --sites tower=image,role=pre_mlp --data DATA --json
+batchnorm-sites: swap IN -o OUT --to batchnorm --sites 'tower=image role=pre_mlp' --data DATA --json
 affine: swap IN -o OUT --to affine --data DATA --json
 affine-class: swap IN -o OUT --to affine --tokens class --fold --data DATA --json
 affine-position: swap IN -o OUT --to affine --tokens position --data DATA --json

@@ -125,10 +125,12 @@ def _swapped(model: Any, swap: str, runtime: str) -> Any:
         shape = (CALIBRATION, *model.inputs[0].shape[1:])
         data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         return ns.fold(ns.swap(model, to=swap, data=data).model).model
-    made_for = ns.Lowering(target=TARGETS.get(runtime), tune=swap == "fused, tuned")
+    target = TARGETS.get(runtime)
     if swap == "rmsnorm":
-        result = ns.swap(model, to=swap)
+        made_for = ns.Lowering(kernels=model.kind == "fx")
+        result = ns.swap(model, to=swap, lowering=made_for)
     else:
+        made_for = ns.Lowering(target, kernels=target is None, tune=swap == "fused, tuned")
         result = ns.swap(model, to="fused", lowering=made_for)
     if not result.modified:
         raise ns.NormswapError(f"{swap}: nothing to do")

@@ -9,7 +9,7 @@ from normswap.errors import NormswapError
 from normswap.lowering import Lowering, chooser_for, lower
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
-from normswap.passes.base import Pass, PassResult, chooses_forms
+from normswap.passes.base import Pass, PassResult
 from normswap.passes.registry import pass_called, passes
 from normswap.passes.select import Selection
 
@@ -52,9 +52,9 @@ def swap(
             ``Affine(...)`` (fitted to data), or one of another package.
         to: the word of a pass without options, in place of ``how``: 'fused', 'rmsnorm',
             'batchnorm', 'affine', or what another package offers.
-        sites: which norms: globs on names and terms ``role=ROLE``, ``tower=TOWER``, separated by
-            commas or spaces (see ``select_sites``), or a list of sites of ``locate``. By default
-            all; for fitted passes, in a model with an image tower, those of that tower.
+        sites: which norms: a pattern such as ``"role=pre_mlp tower=image, role=final"`` (see
+            ``select_sites``), or a list of sites of ``locate``. By default all; for fitted passes,
+            in a model with an image tower, those of that tower.
         data: for fitted passes, and required there: whatever ``load_data`` takes, such as a folder
             of images, or an array [N, C, H, W] of prepared ones. No labels are needed.
         samples: use that many of ``data``, drawn at random (always the same).
@@ -70,7 +70,7 @@ def swap(
     Raises:
         NormswapError: a word that is no pass; both or neither of ``how`` and ``to``; a pattern that
             matches no site; data that is missing, unfit, or given to an exact pass; a
-            ``lowering`` that the pass does not know.
+            ``lowering`` that the pass does not depend on.
 
     Examples:
         >>> result = swap(model, to="fused")
@@ -94,14 +94,14 @@ def swap(
         )
     elif data is not None:
         raise NormswapError(f"swap: '{how.to}' takes no data")
-    if lowering is not None and not chooses_forms(type(how)):
-        raise NormswapError(f"swap: '{how.to}' is the same for every target; leave lowering out")
     made_for = lowering or Lowering()
-    if chooses_forms(type(how)):
+    if unknown := [name for name in made_for.asked if name not in how.lowering]:
+        raise NormswapError(f"swap: '{how.to}' does not depend on {unknown[0]}; leave it out")
+    if "target" in how.lowering:
         given["chooser"] = chooser_for(made_for.target, made_for.tune, progress)
     how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
     with model.blamed():
-        result = lower(how(model), made_for.target, made_for.tune, progress)
+        result = lower(how(model), made_for, progress)
     return result.recorded(f"swap to {how.to}")
 
 

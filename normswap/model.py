@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from normswap.errors import NormswapError, blaming, first_line
+from normswap.errors import Endless, NormswapError, at_fault, blaming, first_line, visible
 from normswap.graph.graph import Array, Graph, Runner
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
+from normswap.shown import Diagram, Shown, function
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -58,9 +59,9 @@ class Step:
     sites: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model as the passes see it.
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
+    """A model as the passes see it. ``summary()`` has its norms, as does a notebook's output.
 
     Attributes:
         graph: its view (``graph.kind`` is 'fx' or 'onnx').
@@ -80,6 +81,8 @@ class Model:
         (2, 10)
     """
 
+    view: ClassVar[str] = "normswap.report.terminal:model_view"
+
     graph: Graph
     name: str
     inputs: tuple[InputSpec, ...]
@@ -89,6 +92,21 @@ class Model:
     classes: tuple[str, ...] = ()
     path: Path | None = None
     history: tuple[Step, ...] = ()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in self.inputs)
+        outputs = ", ".join(self.output_names)
+        return visible(f"<Model {self.label} ({self.kind}): {inputs} -> {outputs}>")
+
+    __str__ = __repr__  # it takes no work
+
+    def diagram(self) -> Diagram:
+        """The model's towers with each norm in its place, as a Mermaid flowchart.
+
+        Examples:
+            >>> Path("vit.mmd").write_text(load("vit.onnx").diagram())
+        """
+        return Diagram(function("normswap.report.mermaid:model_diagram")(self))
 
     @property
     def kind(self) -> str:
@@ -119,13 +137,30 @@ class Model:
     def blamed(self) -> AbstractContextManager[None]:
         """A block of work on the model: an error that is its file's fault is one line that names
         the file (see ``errors.blaming``)."""
-        return blaming(str(self.path or self.name), self._fault, self.name)
+        return self._named(blaming(str(self.path or self.name), self._fault, self.name))
+
+    def at_fault(self) -> AbstractContextManager[None]:
+        """The same for work with other files as well, whose errors name those."""
+        return self._named(at_fault(str(self.path or self.name), self._fault))
+
+    @contextmanager
+    def _named(self, boundary: AbstractContextManager[None]) -> Iterator[None]:
+        try:
+            with boundary:
+                yield
+        except Endless as error:
+            if not self._loops():
+                raise
+            raise NormswapError(f"{self.path or self.name}: {error}") from None
+
+    def _loops(self) -> bool:
+        return any(node.operator.repeats for node in self.graph.nodes)
 
     def _fault(self) -> str:
         """Why the model does not run on its examples; '' where it does."""
         try:
             run = self.graph.whole()
-            if not any(node.operator.repeats for node in self.graph.nodes):  # it may never end
+            if not self._loops():  # it may never end
                 run([self.examples[spec.name] for spec in self.inputs])
         except Exception as error:  # a damaged model may lead to any
             return first_line(error)
@@ -152,7 +187,8 @@ class Model:
             NormswapError: an input that is missing or unknown or has another dtype or shape.
         """
         self.check_feeds(feeds)
-        arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
+        with self.at_fault():
+            arrays = self.runner(dtype)([np.asarray(feeds[spec.name]) for spec in self.inputs])
         return dict(zip(self.output_names, arrays, strict=True))
 
     def runner(self, dtype: Any = None) -> Runner:
@@ -183,8 +219,8 @@ class Model:
 
     def to_inference(self) -> torch.fx.GraphModule:
         """A ``torch.fx.GraphModule`` for inference, under ``torch.no_grad()`` or
-        ``inference_mode()``: norms that ``swap --to fused`` chose run as the kernels of
-        ``normswap.lowering.kernels``, in place.
+        ``inference_mode()``: norms that a swap with ``Lowering(kernels=True)`` has chosen run as
+        the kernels of ``normswap.lowering.kernels``, in place.
 
         Raises NormswapError for a model whose graph is not a torch graph.
         """

@@ -21,7 +21,7 @@ from normswap.graph.fx.memory import random_drops, written_state
 from normswap.graph.fx.module_tree import deepcopied
 from normswap.io.load import cloned, model_from_onnx
 from normswap.io.torch_model import model_from_module, model_from_program, program_from_model
-from normswap.lowering import lower
+from normswap.lowering import Lowering, lower
 from normswap.passes.base import Pass, PassResult
 
 _CAPTURE = "torch.export.export(module.eval(), args)"
@@ -118,7 +118,8 @@ def apply_to_module(inner: Pass, module: fx.GraphModule) -> fx.GraphModule:
 def apply_for_inference(inner: Pass, module: fx.GraphModule, tune: bool = False) -> fx.GraphModule:
     """The same for inference, under ``torch.no_grad()``: with kernels that work in place, all that
     are safe or, with ``tune``, those that are faster on this machine than torch's operators."""
-    return lower(_on_module(inner, module), tune=tune).model.to_inference()
+    made_for = Lowering(kernels=True, tune=tune)
+    return lower(_on_module(inner, module), made_for).model.to_inference()
 
 
 def _on_module(inner: Pass, module: fx.GraphModule) -> PassResult:

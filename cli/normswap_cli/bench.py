@@ -5,11 +5,23 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import arch_option, json_option, load_models, trust_option
+from normswap_cli.options import (
+    FileOrName,
+    arch_option,
+    examples,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 
-@click.command()
-@click.argument("models", metavar="MODEL [MODEL ...]", nargs=-1, required=True)
+@click.command(
+    epilog=examples(
+        "normswap bench vit.onnx fused.onnx",
+        "normswap bench vit.pt2 vit.onnx --runtime torch --runtime onnxruntime",
+    )
+)
+@click.argument("models", metavar="MODEL [MODEL ...]", type=FileOrName(), nargs=-1, required=True)
 @click.option(
     "--runtime",
     "runtimes",

@@ -10,8 +10,10 @@ import click
 
 from normswap_cli.console import show, show_json, working
 from normswap_cli.options import (
+    FileOrName,
     ImageOptions,
     arch_option,
+    examples,
     image_options,
     json_option,
     load_models,
@@ -19,10 +21,16 @@ from normswap_cli.options import (
 )
 
 
-@click.command()
-@click.argument("model", required=False)
+@click.command(
+    epilog=examples(
+        "normswap compare -o study",
+        "normswap compare 'timm:vit_tiny_patch16_224?pretrained=false' --data images -o study",
+    )
+)
+@click.argument("model", required=False, type=FileOrName())
 @click.option(
     "--data",
+    type=FileOrName(),
     metavar="DATA",
     help="Labelled samples: a folder with a subfolder of images for each class, or a .npz or "
     ".safetensors file of inputs and 'labels'. A fifth of each class is kept back to test on.",

@@ -35,13 +35,20 @@ def working(lines: bool = False) -> Iterator[Progress]:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Prints to standard output, in whatever encoding it has; ``Line`` makes names visible."""
+    """Prints to standard output, in whatever encoding it has; ``Line`` makes names visible.
+
+    No line is wider than COLUMNS where that is set. Else a table takes the width that it needs.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = Console(highlight=False, markup=False, emoji=False)
+    if os.environ.get("COLUMNS", "").isdecimal():
+        for renderable in renderables:
+            console.print(renderable)
+        return
     if not console.is_terminal:
         console.width = max(console.width, _PIPED_WIDTH)
     for renderable in renderables:

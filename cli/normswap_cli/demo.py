@@ -7,9 +7,15 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, working
+from normswap_cli.options import examples
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap demo",
+        "normswap demo -o demo-output",
+    )
+)
 @click.option(
     "-o",
     "--output",

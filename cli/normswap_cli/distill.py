@@ -9,8 +9,10 @@ import click
 
 from normswap_cli.console import show, show_json, working
 from normswap_cli.options import (
+    FileOrName,
     ImageOptions,
     arch_option,
+    examples,
     image_options,
     json_option,
     load_models,
@@ -21,8 +23,12 @@ from normswap_cli.options import (
 _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 
 
-@click.command()
-@click.argument("student")
+@click.command(
+    epilog=examples(
+        "normswap distill student.pt2 --teacher vit.pt2 -o trained.pt2 --data images",
+    )
+)
+@click.argument("student", type=FileOrName())
 @click.option("--teacher", required=True, metavar="MODEL", help="The original, before the swap.")
 @click.option(
     "--data",
@@ -122,7 +128,7 @@ def distill(
         from normswap import distributed
         from normswap.io.atomic import check_writable
         from normswap.io.save import check_output
-        from normswap.report.terminal import distillation_view
+        from normswap.report.terminal import distillation_view, written_view
         from normswap.train.distill import distill
         from normswap.train.log import JsonLines, throttled
 
@@ -159,5 +165,5 @@ def distill(
     if first and as_json:
         show_json(result.to_json() | {"output": str(output)})
     elif first:
-        show(distillation_view(result, output))
+        show(distillation_view(result), written_view(output, result.model))
     return 0

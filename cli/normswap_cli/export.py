@@ -9,6 +9,7 @@ import click
 from normswap_cli.console import show, working
 from normswap_cli.options import (
     arch_option,
+    examples,
     load_models,
     model_argument,
     output_option,
@@ -16,7 +17,12 @@ from normswap_cli.options import (
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap export timm:vit_tiny_patch16_224 -o vit.onnx",
+        "normswap export clip-folder -o clip.pt2",
+    )
+)
 @model_argument
 @output_option
 @trust_option
@@ -34,4 +40,4 @@ def export(model: str, output: Path, trust: bool, arch: str | None) -> None:
         check_output(output)
         (source,) = load_models([model], trust, arch)
         save(source, output)
-    show(written_view(output))
+    show(written_view(output, source))

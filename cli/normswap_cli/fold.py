@@ -9,6 +9,7 @@ import click
 from normswap_cli.console import working
 from normswap_cli.options import (
     arch_option,
+    examples,
     json_option,
     load_models,
     model_argument,
@@ -19,7 +20,12 @@ from normswap_cli.options import (
 from normswap_cli.rewrite import save_if_passed, tell
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap fold trained.pt2 -o folded.pt2",
+        "normswap fold cnn.onnx -o cnn.onnx",
+    )
+)
 @model_argument
 @output_option
 @sites_option

@@ -5,10 +5,23 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import complain, show, show_json, working
-from normswap_cli.options import arch_option, json_option, load_models, model_argument, trust_option
+from normswap_cli.options import (
+    arch_option,
+    examples,
+    json_option,
+    load_models,
+    model_argument,
+    trust_option,
+)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "normswap inspect vit.onnx",
+        "normswap inspect clip-folder --json",
+        "normswap inspect vit.pt2 --mermaid > vit.mmd",
+    )
+)
 @model_argument
 @json_option
 @click.option(

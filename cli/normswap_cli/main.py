@@ -22,6 +22,7 @@ from normswap_cli.export import export
 from normswap_cli.fold import fold
 from normswap_cli.inspect import inspect
 from normswap_cli.logs import logs_on_stderr
+from normswap_cli.options import examples
 from normswap_cli.swap import swap
 from normswap_cli.validate import validate
 
@@ -130,7 +131,15 @@ def _version() -> str:
         return normswap.__version__
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "normswap inspect vit.onnx",
+        "normswap swap vit.onnx -o fused.onnx --to fused",
+        "normswap validate vit.onnx fused.onnx",
+    ),
+)
 @click.option(
     "--version",
     is_flag=True,

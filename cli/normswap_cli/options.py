@@ -9,11 +9,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from normswap.model import Model
 
-model_argument = click.argument("model")
+
+def examples(*lines: str) -> str:
+    """Lines to type, as the end of a command's help text."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class FileOrName(click.ParamType):  # type: ignore[type-arg]
+    """What a MODEL or DATA is called. Shells complete the paths among such names."""
+
+    name = "text"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument("model", type=FileOrName())
 output_option = click.option(
     "-o",
     "--output",
@@ -25,7 +43,8 @@ output_option = click.option(
 sites_option = click.option(
     "--sites",
     metavar="PATTERN",
-    help="Globs on site names, role=ROLE and tower=TOWER, separated by commas.",
+    help="Alternatives separated by commas, each of terms that must all hold, separated by "
+    "spaces: globs on site names, role=ROLE, tower=TOWER.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."

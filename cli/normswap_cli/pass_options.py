@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from normswap.options import Option
@@ -29,6 +30,13 @@ class To(click.ParamType):  # type: ignore[type-arg]
         if kind is None:
             self.fail(f"'{value}' is none of {', '.join(passes())}.", param, ctx)
         return kind
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from normswap.passes import passes
+
+        return [CompletionItem(word) for word in passes() if word.startswith(incomplete)]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         from normswap.passes import passes
@@ -91,12 +99,12 @@ def _flags(kind: type[Pass]) -> set[str]:
 
 
 def _options(kind: type[Pass]) -> list[tuple[str, Option]]:
-    """Those of a pass, and those of lowering if that chooses the forms which the pass writes."""
+    """Those of a pass, and those of lowering that mean something for it."""
     from normswap.lowering import Lowering
     from normswap.options import options_of
-    from normswap.passes.base import chooses_forms
 
-    return [*options_of(kind), *(options_of(Lowering) if chooses_forms(kind) else ())]
+    lowering = [named for named in options_of(Lowering) if named[0] in kind.lowering]
+    return [*options_of(kind), *lowering]
 
 
 def _flag(name: str) -> str:

@@ -9,8 +9,10 @@ import click
 
 from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
+    FileOrName,
     ImageOptions,
     arch_option,
+    examples,
     image_options,
     json_option,
     load_models,
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
     from normswap.passes import Pass
 
 
-@click.command(cls=PassCommand)
+@click.command(
+    cls=PassCommand,
+    epilog=examples(
+        "normswap swap vit.onnx -o fused.onnx --to fused",
+        "normswap swap vit.onnx -o rms.onnx --to rmsnorm --sites 'role=pre_*'",
+        "normswap swap vit.pt2 -o free.pt2 --to affine --refit-writers --fold --data images",
+    ),
+)
 @model_argument
 @output_option
 @click.option("--to", "kind", required=True, type=To(), help="What the norms become: see above.")
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
+    type=FileOrName(),
     metavar="DATA",
     help="Fitted swaps: calibration inputs without labels: a folder of images, prepared as "
     "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
@@ -84,14 +94,13 @@ def swap(
         import normswap
         from normswap.io.save import check_output
         from normswap.lowering import Lowering
-        from normswap.options import options_of
-        from normswap.passes.base import chooses_forms
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
         given = {name: value for name, value in options.items() if value is not None}
-        lowering = options_of(Lowering) if chooses_forms(kind) else ()
-        made_for = {name: given.pop(name) for name, _ in lowering if name in given}
+        made_for = {name: given.pop(name) for name in kind.lowering if name in given}
+        if "kernels" in made_for and output.suffix != ".pt2":
+            raise click.UsageError("--kernels: only a .pt2 file can hold them; name one with -o.")
         how = kind(**given)
         (source,) = load_models([model], trust, arch)
         source = images.of(source)

@@ -12,8 +12,10 @@ import click
 
 from normswap_cli.console import show, show_json, working
 from normswap_cli.options import (
+    FileOrName,
     ImageOptions,
     arch_option,
+    examples,
     image_options,
     json_option,
     load_models,
@@ -23,11 +25,18 @@ from normswap_cli.options import (
 _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 
 
-@click.command()
-@click.argument("reference")
-@click.argument("candidate")
+@click.command(
+    epilog=examples(
+        "normswap validate vit.onnx fused.onnx",
+        "normswap validate vit.pt2 free.onnx --contract approximate --data test",
+        "normswap validate vit.onnx fused.onnx --report report.html",
+    )
+)
+@click.argument("reference", type=FileOrName())
+@click.argument("candidate", type=FileOrName())
 @click.option(
     "--data",
+    type=FileOrName(),
     metavar="DATA",
     help="Inputs to compare on besides the built-in probes: a folder of images, or a .npy, .npz or "
     ".safetensors file.",

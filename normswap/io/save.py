@@ -35,6 +35,11 @@ def save(model: Model, path: str | Path) -> None:
     """
     path = Path(path)
     check_output(path)
+    with model.at_fault():
+        _write(model, path)
+
+
+def _write(model: Model, path: Path) -> None:
     if path.suffix == ".onnx" and isinstance(model.graph, OnnxGraph):
         write_onnx(model.graph.model, path, notes_of(model))
         return

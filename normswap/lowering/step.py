@@ -13,7 +13,7 @@ from dataclasses import replace
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Node, Value
 from normswap.lowering.inference import torch_graph
-from normswap.lowering.targets import TARGETS
+from normswap.lowering.targets import TARGETS, Lowering
 from normswap.model import Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Chooser, NormsWritten, PassResult
@@ -42,23 +42,24 @@ def chooser_for(
     return FastestForm(target, progress)
 
 
-def lower(
-    result: PassResult,
-    target: str | None = None,
-    tune: bool = False,
-    progress: Progress | None = None,
-) -> PassResult:
+def lower(result: PassResult, made_for: Lowering, progress: Progress | None = None) -> PassResult:
     """The ``result`` of a pass with the norms that it wrote, or was to write, as kernels of torch
-    where that is safe, for a torch graph without another ``target``; any other as it is.
+    where that is safe, if ``made_for`` asks for them; any other as it is.
 
     The kernels (``normswap.lowering.kernels``) stand in ``Model.to_inference``, in what
     ``Model.run`` runs and in a saved ``.pt2``; the graph keeps its operators. A norm that the pass
-    skipped is done if it runs as a kernel. ``tune`` allows only kernels that are faster on this
-    machine than torch's operators, and as accurate.
+    skipped is done if it runs as a kernel. With ``tune`` only kernels that are faster on this
+    machine than torch's operators, and as accurate. Raises NormswapError for kernels in an ONNX
+    graph.
 
-    Example: ``lower(Fused()(model)).model.to_inference()``
+    Example: ``lower(Fused()(model), Lowering(kernels=True)).model.to_inference()``
     """
-    if target is not None or result.model.kind != "fx" or not isinstance(result, NormsWritten):
+    tune = made_for.tune
+    torch_graphs = result.model.kind == "fx" and made_for.target is None
+    if made_for.kernels and not torch_graphs:
+        name = result.model.name
+        raise NormswapError(f"{name}: --kernels are for torch models; choose a --target instead")
+    if not torch_graphs or not (made_for.kernels or tune) or not isinstance(result, NormsWritten):
         return result
     model = result.model.copy()
     kernels, notes = _choose_kernels(model.graph, result.values, tune, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import onnx
 
@@ -22,10 +22,13 @@ class Lowering:
     Attributes:
         target: 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'generic'; None is 'generic'
             for an ONNX graph, and torch itself for a torch graph.
-        tune: measure the forms of every norm on this machine, and take what wins.
+        kernels: for a torch graph: let norms run as the kernels of ``normswap.lowering.kernels``,
+            which work in place. A ``.pt2`` with them needs normswap where it is loaded.
+        tune: measure the forms of every norm on this machine, and take what wins; of a torch
+            graph the kernels.
 
     Raises:
-        NormswapError: another target.
+        NormswapError: another target, and kernels for one.
 
     Examples:
         >>> swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))
@@ -33,9 +36,13 @@ class Lowering:
 
     target: str | None = option(
         None,
-        "what the model is made for. By default ONNX's standard operators, and in torch kernels "
-        "that work in place.",
+        "what the model is made for. By default the standard operators of ONNX, or of torch.",
         choices=TARGETS,
+    )
+    kernels: bool = option(
+        False,
+        "torch models: norms as kernels that work in place. A .pt2 with them needs normswap where "
+        "it is loaded.",
     )
     tune: bool = option(
         False, "measure the forms of every norm on this machine, and take what wins."
@@ -43,6 +50,13 @@ class Lowering:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.kernels and self.target is not None:
+            raise NormswapError("--kernels: are for torch itself; leave --target out")
+
+    @property
+    def asked(self) -> list[str]:
+        """The fields that are not as by default."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from normswap.model import Step
+from normswap.shown import Shown
 
 SCHEMA = "normswap.validation/2"
 
@@ -236,8 +237,8 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class ValidationReport:
-    """The result of a validation. ``passed``: no finding is fatal.
+class ValidationReport(Shown):
+    """The result of a validation, to be printed. ``passed``: no finding is fatal.
 
     ``contract``: 'exact' or 'approximate'; ``outputs`` are ``ExactOutput`` or ``ApproximateOutput``
     accordingly, in the reference's order. ``sites``: the matched norms in the order of execution;
@@ -245,6 +246,8 @@ class ValidationReport:
     distributions, in the order of ``outputs``, integers left out. ``retrieval``: for a CLIP under
     the approximate contract. ``bisection``: where it was asked for.
     """
+
+    view: ClassVar[str] = "normswap.report.terminal:validation_view"
 
     contract: str
     passed: bool

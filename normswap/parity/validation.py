@@ -85,33 +85,34 @@ def validate(
     matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
-    make = _exact_inputs if contract == "exact" else _approximate_inputs
-    used = make(shared, data, labels)
-    runtimes = (reference_runtime, candidate_runtime)
-    report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
-    findings = [*used.findings, *found_unchanged(reference, candidate)]
-    report = _with_findings(report, findings)
-    ours, theirs = (list(model.sites) for model in (reference, candidate))
-    pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
-    report = replace(report, unmatched=unmatched)
-    if pairs:
-        report = _with_norms(reference, candidate, pairs, used.probes, report, progress)
-    if bisect:
-        if progress:
-            progress(0, 1, "bisecting")
-        found, feeds = bisected(reference, candidate, ours, pairs, used.probes, report)
-        if feeds is not None and reproducer is not None:
-            _save(feeds, Path(reproducer))
-            found = replace(found, reproducer=str(reproducer))
-        report = replace(report, bisection=found)
-        if progress:
-            progress(1, 1, "bisecting")
-    return replace(
-        report,
-        reference=model_summary(reference, report.reference.runtime, ours),
-        candidate=model_summary(candidate, report.candidate.runtime, theirs),
-        provenance=provenance(command),
-    )
+    with reference.at_fault(), candidate.at_fault():
+        make = _exact_inputs if contract == "exact" else _approximate_inputs
+        used = make(shared, data, labels)
+        runtimes = (reference_runtime, candidate_runtime)
+        report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
+        findings = [*used.findings, *found_unchanged(reference, candidate)]
+        report = _with_findings(report, findings)
+        ours, theirs = (list(model.sites) for model in (reference, candidate))
+        pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
+        report = replace(report, unmatched=unmatched)
+        if pairs:
+            report = _with_norms(reference, candidate, pairs, used.probes, report, progress)
+        if bisect:
+            if progress:
+                progress(0, 1, "bisecting")
+            found, feeds = bisected(reference, candidate, ours, pairs, used.probes, report)
+            if feeds is not None and reproducer is not None:
+                _save(feeds, Path(reproducer))
+                found = replace(found, reproducer=str(reproducer))
+            report = replace(report, bisection=found)
+            if progress:
+                progress(1, 1, "bisecting")
+        return replace(
+            report,
+            reference=model_summary(reference, report.reference.runtime, ours),
+            candidate=model_summary(candidate, report.candidate.runtime, theirs),
+            provenance=provenance(command),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -13,13 +12,14 @@ from normswap.model import Model, Progress, Step
 from normswap.norms.site import Site
 from normswap.options import check_choices
 from normswap.passes.select import Selection
+from normswap.shown import Shown
 
 _NAMED = 5
 
 
-@dataclass(frozen=True)
-class PassResult:
-    """What a pass did.
+@dataclass(frozen=True, repr=False)
+class PassResult(Shown):
+    """What a pass did; ``print(result)`` has a row for each site.
 
     Attributes:
         model: the new model (the input itself where nothing was modified).
@@ -36,12 +36,18 @@ class PassResult:
         ...     print(site.name, reason)
     """
 
+    view: ClassVar[str] = "normswap.report.terminal:result_view"
+
     model: Model
     modified: bool
     done: list[Site] = field(default_factory=list)
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[Site, str]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.kept)} kept"
+        return f"<{type(self).__name__} {counts}: {self.model!r}>"
 
     def undone(self, original: Model, reason: str) -> PassResult:
         """That ``original`` is left as it is, for a ``reason`` that holds for all of ``done``."""
@@ -59,7 +65,7 @@ class PassResult:
         return replace(self, model=model)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NormsWritten(PassResult):
     """The result of a pass that leaves operators of norms, which a runtime may have kernels for.
 
@@ -119,7 +125,9 @@ class Pass(abc.ABC):
     A subclass is a dataclass whose fields are its options (``normswap.options``). ``to``: the word
     behind ``swap --to`` ('' for a pass that is no swap). ``summary``: what it does, for the help
     text. ``exact``: whether the new model is the same function in real arithmetic. ``needs_data``:
-    whether it calibrates, with a field ``data``.
+    whether it calibrates, with a field ``data``. ``lowering``: those fields of
+    ``normswap.Lowering`` that mean something for it; 'target' needs a field ``chooser``, 'kernels'
+    a result of ``NormsWritten``.
 
     Attributes:
         sites: what to change; all for None.
@@ -142,6 +150,7 @@ class Pass(abc.ABC):
     summary: ClassVar[str] = ""
     exact: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
+    lowering: ClassVar[tuple[str, ...]] = ()
 
     sites: Selection | None = None
     progress: Progress | None = field(default=None, repr=False)
@@ -175,8 +184,3 @@ def _finished(original: Model, result: PassResult) -> PassResult:
     names += f" and {len(settled) - _NAMED} more" * (len(settled) > _NAMED)
     note = f"weights that were also inputs of the model are constants of the new one: {names}"
     return replace(result, notes=[*result.notes, note])
-
-
-def chooses_forms(kind: type[Pass]) -> bool:
-    """Whether a pass writes norms in forms that a ``Chooser`` decides on."""
-    return any(each.name == "chooser" for each in dataclasses.fields(kind))

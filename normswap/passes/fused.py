@@ -42,6 +42,7 @@ class Fused(Pass):
     to: ClassVar[str] = "fused"
     summary: ClassVar[str] = "exact, a norm becomes the operator that is best for --target."
     exact: ClassVar[bool] = True
+    lowering: ClassVar[tuple[str, ...]] = ("target", "kernels", "tune")
 
     chooser: Chooser | None = field(default=None, repr=False)
 

@@ -50,6 +50,7 @@ class RmsNorm(Pass):
     to: ClassVar[str] = "rmsnorm"
     summary: ClassVar[str] = "exact, the residual stream is centred by its weights."
     exact: ClassVar[bool] = True
+    lowering: ClassVar[tuple[str, ...]] = ("kernels",)
 
     def run(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, closest
 from normswap.norms.site import ROLES, Site
 
 _TOWERS = ("image", "text", "both")
@@ -23,16 +23,16 @@ def select_sites(sites: Sequence[Site], wanted: Selection | None) -> list[Site]:
 
     Args:
         sites: of a model.
-        wanted: None, sites of ``locate``, or a pattern: terms separated by commas or spaces.
-            ``role=ROLE`` and ``tower=TOWER`` (both may be globs) must all hold; of the other terms,
-            globs on site names, any may.
+        wanted: None, sites of ``locate``, or a pattern: alternatives separated by commas, each of
+            terms separated by spaces. A site is chosen where all terms of an alternative hold:
+            globs on its name, ``role=ROLE`` and ``tower=TOWER`` (both may be globs).
 
     Raises:
-        NormswapError: a term that can match nothing in a model that has norms, and a given site
-            that the model has not.
+        NormswapError: an alternative that matches nothing in a model that has norms, and a given
+            site that the model has not.
 
     Examples:
-        >>> select_sites(model.sites, "blocks.*,role=pre_mlp")
+        >>> select_sites(model.sites, "blocks.* role=pre_mlp, role=final")
     """
     if wanted is None:
         return list(sites)
@@ -47,27 +47,42 @@ def select_sites(sites: Sequence[Site], wanted: Selection | None) -> list[Site]:
 
 
 def _matching(sites: Sequence[Site], pattern: str) -> list[Site]:
-    chosen = list(sites)
-    if not sites:
-        return chosen
-    globs = []
-    for term in _terms(pattern):
-        key, equals, value = term.partition("=")
-        if not equals:
-            globs.append(term)
-        elif key == "role":
-            _known(term, value, ROLES)
-            chosen = [s for s in chosen if fnmatch.fnmatchcase(s.role, value)]
-        elif key == "tower":
-            _known(term, value, _TOWERS)
-            chosen = [s for s in chosen if fnmatch.fnmatchcase(s.tower, value)]
-        else:
-            raise NormswapError(f"--sites: '{term}' is neither role=, tower= nor a glob on names")
-    if globs:
-        chosen = [s for s in chosen if any(fnmatch.fnmatchcase(s.name, g) for g in globs)]
-    if not chosen:
-        raise NormswapError(f"--sites: no site matches '{pattern}'; `normswap inspect` lists them")
-    return chosen
+    chosen = {site.name for site in sites if site.name == pattern}  # it may hold any character
+    if chosen or not sites:
+        return [site for site in sites if site.name in chosen]
+    for alternative in _alternatives(pattern):
+        names = {s.name for s in sites if all(_holds(s, term) for term in alternative)}
+        if not names:
+            raise NormswapError(_unmatched(sites, alternative))
+        chosen |= names
+    return [site for site in sites if site.name in chosen]
+
+
+def _alternatives(pattern: str) -> list[list[str]]:
+    """The terms of each. Raises NormswapError for a pattern without any."""
+    alternatives = [terms for part in pattern.split(",") if (terms := part.split())]
+    if not alternatives:
+        raise NormswapError("--sites: the pattern is empty; leave it out for all sites")
+    return alternatives
+
+
+def _holds(site: Site, term: str) -> bool:
+    key, equals, value = term.partition("=")
+    if not equals:
+        return fnmatch.fnmatchcase(site.name, term)
+    known = {"role": ROLES, "tower": _TOWERS}.get(key)
+    if known is None:
+        raise NormswapError(f"--sites: '{term}' is neither role=, tower= nor a glob on names")
+    if not any(fnmatch.fnmatchcase(name, value) for name in known):
+        raise NormswapError(f"--sites: '{term}' matches none of {', '.join(known)}")
+    return fnmatch.fnmatchcase(getattr(site, key), value)
+
+
+def _unmatched(sites: Sequence[Site], terms: Sequence[str]) -> str:
+    problem = f"--sites: no site matches '{' '.join(terms)}'"
+    if len(terms) == 1 and (near := closest(terms[0], [site.name for site in sites])):
+        return f"{problem}; did you mean {', '.join(near)}"
+    return f"{problem}; `normswap inspect` lists them, and a comma separates alternatives"
 
 
 def other_kind(site: Site) -> str:
@@ -87,15 +102,8 @@ def why_left(site: Site, kinds: Collection[str]) -> str:
 
 def named_in(wanted: Selection | None) -> set[str]:
     """The names that a selection gives in full."""
-    if wanted is None or isinstance(wanted, str):
-        return set(_terms(wanted or ""))
+    if wanted is None:
+        return set()
+    if isinstance(wanted, str):
+        return {terms[0] for terms in _alternatives(wanted) if len(terms) == 1}
     return {site.name for site in wanted}
-
-
-def _terms(pattern: str) -> list[str]:
-    return pattern.replace(",", " ").split()
-
-
-def _known(term: str, value: str, names: Sequence[str]) -> None:
-    if not any(fnmatch.fnmatchcase(name, value) for name in names):
-        raise NormswapError(f"--sites: '{term}' matches none of {', '.join(names)}")

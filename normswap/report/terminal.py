@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from normswap.lowering.inference import kernels_of
+from normswap.model import Model
 from normswap.norms.site import Rejection, Site
 from normswap.parity.report import (
     ApproximateOutput,
@@ -23,7 +25,7 @@ from normswap.parity.report import (
 )
 from normswap.passes.base import PassResult
 from normswap.report.input_shapes import sizes_text
-from normswap.report.inspection import InspectedSite, Inspection
+from normswap.report.inspection import InspectedSite, Inspection, inspection
 from normswap.report.line import Line
 from normswap.report.rewriting import Rewriting
 from normswap.timing.bench_report import BenchReport, Measurement, Ratio
@@ -40,22 +42,28 @@ _GOOD, _BAD, _WARN, _DIM = "green", "bold red", "yellow", "dim"
 
 
 def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
-    """An empty table. Only the first column, of names, is folded where space is short."""
+    """An empty table. Columns are folded where space is short, those of names first."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
+    for column in columns:
         made.add_column(
             column,
             justify="right" if column in numeric else "left",
-            no_wrap=index > 0,
+            no_wrap=False,
             overflow="fold",
-            min_width=None if index else _NAME_WIDTH,
         )
     return made
 
 
-def written_view(path: Path) -> RenderableType:
-    """The file that was written and its size."""
-    return Line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+def written_view(path: Path, model: Model) -> RenderableType:
+    """The file that was written, its size and, of a ``.pt2``, what it needs to run."""
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    if path.suffix != ".pt2":
+        return Line(f"wrote {path} ({size})")
+    kernels = len(kernels_of(model.graph))
+    if not kernels:
+        return Line(f"wrote {path} ({size}), which plain torch loads")
+    needs = "import normswap.lowering.kernels before torch.export.load"
+    return Line(f"wrote {path} ({size}), with {kernels} norms as normswap's kernels: {needs}")
 
 
 def _filled(made: Table, rows: Iterable[Sequence[str | Text]]) -> Table:
@@ -83,6 +91,11 @@ def inspection_view(found: Inspection) -> RenderableType:
     if found.sites:
         parts += [_sites_table(found.sites), _costs(found)]
     return Group(*parts, *_rejections(found.rejected))
+
+
+def model_view(model: Model) -> RenderableType:
+    """``inspection_view`` of a model on its examples."""
+    return inspection_view(inspection(model))
 
 
 def _sites_table(sites: Sequence[InspectedSite]) -> RenderableType:
@@ -142,25 +155,40 @@ def _rejections(rejected: Sequence[Rejection]) -> list[Line]:
 
 
 def rewriting_view(report: Rewriting) -> RenderableType:
-    """What each pass did and skipped, its notes, and the file that was written."""
+    """What the passes did to each site, their notes, and the file that was written."""
     parts: list[RenderableType] = []
-    for name, result in report.steps:
-        parts += [Line(f"{name}: {_count(result)}", "bold"), _outcomes(result)]
-        parts += [Line(f"note: {note}") for note in result.notes]
+    parts += [Line(f"{name}: {_count(result)}", "bold") for name, result in report.steps]
+    parts.append(_outcomes(report.steps))
+    parts += [Line(f"note: {note}") for _, result in report.steps for note in result.notes]
     for name, reason in report.unmet:
         parts.append(Line(f"asked for and not done: {name}: {reason}", _BAD))
     if report.output is not None:
-        parts.append(written_view(report.output))
+        parts.append(written_view(report.output, report.model))
     return Group(*parts)
 
 
-def _outcomes(result: PassResult) -> Table:
-    made = table("site", "role", "tower", "outcome")
-    made.columns[-1].no_wrap = False
-    outcomes: list[tuple[Site, Text]] = [(site, Line("done", _GOOD)) for site in result.done]
-    outcomes += [(site, Line(f"skipped: {why}", _WARN)) for site, why in result.skipped]
-    outcomes += [(site, Line(why, _WARN)) for site, why in result.kept]
-    return _filled(made, ((Line(s.name), s.role, s.tower, outcome) for s, outcome in outcomes))
+def result_view(result: PassResult) -> RenderableType:
+    """The same of one pass in Python, which has written no file."""
+    name = result.model.history[-1].name if result.modified else "nothing changed"
+    notes = [Line(f"note: {note}") for note in result.notes]
+    title = Line(f"{result.model.label}: {_count(result)}", "bold")
+    return Group(title, _outcomes([(name, result)]), *notes)
+
+
+def _outcomes(steps: Sequence[tuple[str, PassResult]]) -> Table:
+    """A row for each site, with what each pass did with it."""
+    rows: dict[str, tuple[Site, dict[str, Text]]] = {}
+    for name, result in steps:
+        told = [(site, Line("done", _GOOD)) for site in result.done]
+        told += [(site, Line(f"skipped: {why}", _WARN)) for site, why in result.skipped]
+        told += [(site, Line(why, _WARN)) for site, why in result.kept]
+        for site, outcome in told:
+            rows.setdefault(site.name, (site, {}))[1][name] = outcome
+    made = table("site", "role", "tower", *(name for name, _ in steps))
+    for site, by_pass in rows.values():
+        outcomes = [by_pass.get(name, Line()) for name, _ in steps]
+        made.add_row(Line(site.name), Line(site.role), Line(site.tower), *outcomes)
+    return made
 
 
 def _count(result: PassResult) -> str:
@@ -380,8 +408,8 @@ _FIGURES = {
 }
 
 
-def distillation_view(result: DistillResult, output: Path) -> RenderableType:
-    """The loss, a row for each output before and after, notes, and the file that was written."""
+def distillation_view(result: DistillResult) -> RenderableType:
+    """The loss, a row for each output before and after, and notes."""
     resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
     title = Line(
         f"{result.trained} BatchNorms trained for {len(result.losses)} steps{resumed}: loss "
@@ -403,4 +431,4 @@ def distillation_view(result: DistillResult, output: Path) -> RenderableType:
         _DIM,
     )
     notes = [Line(f"note: {note}") for note in result.notes]
-    return Group(title, made, basis, *notes, written_view(output))
+    return Group(title, made, basis, *notes)

@@ -6,9 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from normswap.shown import Shown
 
 SCHEMA = "normswap.bench/1"
 _CONFIDENCE = 0.95
@@ -59,10 +61,12 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Shown):
     """The models in turn, round by round. ``inputs``: sizes by name, as '8x3x224x224 float32'.
     ``versions``: of libraries by name; of the runtimes that took part also what they ran on, as
     '2026.4.1 CPU bfloat16'."""
+
+    view: ClassVar[str] = "normswap.report.terminal:bench_view"
 
     inputs: dict[str, str]
     rounds: int

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from normswap.io.torch_model import model_from_module
 from normswap.model import Model, Progress, Step
 from normswap.parity.report import ValidationReport
 from normswap.parity.validation import validate
+from normswap.shown import Shown
 from normswap.train.batch_norms import batch_norms, over_group, recalibrate, without_group
 from normswap.train.checkpoint import Checkpoints
 from normswap.train.loop import Batch, Log, train
@@ -46,11 +47,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DistillResult:
+class DistillResult(Shown):
     """``model``: the trained student. ``losses``: of each step. ``before``, ``after``: the student
     against the teacher, under the approximate contract, on ``samples`` samples of the data.
     ``statistics``: 'running' or 'recalibrated', and the loss with either. ``trained``: how many
     BatchNorms; ``notes``: what the user is to know."""
+
+    view: ClassVar[str] = "normswap.report.terminal:distillation_view"
 
     model: Model
     losses: list[float]

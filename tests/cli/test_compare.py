@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from normswap.train.study.results import Comparison, Options, find
 from normswap.train.study.variants import BN, LN
 from tests.cli.conftest import Run
+from tests.cli.test_program import command_line, environment
+from tests.effort import ALL
 from tests.train.made_up_runs import STEPS, made_up, made_up_bench
 
 RATES = [0.01, 0.1]
@@ -57,3 +60,12 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:
     assert outcome.status == 2
     assert "'fast' is not a list of numbers" in outcome.err
     assert not folder.exists()
+
+
+@pytest.mark.skipif(not ALL, reason="trains in two processes: make test-all")
+def test_no_warning_of_pythons_own_at_the_end(tmp_path: Path) -> None:
+    args = ["compare", "-o", tmp_path / "study", "--variants", "ln,bn", "--rates", "0.002"]
+    args += ["--seeds", "1", "--steps", "3", "--processes", "2"]
+    done = subprocess.run(command_line(*args), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr

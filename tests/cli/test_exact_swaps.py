@@ -31,12 +31,25 @@ def test_gamma_and_beta_fold_on_the_way(run: Run, files: Path, tmp_path: Path, n
 
 def test_kernels_stay_when_gamma_and_beta_fold(run: Run, files: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pt2"
-    outcome = run("swap", files / "vit.pt2", "-o", out, "--to", "fused", "--fold-affine")
+    args = ["swap", files / "vit.pt2", "-o", out, "--to", "fused", "--fold-affine"]
+    outcome = run(*args, "--kernels")
     assert "note: 4 norms run as add_layer_norm_ in inference" in outcome.out
+    assert outcome.out.endswith("import normswap.lowering.kernels before torch.export.load\n")
     import normswap as ns
     from normswap.lowering import kernels_of
 
     assert len(kernels_of(ns.load(out).graph)) == 4
+
+
+def test_kernels_are_for_torch_files_alone(run: Run, files: Path, tmp_path: Path) -> None:
+    args = ["--to", "fused", "--kernels"]
+    outcome = run("swap", files / "vit.pt2", "-o", tmp_path / "out.onnx", *args)
+    assert outcome.status == 2
+    assert "only a .pt2 file can hold them" in outcome.err
+    outcome = run("swap", files / "spelled-out.onnx", "-o", tmp_path / "out.pt2", *args)
+    assert "are for torch models" in outcome.error
+    outcome = run("swap", files / "vit.pt2", "-o", tmp_path / "plain.pt2", "--to", "rmsnorm")
+    assert outcome.out.endswith("which plain torch loads\n")
 
 
 def test_tuning_says_what_was_measured(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from normswap import __version__
+from normswap_cli.main import main
 from tests.cli.conftest import Run
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,14 @@ def test_every_command_has_help(run: Run, name: str) -> None:
     outcome = run(name, "--help")
     assert outcome.status == 0
     assert outcome.out.startswith(f"Usage: normswap {name} [OPTIONS]")
+    _, _, examples = outcome.out.partition("Examples:\n")
+    assert examples
+    assert isinstance(main, click.Group)
+    for line in examples.splitlines():
+        program, command, *words = shlex.split(line.partition(" > ")[0])
+        assert (program, command) == ("normswap", name)
+        with main.commands[name].make_context(name, words):
+            pass  # click takes the options
 
 
 def test_version(run: Run) -> None:

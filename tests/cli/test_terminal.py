@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from normswap.errors import NormswapError, plain, visible
+from normswap.report import progress as progress_module
 from normswap.report.progress import Progress
 from normswap.report.terminal import bench_view, validation_view
 from normswap_cli.console import show
@@ -143,6 +145,32 @@ def test_in_progress_and_logs(capsys: pytest.CaptureFixture[str], run: Run) -> N
     assert "of \\x1b[31m\nand more" in outcome.err
     assert not OBEYED.search(outcome.err)
     assert "\\u202e" in outcome.err
+
+
+def test_no_silence_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "SILENCE", 0.05)
+    with Progress() as progress:
+        time.sleep(0.2)
+        progress(3, 7, "probes")
+        time.sleep(0.2)
+    text = capsys.readouterr().err
+    assert text.startswith("loading (0 s)\n")
+    assert "[3/7] probes (0 s)\n" in text
+    time.sleep(0.1)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_no_line_is_wider_than_columns(
+    run: Run, files: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    free = run("inspect", files / "vit.pt2").out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run("inspect", files / "vit.pt2").out
+    assert max(map(len, text.splitlines())) <= columns
+    assert len("".join(text.split())) >= 0.9 * len("".join(free.split()))
 
 
 def test_errors_are_visible_from_python_too() -> None:

@@ -33,7 +33,7 @@ def test_writes_into_views_are_kept() -> None:
     (got,) = model.run({"x": x.numpy()}).values()
     with torch.no_grad():
         np.testing.assert_array_equal(got, module(x).numpy())
-        swapped = ns.swap(model, to="fused").model
+        swapped = ns.swap(model, to="fused", lowering=ns.Lowering(kernels=True)).model
         torch.testing.assert_close(swapped.to_inference()(x), module(x), rtol=1e-6, atol=1e-6)
 
 

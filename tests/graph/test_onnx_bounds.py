@@ -12,8 +12,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from normswap import NormswapError, fold, fold_affine, load, locate, swap
-from normswap.graph.onnx import single_nodes
+from normswap import NormswapError, fold, fold_affine, load, locate, swap, validate
+from normswap.graph.onnx import nodes, single_nodes
 
 NORM = "y = LayerNormalization<axis = -1>(z, gamma) "
 GAMMA = {"gamma": np.ones(8, np.float32)}
@@ -236,3 +236,21 @@ def test_functions_are_inlined_within_bounds() -> None:
 def test_functions_that_call_themselves_are_named() -> None:
     with pytest.raises(NormswapError, match=r"^test: its function 'F\d' calls itself"):
         load(_functions(3, 2, recursive=True))
+
+
+@pytest.mark.parametrize("dtype", [None, np.float64])
+def test_a_loop_that_goes_on_for_ever_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, dtype: type | None
+) -> None:
+    monkeypatch.setattr(nodes, "LOOP_SECONDS", 0.3)
+    model = load(_loop(2**60))
+    feeds = {spec.name: np.zeros((2, 3, 8), spec.dtype) for spec in model.inputs}
+    with pytest.raises(NormswapError, match=r"did not end within 0 s: a loop in it"):
+        model.run(feeds, dtype)
+
+
+def test_validating_it_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "LOOP_SECONDS", 0.3)
+    with pytest.raises(NormswapError, match="a loop in it may go on for ever"):
+        validate(load(_loop(2**60)), load(_loop(2**60)))
+    assert validate(load(_loop(3)), load(_loop(3))).passed

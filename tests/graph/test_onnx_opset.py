@@ -157,7 +157,7 @@ def test_values_of_a_model_stay() -> None:
 @pytest.mark.parametrize("op", ["LayerNormalization", "RMSNormalization"])
 def test_what_is_raised_computes_the_same(op: str) -> None:
     wrong, compared = {}, 0
-    for case in cases()[:: effort.examples_of(16, 1)]:
+    for case in cases()[:: effort.examples_of(24, 1)]:
         for opset, older in [*case.in_versions(), (case.model.opset_import[0].version, case)]:
             if opset >= operator(op).opset or exception(case) or case.has_sequences:
                 continue

@@ -100,6 +100,10 @@ def test_a_lone_norm_is_final_and_of_no_tower() -> None:
         ("*resblocks.0.*", 4),
         ("*ln_pre,*ln_post", 2),
         ("visual.* role=final", 1),
+        ("tower=image, role=final", 7),
+        ("*resblocks.0.* , role=final", 6),
+        ("visual.* role=final, tower=text role=final,", 2),
+        ("visual.transformer.resblocks.0.ln_1", 1),
     ],
 )
 def test_sites_are_selected_by_globs_and_terms(pattern: str | None, count: int) -> None:
@@ -107,7 +111,17 @@ def test_sites_are_selected_by_globs_and_terms(pattern: str | None, count: int) 
     assert len(select_sites(sites, pattern)) == count
 
 
-@pytest.mark.parametrize("pattern", ["nothing*", "role=none", "tower=left", "depth=3"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["nothing*", "role=none", "tower=left", "depth=3", "role=final, nothing*", " , ", "a.* b.*"],
+)
 def test_a_pattern_without_a_match_is_an_error(pattern: str) -> None:
     with pytest.raises(ns.NormswapError, match="--sites"):
         select_sites(ns.locate(model_as("open_clip_clip", FX)), pattern)
+
+
+def test_a_misspelled_name_is_suggested() -> None:
+    with pytest.raises(ns.NormswapError, match=r"did you mean visual.transformer.resblocks.0.ln_1"):
+        select_sites(
+            ns.locate(model_as("open_clip_clip", FX)), "visual.transfromer.resblocks.0.ln_1"
+        )

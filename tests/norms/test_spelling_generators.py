@@ -50,7 +50,7 @@ def _check_truth(case: Case, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_spelling_is_the_norm_it_claims_to_be(name: str) -> None:
-    @examples(60)
+    @examples(30, thorough=60)
     @given(STRATEGIES[name])
     def check(case: Case) -> None:
         _check_truth(case, 1e-11)
@@ -58,7 +58,7 @@ def test_a_spelling_is_the_norm_it_claims_to_be(name: str) -> None:
     check()
 
 
-@examples(60)
+@examples(30, thorough=60)
 @given(delicate_spellings())
 def test_a_delicate_spelling_is_its_norm_up_to_float32(case: Case) -> None:
     _check_truth(case, 1e-5)
@@ -75,7 +75,7 @@ def test_a_near_miss_holds_no_norm(mutation: str) -> None:
     check()
 
 
-@examples(50)
+@examples(25, thorough=50)
 @given(spellings(kind=("layer_norm", "rms_norm"), source=("graph", "add")))
 def test_the_search_for_norms_finds_those_that_are_there(case: Case) -> None:
     truth = case.truth
@@ -105,7 +105,7 @@ def _torch_values(case: TorchCase, scale: float) -> tuple[Array, Array]:
     return x, y
 
 
-@examples(60)
+@examples(30, thorough=60)
 @given(torch_spellings())
 def test_a_torch_spelling_is_the_norm_it_claims_to_be(case: TorchCase) -> None:
     (truth,) = case.truths

@@ -58,25 +58,25 @@ def test_locates_and_fuses_norms_whose_sizes_are_hard_to_prove(plan: Plan) -> No
     check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
 
 
-@examples(50, thorough=200)
+@examples(25, thorough=200)
 @given(simple_spellings())
 def test_locates_layer_norms_over_the_last_axis(case: Case) -> None:
     check_location(case)
 
 
-@examples(120, thorough=500)
+@examples(60, thorough=500)
 @given(spellings(kind=("layer_norm",)))
 def test_locates_layer_norms(case: Case) -> None:
     check_location(case)
 
 
-@examples(60, thorough=300)
+@examples(30, thorough=300)
 @given(spellings(kind=("rms_norm",)))
 def test_locates_rms_norms(case: Case) -> None:
     check_location(case)
 
 
-@examples(60, thorough=300)
+@examples(30, thorough=300)
 @given(spellings(kind=("batch_norm",)))
 def test_locates_batch_norms(case: Case) -> None:
     check_location(case)
@@ -101,32 +101,32 @@ def test_locates_batch_norms_of_numbers(order: str, after: str) -> None:
         check_location(written(plan))
 
 
-@examples(50, thorough=200)
+@examples(25, thorough=200)
 @given(lowered_spellings())
 def test_locates_norms_by_way_of_other_operators(case: Case) -> None:
     check_location(case)
 
 
-@examples(50, thorough=200)
+@examples(25, thorough=200)
 @given(two_norm_spellings())
 def test_two_norms_that_share_statistics_are_two_sites(case: Case) -> None:
     check_location(case)
 
 
-@examples(50, thorough=200)
+@examples(25, thorough=200)
 @given(moment_spellings())
 def test_locates_layer_norms_by_moments(case: Case) -> None:
     check_location(case)
 
 
-@examples(50, thorough=200)
+@examples(25, thorough=200)
 @given(delicate_spellings())
 def test_locates_norms_that_hold_up_to_float32(case: Case) -> None:
     """A mean by a float32 1 / C is a LayerNorm to all but float64's eyes."""
     check_location(case, rtol=1e-4)
 
 
-@examples(60, thorough=100)
+@examples(30, thorough=100)
 @given(l2_spellings())
 def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
     sites = norms_of(locate(graph_of(case)))
@@ -135,7 +135,7 @@ def test_an_rms_norm_without_epsilon_is_one_or_nothing(case: Case) -> None:
         check_site(site, case.truth)
 
 
-@examples(60, thorough=250)
+@examples(30, thorough=250)
 @given(spellings() | lowered_spellings() | two_norm_spellings())
 def test_a_fused_spelling_computes_the_same(case: Case) -> None:
     check_fusion(normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto))))
@@ -164,7 +164,7 @@ def test_fused_norms_of_subnormal_rows_compute_the_same(plan: Plan) -> None:
     assert not any(finding.kind == "error_bound" for finding in report.findings)
 
 
-@examples(50)
+@examples(25, thorough=50)
 @given(simple_spellings())
 def test_a_fused_layer_norm_over_the_last_axis_computes_the_same(case: Case) -> None:
     model = normswap.load(ir.serde.deserialize_model(copy.deepcopy(case.proto)))

@@ -28,7 +28,7 @@ def _check_location(case: TorchCase) -> None:
         check_site(site, truth)
 
 
-@examples(30, thorough=100)
+@examples(15, thorough=100)
 @given(torch_spellings())
 def test_locates_norms_in_torch(case: TorchCase) -> None:
     _check_location(case)
@@ -43,7 +43,7 @@ def test_locates_batch_norms_of_numbers_in_torch(order: str, number_how: str | i
 
 
 # Without a GELU behind it: torch's is up to four times as accurate in one layout as in another.
-@examples(30)
+@examples(15, thorough=30)
 @given(torch_spellings(half=(False,), operator=(False,), after=("none", "linear")))
 def test_a_fused_torch_spelling_computes_the_same(case: TorchCase) -> None:
     check_fusion(normswap.load(case.module, example_inputs=case.inputs))

@@ -117,7 +117,7 @@ def test_swap_and_fold_agree_with_fx(case: tuple[str, str, ns.Model], swap: str)
 def test_ffn_batchnorm_alone_changes_nothing(case: tuple[str, str, ns.Model]) -> None:
     name, _, model = case
     data = ns.load_data(_calibration(name), model)
-    result = InsertFfnBatchNorm(data=data, sites="role=pre_mlp,tower=image")(model)
+    result = InsertFfnBatchNorm(data=data, sites="role=pre_mlp tower=image")(model)
     assert len(result.done) == 2
     inserted = [s for s in ns.locate(result.model) if s.kind == "batch_norm"]
     assert len(inserted) == 2

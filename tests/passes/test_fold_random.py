@@ -39,7 +39,7 @@ def _model(case: Case) -> Model:
     return model_from_onnx(ir.serde.deserialize_model(case.proto), "random")
 
 
-@settings(max_examples=examples_of(80, 1000), suppress_health_check=SLOW)
+@settings(max_examples=examples_of(40, 1000), suppress_health_check=SLOW)
 @given(fold_graphs())
 def test_a_folded_graph_is_the_same_function(case: Case) -> None:
     check_fold(_model(case), case.feeds())

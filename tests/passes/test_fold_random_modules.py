@@ -15,7 +15,7 @@ def _model(built: Built) -> ns.Model:
     return ns.load(built.module, example_inputs=(built.x,))
 
 
-@settings(max_examples=examples_of(25, 100), suppress_health_check=SLOW)
+@settings(max_examples=examples_of(12, 100), suppress_health_check=SLOW)
 @given(fold_modules())
 def test_a_folded_module_is_the_same_function(built: Built) -> None:
     check_fold(_model(built), {"x": built.x.numpy()})

@@ -22,6 +22,7 @@ from normswap.passes.algebra.spread import Norms
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.fold_affine import FoldAffine
 from normswap.passes.rms_norm import RmsNorm
+from tests.effort import examples_of
 from tests.passes.fold_sketch import Case
 from tests.passes.norm_checks import check_exact
 from tests.passes.norm_graphs import stream_graphs
@@ -39,13 +40,13 @@ def _check(case: Case, rewrite: Pass) -> PassResult:
     return result
 
 
-@settings(max_examples=30, suppress_health_check=SLOW, deadline=None)
+@settings(max_examples=examples_of(15, 100), suppress_health_check=SLOW, deadline=None)
 @given(stream_graphs())
 def test_rms_norms_compute_the_same(case: Case) -> None:
     _check(case, RmsNorm())
 
 
-@settings(max_examples=30, suppress_health_check=SLOW, deadline=None)
+@settings(max_examples=examples_of(15, 100), suppress_health_check=SLOW, deadline=None)
 @given(stream_graphs())
 def test_folded_norms_compute_the_same(case: Case) -> None:
     _check(case, FoldAffine())

@@ -57,9 +57,9 @@ ONNX_FORMS = (
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
 # Exports take most of the time. So norms are looked for in every model as captured and in one of
-# the other forms in turn, in one model in all forms; passes are tested in these two formats and in
-# a third.
-EVERYWHERE = (FX, "torchscript-14")
+# the other forms in turn, in one model in all forms; passes are tested as captured and as one of
+# torch's exporters writes the model, in turn.
+EXPORTED_IN_TURN = ("torchscript-14", "dynamo-18")
 IN_TURN = tuple(form for form in FORMS if form != FX)
 ALL_FORMS_FOR = ("torch_conv_stem",)  # convolutions' norms, BatchNorms and LayerNorms
 # A ViT and a CLIP: one with norms spelled out in all formats, one with masks.
@@ -79,7 +79,7 @@ def formats_of(name: str) -> tuple[str, ...]:
     """The formats in which every pass is tested on ``name``; all with NORMSWAP_ZOO=all."""
     if name in ALL_FORMATS_FOR or ALL:
         return FORMATS
-    return (*EVERYWHERE, "dynamo-18")
+    return (FX, EXPORTED_IN_TURN[list(FAMILIES).index(name) % len(EXPORTED_IN_TURN)])
 
 
 @functools.lru_cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.errors import NormswapError, first_line
+from normswap.errors import Endless, NormswapError, first_line
 from normswap.graph.graph import Array, Runner, is_floating, topological
+from normswap.graph.onnx import nodes
 from normswap.graph.onnx.nodes import captured_values
 from normswap.graph.onnx.reference import Reference, Result, as_arrays, in_double
+from normswap.graph.operators import operator
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
@@ -66,16 +69,45 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     proto, fetched = slice_proto(model, inputs, outputs)
     session = runtime_session(proto)
     names = [str(value.name) for value, _, _ in inputs]
+    loops = any(operator(node.op_type).repeats for node in _all_nodes(proto.graph))
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        feeds = dict(zip(names, arrays, strict=True))
         used = {i.name for i in session.get_inputs()}
+        feeds = {n: a for n, a in zip(names, arrays, strict=True) if n in used}
         try:
-            return list(session.run(fetched, {k: v for k, v in feeds.items() if k in used}))
+            if loops:
+                return _run_with_loops(session, fetched, feeds)
+            return list(session.run(fetched, feeds))
         except Exception as error:
             raise NormswapError(f"ONNX Runtime fails: {first_line(error)}") from error
 
     return run
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(body)
+
+
+def _run_with_loops(session: Any, fetched: list[str], feeds: Mapping[str, Array]) -> list[Array]:
+    """``session.run``, stopped after ``LOOP_SECONDS``. Raises Endless then."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    watch = threading.Timer(nodes.LOOP_SECONDS, setattr, (options, "terminate", True))
+    watch.daemon = True
+    watch.start()
+    try:
+        return list(session.run(fetched, feeds, options))
+    except Exception as error:
+        if options.terminate:
+            raise Endless(nodes.endless()) from error
+        raise
+    finally:
+        watch.cancel()
 
 
 def slice_proto(
@@ -85,9 +117,9 @@ def slice_proto(
 
     Raises ValueError as ``slice_parts`` does.
     """
-    nodes, constants = slice_parts([value for value, _, _ in inputs], outputs)
+    computed, constants = slice_parts([value for value, _, _ in inputs], outputs)
     graph = onnx.GraphProto(name="slice")
-    graph.node.extend(ir.serde.serialize_node(node) for node in nodes)
+    graph.node.extend(ir.serde.serialize_node(node) for node in computed)
     for value, dtype, shape in inputs:
         kind = int(ir.DataType.from_numpy(dtype)) if dtype is not None else 0
         graph.input.append(onnx.helper.make_tensor_value_info(str(value.name), kind, shape))
@@ -211,9 +243,9 @@ class _Step:
 def _stepwise(
     model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], kind: _Own
 ) -> Runner:
-    nodes, held = slice_parts(inputs, outputs)
+    computed, held = slice_parts(inputs, outputs)
     constants = {str(value.name): value for value in [*held, *outputs]}
-    steps = [_Step(node, kind) for node in nodes]
+    steps = [_Step(node, kind) for node in computed]
     last: dict[str, int] = {name: i for i, step in enumerate(steps) for name in step.reads}
     wanted = [str(v.name) for v in outputs]
     kept: dict[str, Array] = {}  # constants, so that many runs convert them once

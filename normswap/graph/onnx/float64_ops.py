@@ -8,6 +8,7 @@ against onnx's own cases and, in its older versions, against ONNX Runtime.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,9 @@ from onnx.reference.ops.op_resize import Resize as _Resize
 from onnx.reference.ops.op_roi_align import RoiAlign as _RoiAlign
 from onnx.reference.ops.op_scatter_elements import scatter_elements
 
+from normswap.errors import Endless
 from normswap.graph.graph import Array, is_floating
+from normswap.graph.onnx import nodes
 
 if TYPE_CHECKING:
     import torch
@@ -249,7 +252,10 @@ class Loop(_Loop):
         kept: list[list[Array]] = [[] for _ in range(self.K)]
         most = None if count is None else int(np.reshape(count, ()))
         on, index = condition is None or bool(np.reshape(condition, ())), 0
+        end = time.monotonic() + nodes.LOOP_SECONDS
         while on and (most is None or index < most):
+            if time.monotonic() > end:
+                raise Endless(nodes.endless())
             feeds = {**(context or {}), number: np.array(index, np.int64), going: np.array(on)}
             feeds |= dict(zip(states, held, strict=True))
             results = self._run_body(feeds, attributes=attributes, bindings=bindings)

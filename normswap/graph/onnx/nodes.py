@@ -101,6 +101,15 @@ def repeats_a_body(node: ir.Node) -> bool:
     return any(operator(op).repeats for op in (node.op_type, *nested_operators(node)))
 
 
+LOOP_SECONDS = 30.0
+"""The most time that a run may take in which a loop goes on as long as the file says."""
+
+
+def endless() -> str:
+    """The error for a run that took longer."""
+    return f"it did not end within {LOOP_SECONDS:.0f} s: a loop in it may go on for ever"
+
+
 def nested_operators(node: ir.Node) -> set[str]:
     """The types of all operators in a node's subgraphs, and in the subgraphs of those."""
     return {inner.op_type for graph in subgraphs(node) for inner in graph.all_nodes()}

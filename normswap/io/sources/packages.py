@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import logging
 import os
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from normswap.errors import NormswapError, first_line, quiet
+from normswap.errors import NormswapError, closest, first_line, quiet
 
 _LOG = logging.getLogger("normswap")
 _PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "transformers": "transformers"}
@@ -51,7 +50,7 @@ def import_extra(package: str, source: str) -> ModuleType:
 
 def close_names(name: str, names: Sequence[str], listing: str) -> str:
     """Advice for an unknown name: similar ones, else where they are listed."""
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = closest(name, names)
     return f"did you mean {', '.join(close)}" if close else f"see {listing}"
 
 
@@ -110,10 +109,11 @@ def ensure_torchvision_importable() -> bool:
     The wheels of the registry match the CUDA builds of torch only. Beside a CPU build,
     ``import torchvision`` fails with "operator torchvision::nms does not exist", and with it timm,
     open_clip and the vision models of transformers, none of which need that operator. Declaring
-    the schemas is enough for the parts written in Python.
+    the schemas is enough for the parts written in Python. A model that calls one of the operators
+    fails with torch's own error, which names it.
 
     Call it before the first import of timm, open_clip or a vision model of transformers. Does
-    nothing if torchvision is missing, works, or was imported already. Logs one warning.
+    nothing if torchvision is missing, works, or was imported already. Logs one line (``-v``).
     """
     if _declared or "torchvision" in sys.modules:
         return bool(_declared)
@@ -124,7 +124,7 @@ def ensure_torchvision_importable() -> bool:
     for name in ("nms", "qnms"):
         library.define(name + _SCHEMA)
     _declared.append(library)
-    _LOG.warning(
+    _LOG.info(
         "torchvision's compiled operators do not match torch %s; its Python parts are used",
         torch.__version__,
     )

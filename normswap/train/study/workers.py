@@ -19,6 +19,8 @@ from normswap.train.study.folder import Workload
 from normswap.train.study.run import compared_run
 from normswap.train.study.runs import Run, RunResult
 
+_SECONDS_TO_END = 5.0
+
 
 def run_here(work: Workload, runs: Sequence[Run]) -> Iterator[RunResult]:
     """The runs in turn, in this process, on one thread."""
@@ -39,6 +41,7 @@ def run_in_processes(work: Workload, runs: Sequence[Run], processes: int) -> Ite
         futures: list[Future[RunResult]] = [pool.submit(compared_run, work, run) for run in runs]
         for future in as_completed(futures):
             yield future.result()
+        pool.shutdown()  # they clean up after themselves
     except BrokenProcessPool as error:
         raise NormswapError(
             "compare: a process died, perhaps for want of memory; continue with --resume and fewer "
@@ -48,16 +51,26 @@ def run_in_processes(work: Workload, runs: Sequence[Run], processes: int) -> Ite
         started = set(multiprocessing.active_children()) - before
         pool.shutdown(wait=False, cancel_futures=True)
         for process in started:
-            process.kill()
+            process.terminate()
+        deadline = time.monotonic() + _SECONDS_TO_END
         for process in started:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
             process.join()
 
 
 def _prepare() -> None:
-    """Ctrl-C is the parent's to handle; a worker whose parent is gone must not wait for it."""
+    """Ctrl-C is the parent's to handle; a worker whose parent is gone must not wait for it. One
+    that is told to end leaves no semaphore behind, of which Python would warn."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _stop(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit  # which ends the run; the pool then lets the worker go
 
 
 def _end_with_parent() -> None:
