@@ -19,6 +19,7 @@ from normswap_cli.options import (
     epilog=examples(
         "normswap inspect vit.onnx",
         "normswap inspect clip-folder --json",
+        "normswap inspect tuned.pth --arch 'timm:vit_tiny_patch16_224?num_classes=10'",
         "normswap inspect vit.pt2 --mermaid > vit.mmd",
     )
 )
