@@ -71,6 +71,7 @@ class Model(Shown):
         examples: one array per input by name, of a shape that the model takes.
         preprocessing: how images are made into its image input, or why that cannot be said, if
             anything is known of it.
+        classes: the names of what a classifier's scores are of, in order, if they are known.
         path: the file that holds it, None for one that no file holds as it is.
         history: the passes that it went through.
 
@@ -88,6 +89,7 @@ class Model(Shown):
     output_names: tuple[str, ...]
     examples: Mapping[str, Array]
     preprocessing: Preprocessing | Unsupported | None = None
+    classes: tuple[str, ...] = ()
     path: Path | None = None
     history: tuple[Step, ...] = ()
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import FileOrName, examples, json_option, trust_option
+from normswap_cli.options import (
+    FileOrName,
+    arch_option,
+    examples,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 
 @click.command(
@@ -37,6 +44,7 @@ from normswap_cli.options import FileOrName, examples, json_option, trust_option
 )
 @json_option
 @trust_option
+@arch_option
 def bench(
     models: tuple[str, ...],
     runtimes: tuple[str, ...],
@@ -44,6 +52,7 @@ def bench(
     rounds: int | None,
     as_json: bool,
     trust: bool,
+    arch: str | None,
 ) -> int:
     """Time every MODEL on the same inputs, in turn, and hold the others against the first.
 
@@ -54,7 +63,7 @@ def bench(
         import normswap
         from normswap.report.terminal import bench_view
 
-        loaded = [normswap.load(model, trust=trust) for model in models]
+        loaded = load_models(models, trust, arch)
         report = normswap.bench(
             loaded, runtimes=runtimes or None, batch=batch, rounds=rounds, progress=progress
         )

@@ -9,7 +9,16 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import FileOrName, examples, json_option, trust_option
+from normswap_cli.options import (
+    FileOrName,
+    ImageOptions,
+    arch_option,
+    examples,
+    image_options,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 
 @click.command(
@@ -26,6 +35,7 @@ from normswap_cli.options import FileOrName, examples, json_option, trust_option
     help="Labelled samples: a folder with a subfolder of images for each class, or a .npz or "
     ".safetensors file of inputs and 'labels'. A fifth of each class is kept back to test on.",
 )
+@image_options
 @click.option("--labels", metavar="FILE.npy", help="The labels of DATA that has none.")
 @click.option(
     "--variants",
@@ -80,9 +90,11 @@ from normswap_cli.options import FileOrName, examples, json_option, trust_option
 @click.option("--resume", is_flag=True, help="Go on with the comparison that FOLDER holds.")
 @json_option
 @trust_option
+@arch_option
 def compare(
     model: str | None,
     data: str | None,
+    images: ImageOptions,
     labels: str | None,
     variants: str,
     rates: str,
@@ -94,6 +106,7 @@ def compare(
     resume: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
 ) -> int:
     """Train MODEL with LayerNorm and with BatchNorm in its place, and compare what comes out.
 
@@ -106,10 +119,13 @@ def compare(
         import normswap
         from normswap.train.study.page import comparison_view
 
+        named = [] if model is None else [model]
+        start = next(iter(load_models(named, trust, arch)), None)
+        start = None if start is None else images.of(start)
         found = normswap.compare(
             output,
-            None if model is None else normswap.load(model, trust=trust),
-            data=data,
+            start,
+            data=data if start is None else images.data(data, start, progress, None),
             labels=labels,
             variants=[name.strip() for name in variants.split(",")],
             rates=numbers,

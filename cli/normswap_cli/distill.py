@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import FileOrName, examples, json_option, output_option, trust_option
+from normswap_cli.options import (
+    FileOrName,
+    ImageOptions,
+    arch_option,
+    examples,
+    image_options,
+    json_option,
+    load_models,
+    output_option,
+    trust_option,
+)
 
 _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 
@@ -27,6 +37,7 @@ _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
     help="Inputs, without labels: a folder of images, a .npy, .npz or .safetensors file, or "
     "WebDataset shards, as in 'shards-{0000..0003}.tar'.",
 )
+@image_options
 @output_option
 @click.option(
     "--labels",
@@ -83,10 +94,12 @@ _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
 )
 @json_option
 @trust_option
+@arch_option
 def distill(
     student: str,
     teacher: str,
     data: str,
+    images: ImageOptions,
     output: Path,
     labels: bool,
     samples: int | None,
@@ -99,6 +112,7 @@ def distill(
     page: Path | None,
     as_json: bool,
     trust: bool,
+    arch: str | None,
     **training: Any,
 ) -> int:
     """Train STUDENT, a model whose norms were swapped, to give what the original gives.
@@ -124,11 +138,13 @@ def distill(
                 check_output(output)
                 if page is not None:
                     check_writable(page)
+            pupil, original = load_models([student, teacher], trust, arch)
+            pupil = images.of(pupil)
             result = distill(
-                normswap.load(student, trust=trust),
-                normswap.load(teacher, trust=trust),
-                data,
-                samples=samples,
+                pupil,
+                original,
+                images.data(data, pupil, progress, samples),
+                samples=None if images.skip_bad else samples,
                 labels=labels,
                 progressive=progressive,
                 residual=residual,

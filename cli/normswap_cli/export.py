@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from normswap_cli.console import show, working
-from normswap_cli.options import examples, model_argument, output_option, trust_option
+from normswap_cli.options import (
+    arch_option,
+    examples,
+    load_models,
+    model_argument,
+    output_option,
+    trust_option,
+)
 
 
 @click.command(
@@ -19,17 +26,18 @@ from normswap_cli.options import examples, model_argument, output_option, trust_
 @model_argument
 @output_option
 @trust_option
-def export(model: str, output: Path, trust: bool) -> None:
+@arch_option
+def export(model: str, output: Path, trust: bool, arch: str | None) -> None:
     """Write MODEL unchanged to OUT.onnx or OUT.pt2.
 
     A torch model goes to either; an ONNX model only to .onnx.
     """
     with working():
-        from normswap import load, save
+        from normswap import save
         from normswap.io.save import check_output
         from normswap.report.terminal import written_view
 
         check_output(output)
-        source = load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
         save(source, output)
     show(written_view(output, source))

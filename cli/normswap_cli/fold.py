@@ -8,8 +8,10 @@ import click
 
 from normswap_cli.console import working
 from normswap_cli.options import (
+    arch_option,
     examples,
     json_option,
+    load_models,
     model_argument,
     output_option,
     sites_option,
@@ -29,7 +31,10 @@ from normswap_cli.rewrite import save_if_passed, tell
 @sites_option
 @json_option
 @trust_option
-def fold(model: str, output: Path, sites: str | None, as_json: bool, trust: bool) -> int:
+@arch_option
+def fold(
+    model: str, output: Path, sites: str | None, as_json: bool, trust: bool, arch: str | None
+) -> int:
     """Fold the evaluation-mode BatchNorms of MODEL into the neighbouring weights.
 
     The function stays the same. Exit status 1, and nothing written, if there is none or if one
@@ -41,7 +46,7 @@ def fold(model: str, output: Path, sites: str | None, as_json: bool, trust: bool
         from normswap.report.rewriting import Rewriting
 
         check_output(output)
-        source = normswap.load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
         steps = [("fold", normswap.fold(source, sites=sites))]
         report = save_if_passed(Rewriting(source, steps, sites is not None), output)
     return tell(report, output, "no BatchNorm was found", as_json)

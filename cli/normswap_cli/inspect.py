@@ -5,13 +5,21 @@ from __future__ import annotations
 import click
 
 from normswap_cli.console import complain, show, show_json, working
-from normswap_cli.options import examples, json_option, model_argument, trust_option
+from normswap_cli.options import (
+    arch_option,
+    examples,
+    json_option,
+    load_models,
+    model_argument,
+    trust_option,
+)
 
 
 @click.command(
     epilog=examples(
         "normswap inspect vit.onnx",
         "normswap inspect clip-folder --json",
+        "normswap inspect tuned.pth --arch 'timm:vit_tiny_patch16_224?num_classes=10'",
         "normswap inspect vit.pt2 --mermaid > vit.mmd",
     )
 )
@@ -32,8 +40,14 @@ from normswap_cli.options import examples, json_option, model_argument, trust_op
     "only image. May be repeated.",
 )
 @trust_option
+@arch_option
 def inspect(
-    model: str, as_json: bool, as_mermaid: bool, input_shapes: tuple[str, ...], trust: bool
+    model: str,
+    as_json: bool,
+    as_mermaid: bool,
+    input_shapes: tuple[str, ...],
+    trust: bool,
+    arch: str | None,
 ) -> int:
     """List the norms of MODEL: what each one is, does and costs.
 
@@ -42,14 +56,13 @@ def inspect(
     if as_json and as_mermaid:
         raise click.UsageError("--json and --mermaid exclude each other.")
     with working():
-        from normswap import load
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
         from normswap.report.mermaid import model_diagram
         from normswap.report.terminal import inspection_view
 
         given = [parse_input_shape(text) for text in input_shapes]
-        source = load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
         shapes = named_shapes(source, given)
         if as_mermaid:
             diagram = model_diagram(source, shapes)

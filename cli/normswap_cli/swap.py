@@ -10,8 +10,12 @@ import click
 from normswap_cli.console import joined_group, working
 from normswap_cli.options import (
     FileOrName,
+    ImageOptions,
+    arch_option,
     examples,
+    image_options,
     json_option,
+    load_models,
     model_argument,
     output_option,
     sites_option,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     help="Fitted swaps: calibration inputs without labels: a folder of images, prepared as "
     "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
 )
+@image_options
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
 @click.option("--fold", "then_fold", is_flag=True, help="Fitted swaps: fold what was swapped in.")
 @json_option
 @trust_option
+@arch_option
 def swap(
     model: str,
     output: Path,
@@ -63,10 +69,12 @@ def swap(
     sites: str | None,
     fold_affine: bool,
     data: str | None,
+    images: ImageOptions,
     samples: int | None,
     then_fold: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
     **options: Any,
 ) -> int:
     """Put other norms in place of those of MODEL.
@@ -94,13 +102,14 @@ def swap(
         if "kernels" in made_for and output.suffix != ".pt2":
             raise click.UsageError("--kernels: only a .pt2 file can hold them; name one with -o.")
         how = kind(**given)
-        source = normswap.load(model, trust=trust)
+        (source,) = load_models([model], trust, arch)
+        source = images.of(source)
         with joined_group() as first:  # under torchrun each process fits to its share of the data
             swapped = normswap.swap(
                 source,
                 how,
                 sites=sites,
-                data=data,
+                data=images.data(data, source, progress, samples),
                 samples=samples,
                 lowering=Lowering(**made_for) if made_for else None,
                 progress=progress,

@@ -11,7 +11,16 @@ from typing import Literal
 import click
 
 from normswap_cli.console import show, show_json, working
-from normswap_cli.options import FileOrName, examples, json_option, trust_option
+from normswap_cli.options import (
+    FileOrName,
+    ImageOptions,
+    arch_option,
+    examples,
+    image_options,
+    json_option,
+    load_models,
+    trust_option,
+)
 
 _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 
@@ -32,6 +41,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     help="Inputs to compare on besides the built-in probes: a folder of images, or a .npy, .npz or "
     ".safetensors file.",
 )
+@image_options
 @click.option(
     "--contract",
     type=click.Choice(["exact", "approximate"]),
@@ -65,10 +75,12 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 @click.option("--bench/--no-bench", default=True, help="Whether --report takes times.")
 @json_option
 @trust_option
+@arch_option
 def validate(
     reference: str,
     candidate: str,
     data: str | None,
+    images: ImageOptions,
     contract: Literal["exact", "approximate"],
     reference_runtime: str | None,
     candidate_runtime: str | None,
@@ -78,6 +90,7 @@ def validate(
     bench: bool,
     as_json: bool,
     trust: bool,
+    arch: str | None,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: at their outputs and at every norm.
 
@@ -96,12 +109,12 @@ def validate(
             check_writable(page)
         if bisect:
             check_writable(reproducer)
-        before = normswap.load(reference, trust=trust)
-        after = normswap.load(candidate, trust=trust)
+        before, after = load_models([reference, candidate], trust, arch)
+        before = images.of(before)
         report = normswap.validate(
             before,
             after,
-            data=data,
+            data=images.data(data, before, progress, None),
             contract=contract,
             bisect=bisect,
             reproducer=reproducer,

@@ -26,12 +26,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 def check_writable(path: PathLike) -> None:
     """Raises NormswapError if a file cannot be written at ``path``; leaves nothing behind.
 
-    Call it before long work. A missing or read-only folder is detected by making a file in it.
+    Call it before long work. A read-only folder is detected by making a file in it, or in the one
+    that a missing folder will be made in.
     """
     path = Path(path)
     _check_place(path)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):  # without a name, where there are such
+        with tempfile.TemporaryFile(dir=_nearest(path)):  # without a name, where there are such
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -43,7 +44,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
     The file has ``path``'s suffix, its permissions if it exists, and is on disk before it is
     renamed. On any exception, KeyboardInterrupt too, it is removed and ``path`` is unchanged; after
-    a kill, the next call for ``path`` removes it. A symbolic link at ``path`` is replaced, not
+    a kill, the next call for ``path`` removes it. A missing folder is made, and goes again if
+    nothing comes into it. A symbolic link at ``path`` is replaced, not
     followed. Other processes that write ``path`` wait meanwhile.
     Raises NormswapError if ``path`` cannot be written or the disk fills up.
 
@@ -65,6 +67,7 @@ def replacing(path: PathLike) -> Iterator[Replacement]:
     _check_place(path)
     with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(_folder_of(path))
             journal = stack.enter_context(held(path))
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -129,19 +132,37 @@ class Replacement:
 
 
 def _check_place(path: Path) -> None:
-    folder = path.parent
+    folder = _nearest(path)
     if not path.name:
         raise NormswapError(f"{path}: not the name of a file; name the file to write")
     if path.is_dir():
         raise NormswapError(f"{path}: is a folder; name a file in it")
     if not folder.is_dir():
         raise NormswapError(
-            f"{path}: cannot be written, there is no folder {folder}; make it first"
+            f"{path}: cannot be written, {folder} is no folder; name another output"
         )
     if path.exists() and not path.is_file():
         raise NormswapError(f"{path}: is not a regular file; name another output")
     if path.exists() and not os.access(path, os.W_OK):
         raise NormswapError(f"{path}: is read-only; name another output or make it writable")
+
+
+def _nearest(path: Path) -> Path:
+    """The folder of ``path``, or what there is of the way to it."""
+    return next((place for place in path.parents if os.path.lexists(place)), path)
+
+
+@contextlib.contextmanager
+def _folder_of(path: Path) -> Iterator[None]:
+    """Makes the folder of ``path`` where it is missing, and removes it again if it stays empty."""
+    missing = [place for place in path.parents if not os.path.lexists(place)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # something is in it
+            for place in missing:
+                place.rmdir()
 
 
 @contextlib.contextmanager

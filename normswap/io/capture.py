@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from normswap.errors import NormswapError, first_line, quiet
+from normswap.io.calls import bound_inputs, canonical_name, input_name, named_inputs
 from normswap.io.sources import Source, evaluating
 
 _LOG = logging.getLogger("normswap")
@@ -29,7 +28,7 @@ def capture(source: Source) -> ExportedProgram:
     them, its size is that of the example, and one logged line says so.
     Raises NormswapError if torch.export cannot capture the module at all.
     """
-    names = list(_named_inputs(source.module, source.args, source.kwargs))
+    names = list(named_inputs(source.module, source.args, source.kwargs))
     if unknown := sorted(source.dynamic_axes.keys() - set(names)):
         raise NormswapError(
             f"{source.name}: '{unknown[0]}' is not an input; it takes {', '.join(names)}"
@@ -74,9 +73,10 @@ def module_source(
     module: nn.Module,
     example_inputs: torch.Tensor | Sequence[Any] | Mapping[str, Any],
     dynamic_axes: dict[str, dict[int, str]] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> Source:
     """A ``Source`` of a module and its example inputs: one tensor, a tuple of arguments, or a
-    mapping of keyword arguments.
+    mapping of keyword arguments; and ``example_kwargs``, further keyword arguments.
 
     ``dynamic_axes``: by input name, the name of each axis that may vary. By default the first axis
     of every tensor is a batch, and first axes of equal size are the same one. A dynamic axis of
@@ -90,55 +90,26 @@ def module_source(
     """
     name = type(module).__name__
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
+    kwargs = dict(example_kwargs or {})
     if isinstance(example_inputs, Mapping):
-        kwargs = dict(example_inputs)
+        if twice := sorted(example_inputs.keys() & kwargs.keys()):
+            raise NormswapError(f"{name}: '{twice[0]}' is in example_inputs and example_kwargs")
+        kwargs |= example_inputs
     elif isinstance(example_inputs, torch.Tensor):
         args = (example_inputs,)
     else:
         args = tuple(example_inputs)
-    inputs = _named_inputs(module, args, kwargs)
+    inputs = named_inputs(module, args, kwargs)
     if not inputs:
         raise NormswapError(f"{name}: example_inputs holds no tensor; give what it is called with")
     if dynamic_axes is None:
         axes = _first_axes(inputs)
     else:
-        axes = {_canonical_name(key): named for key, named in dynamic_axes.items()}
+        axes = {canonical_name(key): named for key, named in dynamic_axes.items()}
         _check_axes(name, axes, inputs)
     larger = {id(inputs[key]): _enlarged(inputs[key], named) for key, named in axes.items()}
     args, kwargs = pytree.tree_map(lambda leaf: larger.get(id(leaf), leaf), (args, kwargs))
     return Source(name, module, args, kwargs, axes)
-
-
-def _named_inputs(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """The tensor inputs by the names, and in the order, that torch.export gives them.
-
-    Raises NormswapError if the module's forward does not take these inputs.
-    """
-    _bound(module, args, kwargs)
-    positional = inspect.signature(module.forward).bind_partial(*args).arguments
-    leaves = pytree.tree_leaves_with_path({**positional, **kwargs})
-    return {_leaf_name(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
-
-
-def _canonical_name(name: str) -> str:
-    """An input's name as torch.export writes it."""
-    return re.sub(r"[^a-zA-Z0-9]", "_", name).lower()
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        name = type(module).__name__
-        raise NormswapError(f"{name}: forward does not take these inputs ({error})") from error
-
-
-def _leaf_name(path: tuple[Any, ...]) -> str:
-    keys = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))) for key in path)
-    return _canonical_name("_".join(str(key) for key in keys))
 
 
 def _export(source: Source, named: bool) -> ExportedProgram:
@@ -149,12 +120,15 @@ def _export(source: Source, named: bool) -> ExportedProgram:
     def sizes(path: tuple[Any, ...], leaf: Any) -> dict[int, Any] | None:
         if not isinstance(leaf, torch.Tensor):
             return None
-        axes = source.dynamic_axes.get(_leaf_name(path), {})
+        axes = source.dynamic_axes.get(input_name(path), {})
         if not named:
             return dict.fromkeys(axes, Dim.AUTO)
-        return {axis: dims.setdefault(name, Dim(name, min=1)) for axis, name in axes.items()}
+        most = source.longest
+        for label in axes.values():
+            dims.setdefault(label, Dim(label, min=1, max=most.get(label)))
+        return {axis: dims[label] for axis, label in axes.items()}
 
-    bound = _bound(source.module, source.args, source.kwargs)
+    bound = dict(bound_inputs(source.module, source.args, source.kwargs).arguments)
     shapes = pytree.tree_map_with_path(sizes, bound)
     # On failure torch prints the graph so far to the standard error stream.
     with evaluating(source.module), quiet(*_LOGGERS, stderr=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
@@ -22,9 +22,13 @@ from normswap.io.images import (
     folder_labels,
     known_preprocessing,
     list_images,
+    named_problems,
     opener,
     prepare,
+    read_images,
     required_image_input,
+    with_folder_preprocessing,
+    without_rows,
 )
 from normswap.io.mapped import chunks, new_array
 from normswap.io.preprocessing import Preprocessing
@@ -70,6 +74,7 @@ def load_data(
     model: Model,
     samples: int | None = None,
     seed: int = 0,
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Data:
     """Data that ``model`` takes, in its inputs' own dtypes.
@@ -95,6 +100,7 @@ def load_data(
         samples: keeps that many, in order; if there are fewer all are kept, with a warning. Of a
             folder no other image is read.
         seed: of the draw of ``samples``.
+        skip_bad: leave images out that cannot be read or used, with a warning that names them.
         progress: ``progress(done, total, what)`` is called while images are read.
 
     Returns:
@@ -115,7 +121,8 @@ def load_data(
     if samples is not None and samples < 1:
         raise NormswapError(f"{where}: {samples} samples were asked for; ask for one or more")
     if isinstance(source, str | Path) and Path(source).is_dir():
-        return _from_folder(Path(source), model, samples, seed, progress)
+        bad = _leave_out if skip_bad else _refuse
+        return _from_folder(Path(source), model, _Draw(samples, seed), bad, progress)
     arrays = _read(source, model)
     specs = {spec.name: spec for spec in model.inputs}
     labels = arrays.pop(LABELS, None) if LABELS not in specs else None
@@ -251,20 +258,54 @@ def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
 # -- images --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """How many samples are kept, None for all, and the seed of which."""
+
+    samples: int | None
+    seed: int
+
+
 def _from_folder(
-    folder: Path, model: Model, samples: int | None, seed: int, progress: Progress | None
+    folder: Path,
+    model: Model,
+    draw: _Draw,
+    settle: Callable[[str, Sequence[str], Array, dict[int, str]], tuple[Array, Array]],
+    progress: Progress | None,
 ) -> Data:
+    """``settle``: the images that are used, and their indices, of all and what is wrong with some;
+    or it raises NormswapError."""
     where = str(folder)
     spec = required_image_input(where, model)
-    preprocessing = known_preprocessing(where, model, spec)
+    preprocessing = known_preprocessing(where, with_folder_preprocessing(folder, model), spec)
     files = list_images(folder)
     labels = folder_labels(files, model)
-    chosen = _choice(where, len(files), samples, seed)
-    files = [files[index] for index in np.arange(len(files))[chosen]]
+    chosen = np.arange(len(files))[_choice(where, len(files), draw.samples, draw.seed)]
+    files = [files[index] for index in chosen]
     names = [file.as_posix() for file in files]
-    images = prepare(where, names, opener(folder, files), preprocessing, spec, progress)
+    read = opener(folder, files)
+    images, bad = read_images(where, len(files), read, preprocessing, spec, progress)
+    if images is None or len(bad) == len(files):
+        raise NormswapError(f"{where}: {named_problems(names, bad)}; give other images")
+    if bad:
+        images, kept = settle(where, names, images, bad)
+        chosen = chosen[kept]
     _check_finite(where, spec, images)
     return Data({spec.name: images}, None if labels is None else labels[chosen])
+
+
+def _refuse(where: str, names: Sequence[str], images: Array, bad: dict[int, str]) -> NoReturn:
+    raise NormswapError(
+        f"{where}: {named_problems(names, bad)}; "
+        "--skip-bad leaves them out (skip_bad= of load_data in Python)"
+    )
+
+
+def _leave_out(
+    where: str, names: Sequence[str], images: Array, bad: dict[int, str]
+) -> tuple[Array, Array]:
+    _log.warning("%s: %s; they are left out", where, named_problems(names, bad))
+    return without_rows(images, bad)
 
 
 def _holds_images(array: Array, spec: InputSpec, model: Model) -> bool:

@@ -7,18 +7,21 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from normswap.errors import NormswapError, first_line
+from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array, is_floating
 from normswap.io.bounds import check_regular
 from normswap.io.mapped import new_array
 from normswap.io.preprocessing import Preprocessing, Unsupported
+from normswap.io.preprocessing_configs import from_huggingface, processor_config
 from normswap.model import InputSpec, Model, Progress
 
 SUFFIXES = (
@@ -30,6 +33,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SPLITS = ("test", "train", "training", "val", "valid", "validation")
 _LARGE = 1 << 24  # pixels
 _one_at_a_time = threading.Lock()
+_LISTED = 5  # names in a message
 _WORKERS = 8  # Pillow decodes and resizes without Python's lock
 _log = logging.getLogger(__name__)
 
@@ -98,14 +102,18 @@ def folder_labels(files: Sequence[Path], model: Model) -> Array | None:
     """The labels int64 [N] that the subfolders of ``files`` give for a classifier, or None.
 
     For a model with one input and one output of classes, and images that all lie one folder deep:
-    subfolders named 0, 1, 2... are the labels themselves; others are numbered in the order of
-    their names, as torchvision's ImageFolder does, if there are as many as classes.
+    subfolders that are called like the model's ``classes`` stand for those; subfolders named
+    0, 1, 2... are the labels themselves; others are numbered in the order of their names, as
+    torchvision's ImageFolder does, if there are as many as classes.
     """
     classes = _classes(model)
     if classes is None or any(len(file.parts) != 2 for file in files):
         return None
     names = sorted({file.parts[0] for file in files})
-    if all(name.isascii() and name.isdecimal() for name in names):
+    positions = {name: number for number, name in enumerate(model.classes[:classes])}
+    if all(name in positions for name in names):
+        numbers, known = {name: positions[name] for name in names}, True
+    elif all(name.isascii() and name.isdecimal() for name in names):
         numbers = {name: int(name) for name in names}
         known = len(set(numbers.values())) == len(names) and max(numbers.values()) < classes
     else:
@@ -136,7 +144,76 @@ def _unreadable(error: OSError) -> None:
     raise NormswapError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
+def adjusted(
+    model: Model,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+    resample: str | None = None,
+) -> Model:
+    """The model with parts of its preprocessing as given, the others as they are known.
+
+    ``mean``, ``std``: of pixels from 0 to 1, per channel or one for all. ``size``: of two numbers,
+    the height and width that images are resized to; of one, the length of their shorter side, and
+    then the centre that the model takes is cut out. ``resample``: the name of the filter.
+    Raises NormswapError where nothing is known and mean, std or the size are missing, and for
+    values without sense.
+    """
+    if (mean, std, size, resample) == (None,) * 4:
+        return model
+    spec = required_image_input(model.name, model)
+    sides = [side for side in spec.shape[2:] if isinstance(side, int)]
+    fixed = (sides[0], sides[1]) if len(spec.shape) == 4 and len(sides) == 2 else None
+    known = model.preprocessing
+    if not isinstance(known, Preprocessing):
+        if mean is None or std is None or not (size or fixed):
+            needed = "--mean and --std" if size or fixed else "--mean, --std and --size"
+            raise NormswapError(
+                f"{model.name}: nothing is known of its preprocessing; give {needed}"
+            )
+        mode = "L" if spec.shape[1] == 1 else "RGB"
+        unit = (1.0,) * (1 if mode == "L" else 3)
+        how: dict[str, Any] = {"resize": "shortest", "size": fixed, "crop": fixed} if fixed else {}
+        known = Preprocessing(mode, unit, unit, margins="torchvision", **how)
+    changes: dict[str, Any] = {}
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            changes[name] = tuple(values) * (known.channels if len(values) == 1 else 1)
+    if size is not None and len(size) == 2:
+        changes |= {"resize": "squash", "size": tuple(size), "crop": None}
+    elif size is not None:
+        square = (size[0], size[0])
+        changes |= {"resize": "shortest", "size": square, "crop": fixed or square}
+    if mean is not None or std is not None:
+        changes["scale"] = 1 / 255
+    if resample is not None:
+        changes["resample"] = resample
+    return replace(model, preprocessing=replace(known, **changes))
+
+
 # -- arrays --------------------------------------------------------------------------------------
+
+
+def folder_preprocessing(folder: Path, model: Model) -> Preprocessing | Unsupported | None:
+    """What a ``preprocessor_config.json`` in a folder says of the model's images; None without one.
+    Never raises: a damaged one is Unsupported."""
+    spec = image_input(model.inputs)
+    channels = spec.shape[1] if spec is not None and len(spec.shape) == 4 else None
+    try:
+        config = processor_config(folder)
+    except NormswapError as error:
+        return Unsupported(str(error))
+    if config is None:
+        return None
+    return from_huggingface(config, channels if isinstance(channels, int) else None)
+
+
+def with_folder_preprocessing(folder: Path, model: Model) -> Model:
+    """The model with what the folder of its images says of its preprocessing, if nothing else
+    does."""
+    if model.preprocessing is not None:
+        return model
+    return replace(model, preprocessing=folder_preprocessing(folder, model))
 
 
 def known_preprocessing(where: str, model: Model, spec: InputSpec) -> Preprocessing:
@@ -153,8 +230,9 @@ def known_preprocessing(where: str, model: Model, spec: InputSpec) -> Preprocess
             else f"none is known for {model.name}"
         )
         raise NormswapError(
-            f"{where}: images need the model's preprocessing, and {problem}; give preprocessed "
-            "arrays (.npy, .npz, .safetensors) or put a preprocessor_config.json beside the model"
+            f"{where}: images need the model's preprocessing, and {problem}; give --mean and --std "
+            "(preprocessing= of load in Python), put a preprocessor_config.json beside the model, "
+            "or give preprocessed arrays (.npy, .npz, .safetensors)"
         )
     if not is_floating(spec.dtype) or len(spec.shape) != 4:
         raise NormswapError(
@@ -183,18 +261,54 @@ def prepare(
     ``names``: the name of each image in errors. ``open_image``: opens the image at an index; it
     may be called from several threads, and each image is closed again. ``progress``: see
     ``normswap.model.Progress``.
-    Raises NormswapError, which begins with ``where``, counts the images that cannot be used and
-    names the first: unreadable, truncated, of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, of
-    more than 8 bits, or of another size than the model takes.
+    Raises NormswapError, which begins with ``where``, for images that cannot be used: see
+    ``read_images``.
     """
-    total = len(names)
+    array, bad = read_images(where, len(names), open_image, preprocessing, spec, progress)
+    if bad or array is None:
+        raise NormswapError(f"{where}: {named_problems(names, bad)}")
+    return array
+
+
+def named_problems(names: Sequence[str], bad: Mapping[int, str]) -> str:
+    """How many of the images called ``names`` cannot be used, and which, as far as that is short:
+    ``bad`` has what is wrong with one by its index."""
+    listed = [f"{plain(names[index])} ({bad[index]})" for index in list(bad)[:_LISTED]]
+    more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+    return f"{len(bad)} of {len(names)} images cannot be used: {', '.join(listed)}{more}"
+
+
+def without_rows(array: Array, rows: Collection[int]) -> tuple[Array, Array]:
+    """The array without some of its rows, which are moved together in place, and the indices of
+    those that stay."""
+    kept = np.delete(np.arange(len(array)), list(rows))
+    for target, index in enumerate(kept):
+        if target != index:
+            array[target] = array[index]
+    return array[: len(kept)], kept
+
+
+def read_images(
+    where: str,
+    total: int,
+    open_image: Callable[[int], Image.Image],
+    preprocessing: Preprocessing,
+    spec: InputSpec,
+    progress: Progress | None = None,
+) -> tuple[Array | None, dict[int, str]]:
+    """As ``prepare``, but where images cannot be used: what is wrong with each of them by its
+    index, and the array with anything in their rows (None where all are bad).
+
+    They are unreadable, truncated, of more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels, of more than
+    8 bits, or of another size than the model takes.
+    """
     report = progress or (lambda *_: None)
-    problems: list[tuple[str, str]] = []
+    problems: dict[int, str] = {}
     with warnings.catch_warnings(), ThreadPoolExecutor(_workers()) as pool:
         # Set for all threads: an image so large that Pillow warns is refused.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        size = preprocessing.output_size or _first_size(open_image, preprocessing)
+        size = preprocessing.output_size or _first_size(total, open_image, preprocessing)
         array: Array | None = None
         if size is not None:
             array = new_array(where, (total, preprocessing.channels, *size), spec.dtype)
@@ -207,17 +321,11 @@ def prepare(
             for number, problem in enumerate(pool.map(store, range(total))):
                 report(number + 1, total, "reading images")
                 if problem is not None:
-                    problems.append((names[number], problem))
+                    problems[number] = problem
         except BaseException:  # an interrupt does not wait for the remaining images
             pool.shutdown(cancel_futures=True)
             raise
-    if problems:
-        name, problem = problems[0]
-        raise NormswapError(
-            f"{where}: {len(problems)} of {total} images cannot be used, first {name}: {problem}"
-        )
-    assert array is not None
-    return array
+    return array, problems
 
 
 def _store(
@@ -250,15 +358,16 @@ def _store(
 
 
 def _first_size(
-    open_image: Callable[[int], Image.Image], preprocessing: Preprocessing
+    total: int, open_image: Callable[[int], Image.Image], preprocessing: Preprocessing
 ) -> tuple[int, int] | None:
-    """The size of the first image, where the preprocessing leaves it to the images."""
-    try:
-        with open_image(0) as image:
+    """The size of the first image that can be used, where the preprocessing leaves it to the
+    images."""
+    for number in range(total):
+        # What is wrong with an image is reported when its turn comes.
+        with contextlib.suppress(Exception), open_image(number) as image:
             height, width, _ = preprocessing.pixels(image).shape
-    except Exception:  # reported when its turn comes
-        return None
-    return height, width
+            return height, width
+    return None
 
 
 def _fits(spec: InputSpec, sizes: Sequence[int | str]) -> bool:

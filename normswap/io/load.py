@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,47 +27,80 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from normswap.io.preprocessing import Preprocessing
+
 LARGEST_EXAMPLE = 1 << 26
 """The most elements that the example inputs of an ONNX model have in all."""
-_FORMS = ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME or open_clip:NAME"
+_FORMS = (
+    ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME, open_clip:NAME, or weights with --arch"
+)
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_NAMED = ("hf:", "timm:", "open_clip:")
 
 
 def load(
     source: str | Path | nn.Module | torch.export.ExportedProgram | ir.Model,
     *,
     example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     dynamic_axes: dict[str, dict[int, str]] | None = None,
+    arch: str | None = None,
+    preprocessing: Preprocessing | None = None,
     trust: bool = False,
 ) -> Model:
     """A model from ``source``, with its batch dynamic where the model allows it.
 
     Args:
         source: a path to ``.onnx`` or ``.pt2``, a Hugging Face folder, ``hf:ID``, ``timm:NAME``,
-            ``open_clip:NAME``, a module, an ExportedProgram or an ``onnx_ir.Model``.
-        example_inputs: for a module, and required there: a tuple or dict of tensors that its
-            ``forward`` takes.
+            ``open_clip:NAME``, a file of weights, a module, an ExportedProgram or an
+            ``onnx_ir.Model``. Behind a timm or open_clip name: ``?checkpoint=FILE``,
+            ``?pretrained=false``; behind a timm name also ``?num_classes=N`` and ``?img_size=N``,
+            joined by ``&``.
+        example_inputs: for a module, and required there: a tuple of what its ``forward`` takes, or
+            a dict of it by name. What holds no tensor is a constant of the model from then on.
+        example_kwargs: for a module: what ``forward`` takes by name besides a tuple of
+            ``example_inputs``.
         dynamic_axes: for a module: names for the sizes that may change, by input and axis.
+        arch: for a file of weights (a state dict: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``,
+            ``.ckpt`` of ``torch.save``, of which nothing runs), and required there: ``timm:NAME``
+            or ``open_clip:NAME``, with options as in ``source``.
+        preprocessing: how images are prepared for the model, in place of what its own
+            configuration says. It goes with the model into files.
         trust: let a ``.pt2`` file's pickled parts run code. Only for files that you made yourself.
 
     Returns:
-        A ``Model`` in evaluation mode. Weights are read when a pass touches them.
+        A ``Model`` in evaluation mode. Weights are read when a pass touches them. The outputs of a
+        module that returns a mapping, a dataclass or a named tuple have the names of its fields;
+        those that are None, or no tensors, are left out.
 
     Raises:
-        NormswapError: a source that is missing, broken, unsafe or of another kind.
+        NormswapError: a source that is missing, broken, unsafe or of another kind; weights that do
+            not fit ``arch``.
 
     Examples:
         >>> model = load("clip.onnx")
         >>> model = load(module, example_inputs=(images,), dynamic_axes={"x": {0: "batch"}})
+        >>> model = load(bert, example_inputs={"input_ids": ids, "attention_mask": mask})
+        >>> model = load("tuned.pth", arch="timm:vit_tiny_patch16_224?num_classes=10")
     """
+    if arch is not None and not takes_arch(source):
+        raise NormswapError(
+            f"{_called(source)}: only a file of weights needs an architecture; leave it out"
+        )
     if isinstance(source, ir.Model):
         name = source.graph.name or "model"
-        return model_from_onnx(cloned(source, name), name)
-    if not isinstance(source, str | os.PathLike):
+        model = model_from_onnx(cloned(source, name), name)
+    elif isinstance(source, str | os.PathLike):
+        model = _model_called(os.fspath(source), arch, trust)
+    else:
         from normswap.io.torch_model import model_from_torch
 
-        return model_from_torch(source, example_inputs, dynamic_axes)
-    text = os.fspath(source)
-    path, named = Path(text), text.startswith(("hf:", "timm:", "open_clip:"))
+        model = model_from_torch(source, example_inputs, dynamic_axes, example_kwargs)
+    return model if preprocessing is None else replace(model, preprocessing=preprocessing)
+
+
+def _model_called(text: str, arch: str | None, trust: bool) -> Model:
+    path, named = Path(text), text.startswith(_NAMED)
     if named or path.is_dir():
         from normswap.io.torch_model import model_from_source, named_source
 
@@ -75,7 +110,9 @@ def load(
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return model_from_onnx(read_onnx(path), path.name, path)
-    if suffix not in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
+    if suffix in _WEIGHTS:
+        return _model_of_weights(path, arch)
+    if suffix not in (".pt2", ".pkl"):
         raise NormswapError(f"{path}: unknown kind of file '{suffix}'; MODEL is {_FORMS}")
     from normswap.io import pt2
     from normswap.io.torch_model import model_from_program
@@ -84,6 +121,32 @@ def load(
         pt2.refuse_pickle(path)
     model = model_from_program(pt2.read_pt2(path, trust), path.name, path=path)
     return with_notes(model, lambda key: pt2.read_pt2_note(path, key))
+
+
+def takes_arch(source: Any) -> bool:
+    """Whether ``source`` is a file of weights, by its name: it does not say for which model."""
+    if not isinstance(source, str | os.PathLike):
+        return False
+    text = os.fspath(source)
+    weights = Path(text).suffix.lower() in _WEIGHTS
+    return weights and not text.startswith(_NAMED) and not Path(text).is_dir()
+
+
+def _called(source: Any) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
+
+
+def _model_of_weights(path: Path, arch: str | None) -> Model:
+    if arch is None:
+        config = path.parent / "config.json"
+        folder = f", or name the folder {path.parent}" if config.is_file() else ""
+        raise NormswapError(
+            f"{path}: holds weights, which do not say of which model; name its architecture with "
+            f"--arch timm:NAME or open_clip:NAME (arch= in Python){folder}"
+        )
+    from normswap.io.torch_model import model_from_source, source_of_weights
+
+    return model_from_source(source_of_weights(path, arch))
 
 
 def cloned(model: ir.Model, name: str) -> ir.Model:

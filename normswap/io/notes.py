@@ -1,4 +1,5 @@
-"""Notes in a model's file: the preprocessing of its images, and the passes that it went through.
+"""Notes in a model's file: the preprocessing of its images, the names of its classes, and the
+passes that it went through.
 
 They are texts by key: metadata properties of an ``.onnx``, extra files of a ``.pt2``.
 """
@@ -8,14 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from normswap.errors import NormswapError
-from normswap.io.images import image_input
+from normswap.io.images import folder_preprocessing
 from normswap.io.preprocessing import Preprocessing, Unsupported
-from normswap.io.preprocessing_configs import from_huggingface, processor_config
+from normswap.io.preprocessing_configs import named_classes, read_json
 from normswap.model import Model, Step
 
 PREPROCESSING = "normswap.preprocessing"
+CLASSES = "normswap.classes"
+_CONFIG = "config.json"
 HISTORY = "normswap.history"
 
 
@@ -24,21 +28,25 @@ def notes_of(model: Model) -> dict[str, str]:
     notes = {}
     if isinstance(model.preprocessing, Preprocessing):
         notes[PREPROCESSING] = model.preprocessing.to_json()
+    if model.classes:
+        notes[CLASSES] = json.dumps(model.classes)
     if model.history:
         notes[HISTORY] = json.dumps([asdict(step) for step in model.history])
     return notes
 
 
 def with_notes(model: Model, read: Callable[[str], str | None]) -> Model:
-    """The model with the preprocessing and the history that its file holds.
+    """The model with the preprocessing, the classes and the history that its file holds.
 
     ``read``: gives the note of a key, or None. Where the file has no preprocessing, that of a
     ``preprocessor_config.json`` beside it is taken, or beside its folder, if that is called
-    ``onnx``, as in repositories of transformers.js. Never raises: a damaged preprocessing is
-    Unsupported, which matters only when it is needed, and a damaged history is dropped.
+    ``onnx``, as in repositories of transformers.js, or belongs to a folder with a ``config.json``;
+    so are the classes of a ``config.json``. Never raises: a damaged preprocessing is Unsupported,
+    which matters only when it is needed, and what else is damaged is dropped.
     """
     known = _preprocessing(model, read(PREPROCESSING))
-    return replace(model, preprocessing=known, history=_history(read(HISTORY)))
+    classes = _classes(model, read(CLASSES))
+    return replace(model, preprocessing=known, classes=classes, history=_history(read(HISTORY)))
 
 
 def _preprocessing(model: Model, note: str | None) -> Preprocessing | Unsupported | None:
@@ -47,19 +55,31 @@ def _preprocessing(model: Model, note: str | None) -> Preprocessing | Unsupporte
             return Preprocessing.from_json(note)
         except NormswapError as error:
             return Unsupported(f"what the file holds of it is damaged; {error}")
-    if model.path is None:
-        return None
-    folder = model.path.absolute().parent
-    spec = image_input(model.inputs)
-    channels = spec.shape[1] if spec is not None and len(spec.shape) == 4 else None
-    for place in [folder, folder.parent] if folder.name == "onnx" else [folder]:
-        try:
-            config = processor_config(place)
-        except NormswapError as error:
-            return Unsupported(str(error))
-        if config is not None:
-            return from_huggingface(config, channels if isinstance(channels, int) else None)
+    for place in _places(model):
+        if (found := folder_preprocessing(place, model)) is not None:
+            return found
     return None
+
+
+def _places(model: Model) -> list[Path]:
+    """The folders in which a model's file may have its configuration."""
+    if model.path is None:
+        return []
+    folder = model.path.absolute().parent
+    whole = folder.name == "onnx" or (folder.parent / _CONFIG).is_file()
+    return [folder, folder.parent] if whole else [folder]
+
+
+def _classes(model: Model, note: str | None) -> tuple[str, ...]:
+    try:
+        if note is not None:
+            held = json.loads(note)
+            named = isinstance(held, list) and all(isinstance(name, str) for name in held)
+            return tuple(held) if named else ()
+        files = [place / _CONFIG for place in _places(model)]
+        return next((named_classes(read_json(file)) for file in files if file.is_file()), ())
+    except (NormswapError, ValueError, RecursionError):
+        return ()
 
 
 def _history(note: str | None) -> tuple[Step, ...]:

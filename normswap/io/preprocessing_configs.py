@@ -105,6 +105,18 @@ def processor_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def named_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's classes in the order of its scores, as ``id2label`` of its
+    ``config.json`` has them. None where it has numbers for names, or is damaged."""
+    labels = config.get("id2label")
+    if not isinstance(labels, Mapping):
+        return ()
+    named = {str(number): name for number, name in labels.items() if isinstance(name, str)}
+    names = tuple(named.get(str(number), "") for number in range(len(labels)))
+    known = all(names) and len(set(names)) == len(names)
+    return names if known and not all(re.fullmatch("LABEL_[0-9]+", n) for n in names) else ()
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a Hugging Face folder.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from normswap.graph.fx.graph import FxGraph
 from normswap.graph.fx.memory import hidden_writes
 from normswap.graph.fx.module_tree import restore_batch_norms
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
+from normswap.io.calls import capturable, distinct
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.sources import Source
@@ -40,7 +41,10 @@ _REGIONS = (
 
 
 def model_from_torch(
-    source: object, example_inputs: Any, dynamic_axes: dict[str, dict[int, str]] | None
+    source: object,
+    example_inputs: Any,
+    dynamic_axes: dict[str, dict[int, str]] | None,
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> Model:
     """The model of a module or an ExportedProgram; see ``load``.
 
@@ -58,23 +62,43 @@ def model_from_torch(
             "load: a scripted or traced module cannot be captured; give the module that it was "
             "made of, or export it to ONNX"
         )
-    if example_inputs is None:
+    if example_inputs is None and not example_kwargs:
         raise NormswapError("load: a module needs example_inputs, a tuple or dict of tensors")
-    return model_from_source(module_source(source, example_inputs, dynamic_axes))
+    given = () if example_inputs is None else example_inputs
+    return model_from_source(module_source(source, given, dynamic_axes, example_kwargs))
+
+
+_ARCHITECTURES: Final = {"timm": timm_source, "open_clip": open_clip_source}
 
 
 def named_source(text: str) -> Source:
     """The source that ``hf:ID``, ``timm:NAME``, ``open_clip:NAME`` or a folder's path names."""
     kind, _, name = text.partition(":")
-    sources = {"timm": timm_source, "open_clip": open_clip_source}
-    return sources[kind](name) if kind in sources else huggingface_source(text)
+    return _ARCHITECTURES[kind](name) if kind in _ARCHITECTURES else huggingface_source(text)
+
+
+def source_of_weights(path: Path, arch: str) -> Source:
+    """The source of a file of weights and the architecture that they are for.
+
+    Raises NormswapError for an ``arch`` that is neither ``timm:NAME`` nor ``open_clip:NAME``.
+    """
+    kind, _, name = arch.partition(":")
+    if kind not in _ARCHITECTURES or "?checkpoint=" in name or "&checkpoint=" in name:
+        raise NormswapError(
+            f"{path}: its architecture cannot be '{plain(arch)}'; name timm:NAME or open_clip:NAME"
+        )
+    return _ARCHITECTURES[kind](name, checkpoint=path)
 
 
 def model_from_source(source: Source) -> Model:
     """The model that capturing ``source`` gives."""
-    return model_from_program(
-        capture(source), source.name, source.output_names, source.preprocessing
+    with capturable(source) as (simple, names):
+        program = capture(simple)
+    model = model_from_program(
+        program, source.name, source.output_names or names, source.preprocessing
     )
+    inputs = _with_names(model.inputs, source.dynamic_axes)
+    return replace(model, inputs=inputs, classes=source.classes)
 
 
 def model_from_program(
@@ -101,7 +125,8 @@ def model_from_program(
             f"{path or name}: torch cannot make a module of the program ({reason})"
         ) from error
     model = model_from_module(fx.GraphModule(unlifted, unlifted.graph), name)
-    names = list(output_names) or [spec.arg.name for spec in _tensor_outputs(program)]
+    own = [spec.arg.name for spec in _tensor_outputs(program)]
+    names = list(output_names) or distinct(own, {spec.name for spec in model.inputs})
     if len(names) != len(model.output_names):
         raise NormswapError(f"{name}: {len(names)} names for {len(model.output_names)} outputs")
     return replace(
@@ -222,6 +247,23 @@ def _specs(names: Sequence[str], values: Sequence[Any]) -> tuple[InputSpec, ...]
     return tuple(specs)
 
 
+def _with_names(
+    inputs: Sequence[InputSpec], axes: Mapping[str, Mapping[int, str]]
+) -> tuple[InputSpec, ...]:
+    """The inputs with the names that their dynamic axes were asked to have; a size that was asked
+    to have several keeps its own."""
+    asked: dict[str, set[str]] = {}
+    for spec in inputs:
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, str) and axis in axes.get(spec.name, {}):
+                asked.setdefault(size, set()).add(axes[spec.name][axis])
+    new = {size: min(names) for size, names in asked.items() if len(names) == 1}
+    return tuple(
+        replace(s, shape=tuple(new.get(n, n) if isinstance(n, str) else n for n in s.shape))
+        for s in inputs
+    )
+
+
 def _given_examples(program: ExportedProgram, model: Model) -> dict[str, np.ndarray]:
     """The inputs that the program was captured with, if it holds them."""
     given = pytree.tree_leaves(program.example_inputs or ())
@@ -247,7 +289,7 @@ def _name_outputs(program: ExportedProgram, names: Iterable[str]) -> None:
     if len({n.name for n in flat}) != len(wanted) or len(specs) != len(wanted):
         return
     for node, spec, name in zip(flat, specs, wanted, strict=True):
-        if name.isidentifier() and name not in taken:
+        if name.isidentifier() and name not in taken and node.op != "placeholder":
             node.name = name
             spec.arg.name = name
 

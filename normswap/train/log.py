@@ -17,14 +17,15 @@ class JsonLines:
     """Writes a line for each step to ``path``; with ``keep`` behind those that are there.
 
     A run that was killed may have logged steps that its checkpoint does not have: when one of them
-    is logged again, its old line and those behind it go. Raises NormswapError for a file that
-    cannot be written, or that holds something else.
+    is logged again, its old line and those behind it go. A missing folder is made. Raises
+    NormswapError for a file that cannot be written, or that holds something else.
     """
 
     def __init__(self, path: Path, keep: bool = False) -> None:
         self._path, self._keep = path, keep
         self._first = True
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a"):
                 pass
         except OSError as error:

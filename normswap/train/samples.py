@@ -19,6 +19,7 @@ from normswap.io.images import (
     opener,
     prepare,
     required_image_input,
+    with_folder_preprocessing,
 )
 from normswap.model import Model
 from normswap.train.options import TrainOptions
@@ -57,6 +58,7 @@ def in_memory(data: Data, name: str, some: int) -> Samples:
 def in_folder(folder: Path, model: Model, some: int, samples: int | None) -> Samples:
     """Images that are read when their turn comes, by the process whose turn it is."""
     spec = required_image_input(str(folder), model)
+    model = with_folder_preprocessing(folder, model)
     preprocessing = known_preprocessing(str(folder), model, spec)
     files = list_images(folder)
     labels = folder_labels(files, model)

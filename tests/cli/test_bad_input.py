@@ -225,7 +225,13 @@ def test_transformers_not_installed(
 
 @pytest.mark.parametrize(
     "output",
-    ["no folder/out.onnx", "folder", "folder/out.txt", "folder/out", "spelled-out.onnx/out.onnx"],
+    [
+        "spelled-out.onnx/a/out.onnx",
+        "folder",
+        "folder/out.txt",
+        "folder/out",
+        "spelled-out.onnx/out.onnx",
+    ],
 )
 def test_output_that_cannot_be_written(
     run: Run, files: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch

@@ -64,8 +64,9 @@ def test_link_is_replaced_not_followed(tmp_path: Path) -> None:
 
 def test_unwritable_destinations(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     for path, expected in [
-        (tmp_path / "missing" / "a.onnx", "there is no folder"),
+        (tmp_path / "file" / "b" / "a.onnx", "file is no folder"),
         (tmp_path / "folder", "is a folder"),
         (Path("/"), "not the name of a file"),
         (Path(os.devnull), "not a regular file"),
@@ -74,7 +75,7 @@ def test_unwritable_destinations(tmp_path: Path) -> None:
             check_writable(path)
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
-    assert os.listdir(tmp_path) == ["folder"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,3 +98,36 @@ def test_full_disk_is_one_line_and_an_input_error_is_not_ours(tmp_path: Path) ->
 def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "a.onnx")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_folder_is_made_when_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = Path("a/b/c.onnx")
+    check_writable(target)
+    assert os.listdir() == []
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert os.listdir("a") == ["b"]
+    assert os.listdir("a/b") == ["c.onnx"]
+
+
+def test_folders_made_for_nothing_go_again(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "a" / "b" / "c" / "d.onnx"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_folders_that_others_use_by_then_stay(tmp_path: Path) -> None:
+    def write() -> None:
+        with atomic_path(tmp_path / "new" / "d.onnx"):
+            (tmp_path / "new" / "other").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert os.listdir(tmp_path / "new") == ["other"]

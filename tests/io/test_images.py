@@ -218,7 +218,7 @@ def test_sizes_that_the_images_decide(tmp_path: Path) -> None:
     assert images.shape == (3, 3, 5, 7)
     assert np.abs(images[1] * 255 - np.asarray(picture(5, 7, 1)).transpose(2, 0, 1)).max() < 1e-4
     picture(7, 5).save(tmp_path / "3.png")
-    with pytest.raises(NormswapError, match=r"1 of 4 .* first 3.png: it becomes 3x7x5, and 3x5x7"):
+    with pytest.raises(NormswapError, match=r"1 of 4 .* 3.png .it becomes 3x7x5, and 3x5x7"):
         load_data(tmp_path, model)
     with pytest.raises(NormswapError, match=r"4 of 4 .*0.png: it becomes 3x5x7, and 3x5x7 is|3x5"):
         load_data(tmp_path, image_model(plain, ("batch", 3, 8, 8)))
@@ -331,14 +331,14 @@ def test_bad_images(tmp_path: Path) -> None:
             picture(9, 9).save(folder / f"{number}.png")
         (folder / "sub" / name).write_bytes(content)
         (folder / "sub" / f"z{name}").write_bytes(content)
-        pattern = rf"2 of 5 images cannot be used, first sub/{name}: (?i:.*({message}))"
+        pattern = rf"2 of 5 images cannot be used: sub/{name} (?i:.*({message}))"
         with pytest.raises(NormswapError, match=pattern) as caught:
             load_data(folder, image_model())
         assert str(caught.value).startswith(f"{folder}: ")
         assert "\n" not in str(caught.value)
     (tmp_path / "dangling").mkdir()
     (tmp_path / "dangling" / "a.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(NormswapError, match=r"1 of 1 images .*, first a.png: .*No such"):
+    with pytest.raises(NormswapError, match=r"1 of 1 images .*: a.png .*No such"):
         load_data(tmp_path / "dangling", image_model())
 
 
@@ -351,7 +351,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 MODELS: list[tuple[Model, str]] = [
-    (image_model(None), r"none is known for model.onnx; give preprocessed arrays .*beside"),
+    (image_model(None), r"none is known for model.onnx; give --mean .*beside"),
     (image_model(Unsupported("it pads")), r"cannot follow that of model.onnx \(it pads\); give"),
     (image_model(shape=("batch", 1, 8, 8)), r"gives 3x8x8, but its input 'pixel_values' takes 1x8"),
     (image_model(shape=("batch", 3, 9, "w")), r"gives 3x8x8, but its input .* takes 3x9xw"),

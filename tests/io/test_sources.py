@@ -12,11 +12,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing
@@ -52,15 +55,17 @@ def operator_names(program: torch.export.ExportedProgram) -> Counter[str]:
 
 
 def check(source: Source) -> torch.export.ExportedProgram:
-    """Captures, and compares with the module on other batch sizes, after a trip through .pt2."""
+    """Captures, and compares with the module on other batch sizes and lengths of texts."""
     program = capture(source)
     for images, texts in ((1, 1), (3, 5)):
 
         def resized(
             name: str, tensor: torch.Tensor, sizes: tuple[int, int] = (images, texts)
         ) -> torch.Tensor:
-            size = sizes[0] if source.dynamic_axes[name][0] == "batch" else sizes[1]
-            return tensor[[i % len(tensor) for i in range(size)]]
+            axes = source.dynamic_axes[name]
+            size = sizes[0] if axes[0] == "batch" else sizes[1]
+            chosen = tensor[[i % len(tensor) for i in range(size)]]
+            return chosen[:, : 2 * size] if 1 in axes else chosen
 
         names = iter(source.dynamic_axes)
         args = tuple(resized(next(names), tensor) for tensor in source.args)
@@ -181,6 +186,26 @@ def test_other_families(tmp_path: Path, name: str) -> None:
     source = huggingface_source(str(tmp_path / name))
     assert operator_names(check(source))["aten.layer_norm.default"] >= 3
     assert ("attention_mask" in source.kwargs) == (name in ("BertModel", "RobertaModel"))
+
+
+def test_texts_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bert = transformers.BertModel(transformers.BertConfig(**TEXT)).eval()
+    bert.save_pretrained(tmp_path / "bert")
+    model = ns.load(tmp_path / "bert")
+    assert [spec.shape for spec in model.inputs] == [("text_batch", "sequence")] * 2
+    ns.save(ns.swap(model, to="fused").model, tmp_path / "bert.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "bert.onnx")
+    assert [i.shape for i in session.get_inputs()] == [["text_batch", "sequence"]] * 2
+    for rows, length in ((1, 1), (3, 2), (2, 7), (4, TEXT["max_position_embeddings"])):
+        ids = torch.randint(3, TEXT["vocab_size"], (rows, length))
+        mask = torch.ones_like(ids)
+        mask[-1, length // 2 + 1 :] = 0
+        with torch.no_grad():
+            wanted = bert(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
+        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        found = session.run(["last_hidden_state"], feeds)[0]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_the_preprocessors_size_where_the_model_adapts(tmp_path: Path) -> None:
@@ -353,7 +378,7 @@ def test_timm_names() -> None:
     assert "no such model" in error_of(timm_source, "local-dir:/tmp")
     assert "no such model" in error_of(timm_source, "")
     assert "unknown option" in error_of(timm_source, "test_vit?seed=1")
-    assert "unknown option" in error_of(timm_source, "test_vit?pretrained=maybe")
+    assert "is not true or false" in error_of(timm_source, "test_vit?pretrained=maybe")
 
 
 # --- open_clip -------------------------------------------------------------------------------
@@ -395,6 +420,28 @@ def test_open_clip_with_a_bias_and_its_own_text_tower() -> None:
     source = open_clip_source("ViT-Tiny-Bias", pretrained=False)
     assert source.output_names[2:] == ("logit_scale", "logit_bias")
     assert "text.ln_final.weight" in check(source).state_dict
+
+
+@pytest.mark.parametrize("name", ["ViT-Tiny-Test", "ViT-Tiny-Bias"])
+def test_open_clip_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    weights = open_clip.create_model("ViT-Tiny-Test").state_dict()
+    weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    if name == "ViT-Tiny-Bias":
+        weights["logit_bias"] = torch.tensor([-3.0])
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in weights.items()}},
+               tmp_path / "epoch_1.pt")  # fmt: skip
+    source = open_clip_source(name, checkpoint=tmp_path / "epoch_1.pt")
+    assert source.name == f"epoch_1.pt (open_clip:{name})"
+    own = source.module.state_dict()
+    assert own["logit_scale"].shape == ()
+    tower = "text." if name == "ViT-Tiny-Bias" else ""  # as open_clip calls it by now
+    assert torch.equal(own[f"{tower}ln_final.weight"], weights["ln_final.weight"])
+    del weights["visual.ln_pre.bias"]
+    torch.save(weights, tmp_path / "epoch_1.pt")
+    message = error_of(open_clip_source, f"{name}?checkpoint={tmp_path}/epoch_1.pt")
+    assert "missing in it, first 'visual.ln_pre.bias'; name the architecture" in message
+    assert "it takes pretrained, checkpoint" in error_of(open_clip_source, f"{name}?num_classes=1")
 
 
 def test_open_clip_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,9 @@ class Source:
     """A module and how to call it.
 
     ``args``, ``kwargs``: example inputs, batched. ``dynamic_axes``: by input name, the name of
-    each axis whose size may vary; axes of one name vary together. ``output_names``: in the order
+    each axis whose size may vary; axes of one name vary together. ``longest``: the largest size of
+    some of these names. ``classes``: what a classifier's scores are of, in order, if that is known.
+    ``output_names``: in the order
     of the outputs, or empty for the names that capturing gives them. ``preprocessing``: how images
     are prepared, or why that cannot be said, if anything is known of it.
     """
@@ -40,6 +42,8 @@ class Source:
     dynamic_axes: dict[str, dict[int, str]]
     output_names: tuple[str, ...] = ()
     preprocessing: Preprocessing | Unsupported | None = None
+    longest: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def example_images(channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,12 @@ import torch
 
 from normswap.errors import NormswapError, first_line, plain, quiet
 from normswap.io.bounds import check_regular
-from normswap.io.preprocessing_configs import from_huggingface, processor_config, read_json
+from normswap.io.preprocessing_configs import (
+    from_huggingface,
+    named_classes,
+    processor_config,
+    read_json,
+)
 from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
 from normswap.io.sources.packages import import_extra, reachable_hub
 
@@ -35,6 +41,9 @@ _LARGEST_NUMBER = 1 << 24  # of what is no count of layers: tokens, labels, pixe
 _ROOM = 1 << 26  # numbers that a model may have beside its weights: tables that are computed
 _LARGEST_IMAGES = 1 << 24  # elements of the images that a model is tried on
 _LONGEST_TEXT = 1 << 15
+_SEQUENCE = "sequence"
+_IMAGE_AXES, _PADDED_AXES = {0: "batch"}, {0: "text_batch"}
+_TEXT_AXES = {0: "text_batch", 1: _SEQUENCE}
 _DUAL = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
 
@@ -42,8 +51,9 @@ def huggingface_source(folder_or_id: str) -> Source:
     """The model in a local folder, or on the hub for ``hf:ID``, with its trained weights.
 
     Its inputs are those of ``pixel_values`` [2, C, H, W], ``input_ids`` [3, L] and
-    ``attention_mask`` [3, L] that it takes; its outputs logits and embeddings for a dual encoder,
-    ``logits`` for a classifier, else every tensor that it returns.
+    ``attention_mask`` [3, L] that it takes, where L may vary unless there are images; its outputs
+    logits and embeddings for a dual encoder, ``logits`` for a classifier, else every tensor that it
+    returns.
     Raises NormswapError for a folder without config or safetensors, an architecture that
     transformers does not have, damaged, missing or superfluous weights, or a failed download.
     """
@@ -257,7 +267,10 @@ def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
     reason = "it takes neither images nor texts"
     images = _example_pixels(model, parameters, processor)
     texts = _example_tokens(model.config, parameters)
-    for inputs in (image | text for image in images for text in texts if image or text):
+    for image, text in itertools.product(images, texts):
+        inputs = image | text
+        if not inputs:
+            continue
         try:
             with quiet("transformers"):
                 fields = tensor_fields(model, inputs, return_dict=True)
@@ -266,11 +279,16 @@ def _source(name: str, model: Any, processor: dict[str, Any] | None) -> Source:
             continue
         outputs = _wanted_outputs(fields)
         return_only(model, list(inputs), outputs, return_dict=True)
-        axes = {key: {0: "batch" if key == "pixel_values" else "text_batch"} for key in inputs}
+        # Beside images texts are padded to the one length that the model was trained with.
+        text_axes = _TEXT_AXES if "pixel_values" not in inputs else _PADDED_AXES
+        axes = {key: _IMAGE_AXES if key == "pixel_values" else text_axes for key in inputs}
         preprocessing = None
         if processor is not None and "pixel_values" in inputs:
             preprocessing = from_huggingface(processor, inputs["pixel_values"].shape[1])
-        return Source(name, model, (), inputs, axes, outputs, preprocessing)
+        # The texts are of the longest length that its table of positions has.
+        longest = {_SEQUENCE: text["input_ids"].shape[1]} if text else {}
+        classes = named_classes(model.config.to_dict()) if outputs == ("logits",) else ()
+        return Source(name, model, (), inputs, axes, outputs, preprocessing, longest, classes)
     raise NormswapError(
         f"{name}: {type(model).__name__} cannot be run on images and texts alone ({reason}); "
         "load the module in Python with example_inputs"

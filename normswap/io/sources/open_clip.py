@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,19 +11,24 @@ import torch
 from normswap.errors import NormswapError, first_line
 from normswap.io.preprocessing_configs import from_open_clip
 from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
-from normswap.io.sources.packages import build, close_names, import_extra, split_options
+from normswap.io.sources.checkpoint import Weights, fill, read_state_dict
+from normswap.io.sources.options import split_options
+from normswap.io.sources.packages import build, close_names, import_extra
 
 
-def open_clip_source(name: str, pretrained: bool = True, seed: int = 0) -> Source:
-    """The open_clip model ``NAME/TAG``, with the pretrained weights of that tag.
+def open_clip_source(
+    name: str, pretrained: bool = True, seed: int = 0, checkpoint: Path | None = None
+) -> Source:
+    """The open_clip model ``NAME/TAG``, with the pretrained weights of that tag, or ``NAME`` with
+    those of a ``checkpoint``.
 
     ``pretrained=False``, or ``NAME?pretrained=false``, gives it random weights from ``seed``
     instead. Inputs ``image`` [2, C, H, W] and ``text`` int64 [3, L]; outputs ``image_features``,
     ``text_features``, ``logit_scale`` and what else the model returns.
-    Raises NormswapError for an unknown name or tag, weights that cannot be fetched, or open_clip
-    missing.
+    Raises NormswapError for an unknown name, tag or option, weights that cannot be fetched or read
+    or do not fit, or open_clip missing.
     """
-    full, wanted = split_options(name, "open_clip:")
+    full, given = split_options(name, "open_clip:")
     label = f"open_clip:{full}"
     open_clip: Any = import_extra("open_clip", label)
     names = open_clip.list_models()
@@ -33,13 +39,28 @@ def open_clip_source(name: str, pretrained: bool = True, seed: int = 0) -> Sourc
             f"{label}: open_clip {open_clip.__version__} has no model "
             f"{architecture!r:.80}; {advice}"
         )
+    file = checkpoint or given.checkpoint
+    weights = None if file is None else read_state_dict(file)
     options: dict[str, Any] = {"pretrained_text": False}
-    fetched = pretrained and wanted
+    fetched = pretrained and given.pretrained and weights is None
     if fetched:
         options = _of_tag(open_clip, architecture, tag)
     make = partial(open_clip.create_model, architecture, device="cpu", **options)
     model = build(label, make, seed, f"open_clip:{architecture}" if fetched else None)
+    if file is not None and weights is not None:
+        fill(model, _adapted(open_clip, model, weights), file, label, lambda wrong: "")
+        label = f"{file.name} ({label})"
     return _source(label, model)
+
+
+def _adapted(open_clip: Any, model: Any, weights: Weights) -> Weights:
+    """The weights by the names of today: a text tower of its own has a prefix by now."""
+    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+        weights = open_clip.model.convert_to_custom_text_state_dict(dict(weights))
+    scalars = {"logit_scale", "logit_bias"} & weights.keys()
+    own = model.state_dict()
+    one = {k: weights[k].reshape(own[k].shape) for k in scalars if weights[k].numel() == 1}
+    return {**weights, **one}
 
 
 def _of_tag(open_clip: Any, architecture: str, tag: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import torch
 
@@ -46,19 +46,6 @@ def import_extra(package: str, source: str) -> ModuleType:
             f"{source}: {package} cannot be imported ({first_line(error)}); "
             'pip install --upgrade "normswap[zoo]"'
         ) from error
-
-
-def split_options(text: str, prefix: str) -> tuple[str, bool]:
-    """The name and whether to take pretrained weights, of ``NAME`` or ``NAME?pretrained=false``.
-
-    Raises NormswapError for another option.
-    """
-    name, _, query = text.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    choice = options.pop("pretrained", "true").lower()
-    if options or choice not in ("true", "false") or (query and not parse_qsl(query)):
-        raise NormswapError(f"{prefix}{text}: unknown option; the only one is ?pretrained=false")
-    return name, choice == "true"
 
 
 def close_names(name: str, names: Sequence[str], listing: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,28 +14,84 @@ import torch
 from normswap.errors import NormswapError
 from normswap.io.preprocessing_configs import from_timm
 from normswap.io.sources import Source, example_images
-from normswap.io.sources.packages import build, close_names, import_extra, split_options
+from normswap.io.sources.checkpoint import Weights, fill, read_state_dict
+from normswap.io.sources.options import SourceOptions, split_options
+from normswap.io.sources.packages import build, close_names, import_extra
 
 
-def timm_source(name: str, pretrained: bool = True, seed: int = 0) -> Source:
-    """The timm model ``name``, with its pretrained weights.
+def timm_source(
+    name: str, pretrained: bool = True, seed: int = 0, checkpoint: Path | None = None
+) -> Source:
+    """The timm model ``NAME?OPTIONS``, with its pretrained weights or those of a ``checkpoint``.
 
     ``pretrained=False``, or ``NAME?pretrained=false``, gives it random weights from ``seed``
-    instead. Input ``x`` [2, C, H, W]; output ``logits``, or ``features`` of a model without head.
-    Raises NormswapError for an unknown name, weights that cannot be fetched, or timm missing.
+    instead; ``?num_classes=N`` another classifier, ``?img_size=N`` another size of images. Input
+    ``x`` [2, C, H, W]; output ``logits``, or ``features`` of a model without head.
+    Raises NormswapError for an unknown name or option, weights that cannot be fetched or read or do
+    not fit, or timm missing.
     """
-    name, wanted = split_options(name, "timm:")
+    name, options = split_options(name, "timm:", "num_classes", "img_size")
     label = f"timm:{name}"
     timm: Any = import_extra("timm", label)
     if not timm.is_model(name) or ":" in name or "/" in name:
         advice = close_names(name, timm.list_models(), "timm.list_models()")
         raise NormswapError(f"{label}: timm {timm.__version__} has no such model; {advice}")
-    pretrained = pretrained and wanted
-    make = partial(timm.create_model, name, pretrained=pretrained)
+    file = checkpoint or options.checkpoint
+    weights = None if file is None else read_state_dict(file)
+    pretrained = pretrained and options.pretrained and weights is None
+    make = partial(timm.create_model, name, pretrained=pretrained, **_arguments(options))
     model = build(label, make, seed, label if pretrained else None)
+    if file is not None and weights is not None:
+        fill(model, weights, file, label, partial(_fitting, label, model, weights, options))
+        label = f"{file.name} ({label})"
     data = timm.data.resolve_model_data_config(model)
     channels, height, width = data["input_size"]
     images = example_images(channels, height, width, torch.float32)
     output = "logits" if getattr(model, "num_classes", 0) else "features"
     axes = {next(iter(inspect.signature(model.forward).parameters)): {0: "batch"}}
     return Source(label, model, (images,), {}, axes, (output,), from_timm(data))
+
+
+def _arguments(options: SourceOptions) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if options.num_classes is not None:
+        given["num_classes"] = options.num_classes
+    if options.img_size is not None:
+        # Of the configuration: timm builds models of a fixed size for it, and prepares for it.
+        given["pretrained_cfg_overlay"] = {"input_size": (3, *options.img_size)}
+    return given
+
+
+def _fitting(
+    label: str, model: Any, weights: Weights, options: SourceOptions, wrong: Sequence[str]
+) -> str:
+    """The model's name with the options under which the weights would fit: '' unless a classifier
+    and a table of positions are all that is wrong."""
+    named = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+    positions = "pos_embed"
+    found: dict[str, object] = {"num_classes": options.num_classes}
+    if options.img_size is not None:  # one number for a square
+        found["img_size"] = "x".join(map(str, dict.fromkeys(options.img_size)))
+    if not heads or any(not key.startswith(heads) and key != positions for key in wrong):
+        return ""
+    if any(key.startswith(heads) for key in wrong):
+        held = [tensor for key, tensor in weights.items() if key.startswith(heads) and tensor.dim()]
+        found["num_classes"] = held[0].shape[0] if held else 0
+    if positions in wrong:
+        side = _image_side(model, weights.get(positions))
+        if side is None:
+            return ""
+        found["img_size"] = side
+    return f"{label}?" + "&".join(f"{k}={v}" for k, v in found.items() if v is not None)
+
+
+def _image_side(model: Any, table: torch.Tensor | None) -> int | None:
+    """The size of the square images that a table of positions [1, tokens, C] is for."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if table is None or table.dim() != 3 or table.shape[-1] != model.embed_dim or patch is None:
+        return None
+    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    patches = table.shape[1] - prefix
+    rows = math.isqrt(max(patches, 0))
+    return rows * int(patch[0]) if rows and rows**2 == patches else None
