@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,11 @@ def test_bad_input(run: Run, tmp_path: Path) -> None:
     assert outcome.status == 2
     assert "'fast' is not a list of numbers" in outcome.err
     assert not folder.exists()
+
+
+def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "normswap.train.study.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = run("compare", "-o", tmp_path / "made").error
+    assert error == 'compare: its figures need matplotlib; pip install "normswap[train]"'
+    assert not list(tmp_path.iterdir())
