@@ -13,7 +13,13 @@ from normswap.parity.report import ExactOutput, ValidationReport
 from normswap.report.line import Line
 from normswap.report.terminal import table
 
-SCHEMA = "normswap.demo/1"
+SCHEMA = "normswap.demo/2"
+FIRST = "digits-clip/onnx/folded.approximate.html"
+NEXT = (  # on a model of one's own
+    "normswap inspect  model.onnx",
+    "normswap swap     model.onnx -o fused.onnx --to fused",
+    "normswap validate model.onnx fused.onnx --report report.html",
+)
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,14 @@ def demo_view(results: DemoResults) -> RenderableType:
         for cells in rows.rows:
             shown.add_row(*cells)
         parts += [Line(rows.title, "bold"), shown, Line(rows.remark, "dim"), Line()]
-    parts += [Line(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s")]
     for variant in results.variants:
         if not variant.passed:
             parts.append(Line(f"FAILED: {variant.model} as {variant.kind}", "bold red"))
+    parts += [Line(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s.")]
+    if FIRST in results.files:
+        parts.append(Line(f"Open first: {results.folder / FIRST}"))
+    own = "Next, with a model of your own (.onnx, .pt2, a Hugging Face folder or timm:NAME):"
+    parts += [Line(), Line(own, "bold"), *(Line(f"  {command}") for command in NEXT)]
     return Group(*parts)
 
 
@@ -135,6 +145,8 @@ def readme(results: DemoResults) -> str:
         "Two small models trained with LayerNorm on scikit-learn's digits (their cards are in "
         "normswap/assets), as torch graphs (fx) and as ONNX.",
     ]
+    if FIRST in results.files:
+        parts.append(f"To open first: [{FIRST}]({FIRST})")
     for rows in tables(results):
         lines = [rows.head, ["---"] * len(rows.head), *rows.rows]
         markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

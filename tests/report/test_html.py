@@ -54,8 +54,8 @@ SECTIONS = {
 }
 ELEMENTS = set(
     """
-    html head meta title style body header main footer section nav h1 h2 h3 p b span a ul li dl dt dd
-    div figure figcaption details summary table caption thead tbody tr th td pre code
+    html head meta title style body header main footer section nav h1 h2 h3 p b span a ul li dl dt
+    dd div figure figcaption details summary table caption thead tbody tr th td pre code
     svg desc text line rect path img
     """.split()  # noqa: SIM905
 )
