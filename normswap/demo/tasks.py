@@ -13,7 +13,7 @@ from normswap.graph.graph import Array
 from normswap.model import Model
 
 IMAGES, TEXTS, MASK = "pixel_values", "input_ids", "attention_mask"
-_PROOF_SIZE = 128
+_PROOF_SIZE = 32
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,18 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from normswap.demo.jobs import run_jobs
+from normswap.errors import NormswapError
 from tests.cli.conftest import Outcome, Run
 from tests.effort import ALL
 
+PROCESSES = pytest.mark.skipif(not ALL, reason="each imports torch: NORMSWAP_ZOO=all")
 PAGE = "folded.approximate.html"
 
 
@@ -136,3 +140,19 @@ def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "demo"):
         assert str(folder) in run("demo", "-o", folder).error
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def _doubled(number: int, announce: Callable[[str], None]) -> int:
+    announce(f"doubling {number}")
+    if number > 2:
+        raise NormswapError(f"{number} is too large")
+    return 2 * number
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=PROCESSES)])
+def test_jobs_give_their_results_in_order(processes: int) -> None:
+    said: list[str] = []
+    assert run_jobs(_doubled, [2, 1], processes, said.append) == [4, 2]
+    assert sorted(said) == ["doubling 1", "doubling 2"]
+    with pytest.raises(NormswapError, match="3 is too large"):
+        run_jobs(_doubled, [3, 1], processes, said.append)
