@@ -147,6 +147,7 @@ class _Variant:
         self.task, self.original, self.spelled_out = task, original, spelled_out
         self.kind = original.kind
         self.output, self._announce = output, announce
+        self._command = shlex.join(["normswap", "demo", "-o", str(output.folder)])
 
     def run(self) -> VariantResults:
         self._say("inspecting")
@@ -228,7 +229,7 @@ class _Variant:
 
     def _exact(self, reference: Model, candidate: Model, name: str, what: str) -> Parity:
         data = self.task.proof_for(reference)
-        report = validate(reference, candidate, data=data, contract="exact")
+        report = validate(reference, candidate, data=data, contract="exact", command=self._command)
         self._write_report(f"{name}.exact", report, f"exact contract of {what}")
         return Parity.of(report)
 
@@ -240,7 +241,7 @@ class _Variant:
             data=data,
             labels=labels,
             contract="approximate",
-            command=shlex.join(["normswap", "demo", "-o", str(self.output.folder)]),
+            command=self._command,
         )
         what = "how far the outputs of folded are from original"
         self._write_report("folded.approximate", report, what)

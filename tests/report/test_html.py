@@ -156,7 +156,7 @@ def test_samples_are_shown_with_both_answers() -> None:
     heads = ["Only the reference is right", "Only the candidate is right", "Both are wrong"]
     assert re.findall(r"<h3[^>]*>(.*?)</h3>", text) == [*heads, "Both are right"]
     assert text.count('<dd class="wrong">') == 4
-    assert 'alt="sample 0, class 3: reference 3, candidate 8"' in text
+    assert 'alt="sample 0, label 3: reference 3, candidate 8"' in text
     table = html_report(samples.answered(labelled=False, pictured=False))
     assert "<img" not in table
     assert "img-src" not in table

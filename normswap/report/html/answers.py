@@ -71,7 +71,7 @@ def _tile(sample: SampleAnswer) -> Tile:
     ]
     words = ", ".join(f"{answer.model} {answer.value}" for answer in answers)
     name, label = f"sample {sample.row}", "" if sample.label is None else f"{sample.label}"
-    known = f", class {label}" if label else ""
+    known = f", label {label}" if label else ""
     return Tile(name, label, answers, _data_uri(sample.image or b""), f"{name}{known}: {words}")
 
 
