@@ -273,6 +273,18 @@ def test_what_became_of_each_norm() -> None:
     ]
 
 
+def test_norms_without_a_match_are_gone_where_no_norm_is_left() -> None:
+    report = replace(CLIP, unmatched=[("visual.ln_pre", "nothing behind it has a match")])
+    states = {
+        tower: [row.state for row in rows if row.norm.name in ("visual.ln_pre", "ln_final")]
+        for tower, rows in norm_rows(report).items()
+    }
+    assert states == {"image": ["gone"], "text": ["kept"]}
+    kept = replace(report, candidate=report.reference, sites=report.sites[1:])
+    lost = replace(kept, candidate=replace(kept.candidate, norms=kept.candidate.norms[1:]))
+    assert norm_rows(lost)["image"][0].state == "unmatched"
+
+
 def test_a_known_name_is_not_given_away() -> None:
     """A norm that is gone does not take the next one, which has a name of its own."""
     ours = samples.vit_norms(2, "layer_norm")
