@@ -28,7 +28,7 @@ from normswap_cli.options import examples
 def demo(output: Path) -> int:
     """Inspect, swap, fold and validate digits-vit and digits-clip, in torch and in ONNX.
 
-    Takes about a minute or two. Needs scikit-learn and transformers.
+    Takes about a minute on two processors. Needs scikit-learn and transformers.
     """
     with working(lines=True) as progress:
         from normswap.demo.demo_results import demo_view

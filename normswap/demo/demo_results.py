@@ -12,9 +12,14 @@ from rich.console import Group, RenderableType
 from normswap.parity.report import ExactOutput, ValidationReport
 from normswap.report.line import Line
 from normswap.report.terminal import table
-from normswap.timing.paired import Timing
 
-SCHEMA = "normswap.demo/1"
+SCHEMA = "normswap.demo/2"
+FIRST = "digits-clip/onnx/folded.approximate.html"
+NEXT = (  # on a model of one's own
+    "normswap inspect  model.onnx",
+    "normswap swap     model.onnx -o fused.onnx --to fused",
+    "normswap validate model.onnx fused.onnx --report report.html",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,6 @@ class VariantResults:
     one operator. ``swapped``: norms that became affine maps, in ``tower`` ('' for a model of one);
     ``folded``: of these, as far as they were folded; ``left``: norms of that tower after that,
     which should be 0. ``statistics``: computed for one image (and one caption) before and after.
-    ``timing``: per batch, against ``original``.
     """
 
     model: str
@@ -70,7 +74,6 @@ class VariantResults:
     statistics_before: int
     statistics_after: int
     accuracy: Accuracies
-    timing: dict[str, Timing]
 
     @property
     def passed(self) -> bool:
@@ -124,10 +127,14 @@ def demo_view(results: DemoResults) -> RenderableType:
         for cells in rows.rows:
             shown.add_row(*cells)
         parts += [Line(rows.title, "bold"), shown, Line(rows.remark, "dim"), Line()]
-    parts += [Line(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s")]
     for variant in results.variants:
         if not variant.passed:
             parts.append(Line(f"FAILED: {variant.model} as {variant.kind}", "bold red"))
+    parts += [Line(f"{len(results.files)} files in {results.folder}, {results.seconds:.0f} s.")]
+    if FIRST in results.files:
+        parts.append(Line(f"Open first: {results.folder / FIRST}"))
+    own = "Next, with a model of your own (.onnx, .pt2, a Hugging Face folder or timm:NAME):"
+    parts += [Line(), Line(own, "bold"), *(Line(f"  {command}") for command in NEXT)]
     return Group(*parts)
 
 
@@ -138,6 +145,8 @@ def readme(results: DemoResults) -> str:
         "Two small models trained with LayerNorm on scikit-learn's digits (their cards are in "
         "normswap/assets), as torch graphs (fx) and as ONNX.",
     ]
+    if FIRST in results.files:
+        parts.append(f"To open first: [{FIRST}]({FIRST})")
     for rows in tables(results):
         lines = [rows.head, ["---"] * len(rows.head), *rows.rows]
         markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -148,7 +157,7 @@ def readme(results: DemoResults) -> str:
 
 
 def tables(results: DemoResults) -> list[Rows]:
-    """On the norms, the accuracy, and the time per batch."""
+    """On the norms and the accuracy."""
     variants = results.variants
     return [
         Rows(
@@ -168,14 +177,6 @@ def tables(results: DemoResults) -> list[Rows]:
             "digits-clip is scored zero-shot. The BatchNorms and the affine maps (with the writers "
             "of the residual stream) are fitted to the training images without their labels, and "
             "folded; nothing was trained after the swap.",
-        ),
-        Rows(
-            "Time per batch",
-            ("model", "graph", "original", "spelled-out", "fused", "folded"),
-            [_times(variant) for variant in variants],
-            "Medians of rounds in turn on 1 thread; ratios to original in the same round "
-            "with their quartiles. Models this small are mostly call overhead, and ONNX Runtime "
-            "fuses norms itself when it loads a model: this says little about real models.",
         ),
     ]
 
@@ -197,14 +198,5 @@ def _accuracies(v: VariantResults) -> list[str]:
     return [v.model, v.kind, *(f"{100 * share:.1f} %" for share in astuple(v.accuracy))]
 
 
-def _times(v: VariantResults) -> list[str]:
-    ratios = (_ratio(v.timing[name]) for name in ("spelled-out", "fused", "folded"))
-    return [v.model, v.kind, f"{v.timing['original'].milliseconds:.2f} ms", *ratios]
-
-
 def _parity(parity: Parity) -> str:
     return "exact" if parity.passed else "NOT EXACT"
-
-
-def _ratio(timing: Timing) -> str:
-    return f"{timing.ratio:.2f} ({timing.low:.2f}-{timing.high:.2f})"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import normswap
 from normswap.demo.demo_results import Accuracies, DemoResults, Parity, VariantResults, readme
-from normswap.demo.spelled_out import onnx_variants, torch_variants
+from normswap.demo.jobs import run_jobs
+from normswap.demo.spelled_out import OPSETS, onnx_variants, torch_variants
 from normswap.demo.tasks import Task, tasks
 from normswap.errors import NormswapError
 from normswap.io.atomic import atomic_path, check_writable
+from normswap.io.load import load
 from normswap.io.save import save
 from normswap.io.sources.packages import import_extra
 from normswap.model import Model, Progress
@@ -25,24 +26,33 @@ from normswap.parity.validation import validate
 from normswap.passes import Affine, BatchNorm
 from normswap.report.html.page import write_html
 from normswap.report.inspection import inspection
-from normswap.timing.paired import Timing, compare, one_thread
+from normswap.runtimes.machine import processors
 
 _SUFFIX = {"fx": ".pt2", "onnx": ".onnx"}
 _TOWER = "image"  # the tower that is swapped where there is also a text tower
-_STEPS = 6  # announced for each model in each kind of graph
+_STEPS = 5  # announced for each model in each kind of graph
+JOBS = [  # (model, kind of graph): the longest first, since two run at a time
+    ("digits-clip", "onnx"),
+    ("digits-clip", "fx"),
+    ("digits-vit", "onnx"),
+    ("digits-vit", "fx"),
+]
 
 
-def run_demo(folder: Path, progress: Progress | None = None) -> DemoResults:
+def run_demo(
+    folder: Path, progress: Progress | None = None, processes: int | None = None
+) -> DemoResults:
     """Runs it all and writes models, reports, ``results.json`` and ``README.md`` to ``folder``.
 
+    ``processes``: as many models at a time, by default one for each processor.
     Raises NormswapError if scikit-learn or transformers are missing, or for a folder that cannot
     be written.
     """
     started = time.perf_counter()
-    chosen = tasks()
+    tasks()
     import_extra("transformers", "the demo")  # before anything is written
     output = _Output(folder)
-    total, done = len(chosen) * 2 * _STEPS, 0
+    total, done = len(JOBS) * _STEPS, 0
 
     def announce(what: str) -> None:
         nonlocal done
@@ -50,8 +60,12 @@ def run_demo(folder: Path, progress: Progress | None = None) -> DemoResults:
             progress(done, total, what)
         done += 1
 
-    with one_thread():  # models this small gain nothing from more
-        variants = [v for task in chosen for v in _both_kinds(task, output, announce)]
+    work = partial(_done, folder)
+    found = run_jobs(work, JOBS, processes or min(processors(), len(JOBS)), announce)
+    found.sort(key=lambda result: (result[0].model != "digits-vit", result[0].kind))
+    for _, files in found:
+        output.files |= files
+    variants = [variant for variant, _ in found]
     results = DemoResults(folder, time.perf_counter() - started, variants, output.files)
     page = readme(results)
     output.write_text(folder / "README.md", page, "this list, and the results as a table")
@@ -61,21 +75,24 @@ def run_demo(folder: Path, progress: Progress | None = None) -> DemoResults:
     return results
 
 
-def _both_kinds(
-    task: Task, output: _Output, announce: Callable[[str], None]
-) -> Iterator[VariantResults]:
-    announce(f"{task.name}: capturing in torch")
-    source, original, spelled_out = torch_variants(task.folder)
+def _done(
+    folder: Path, job: tuple[str, str], announce: Callable[[str], None]
+) -> tuple[VariantResults, dict[str, str]]:
+    """One model in one kind of graph, and the files written for it."""
+    name, kind = job
+    (task,) = (task for task in tasks() if task.name == name)
+    output = _Output(folder)
+    if kind == "fx":
+        announce(f"{name} as fx: capturing")
+        original, spelled_out = torch_variants(task.folder)
+    else:
+        announce(f"{name} as onnx: exporting")
+        files = {spelling: output.path(name, kind, spelling) for spelling in OPSETS}
+        original, spelled_out = onnx_variants(task.folder, files)
+        for spelling, path in files.items():
+            output.wrote(path, f"exported by torch at opset {OPSETS[spelling]}")
     variant = _Variant(task, original, spelled_out, output, announce)
-    variant.keep(spelled_out, "spelled-out", "the same with every LayerNorm spelled out")
-    yield variant.run()
-
-    announce(f"{task.name}: exporting to ONNX")
-    files = {name: output.path(task.name, "onnx", name) for name in ("original", "spelled-out")}
-    original, spelled_out = onnx_variants(source, original, *files.values())
-    output.wrote(files["original"], "exported by torch's current exporter, opset 20")
-    output.wrote(files["spelled-out"], "exported by torch's older one, opset 14")
-    yield _Variant(task, original, spelled_out, output, announce).run()
+    return variant.run(), output.files
 
 
 class _Output:
@@ -117,7 +134,7 @@ class _Output:
 
 
 class _Variant:
-    """One model in one kind of graph: inspected, fused, swapped, folded, validated and timed."""
+    """One model in one kind of graph: inspected, fused, swapped, folded and validated."""
 
     def __init__(
         self,
@@ -130,6 +147,7 @@ class _Variant:
         self.task, self.original, self.spelled_out = task, original, spelled_out
         self.kind = original.kind
         self.output, self._announce = output, announce
+        self._command = shlex.join(["normswap", "demo", "-o", str(output.folder)])
 
     def run(self) -> VariantResults:
         self._say("inspecting")
@@ -137,57 +155,62 @@ class _Variant:
         self._inspect(self.spelled_out, "spelled-out")
 
         self._say("fusing")
-        fused = normswap.swap(self.spelled_out, to="fused")
-        self.keep(fused.model, "fused", "spelled-out after swap --to fused")
-        fused_parity = self._exact(self.spelled_out, fused.model, "fused", "spelled-out and fused")
+        swapped = normswap.swap(self.spelled_out, to="fused")
+        fused = self._step(swapped.model, "fused", "spelled-out after swap --to fused")
+        fused_parity = self._exact(self.spelled_out, fused, "fused", "spelled-out and fused")
+        fused_norms = len(swapped.done)
 
         self._say("swapping")
         data = self.task.calibration_for(self.original)
         copied = normswap.swap(self.original, BatchNorm(fit="copy"), data=data)
         moments = normswap.swap(self.original, BatchNorm(ffn_batchnorm=True), data=data)
-        self.keep(moments.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
+        self._step(moments.model, "batchnorm", "original after swap --to batchnorm --ffn-batchnorm")
         swapped = normswap.swap(self.original, Affine(refit_writers=True), data=data)
-        self.keep(swapped.model, "affine", "original after swap --to affine --refit-writers")
-
-        self._say("folding")
-        folded = normswap.fold(swapped.model)
-        self.keep(folded.model, "folded", "affine after fold")
-        folded_parity = self._exact(swapped.model, folded.model, "folded", "affine and folded")
-        after = self._inspect(folded.model, "folded")
-        self._approximate(folded.model)
-        accuracy = Accuracies(
-            original=self.task.accuracy(self.original),
-            fused=self.task.accuracy(fused.model),
-            copied=self.task.accuracy(normswap.fold(copied.model).model),
-            moments=self.task.accuracy(normswap.fold(moments.model).model),
-            affine=self.task.accuracy(folded.model),
+        affine = self._step(
+            swapped.model, "affine", "original after swap --to affine --refit-writers"
         )
 
-        self._say("timing")
-        timing = self._time(fused.model, folded.model)
+        self._say("folding")
+        result = normswap.fold(affine)
+        folded = self._kept(result.model, "folded", "affine after fold")
+        folded_parity = self._exact(affine, folded, "folded", "affine and folded")
+        after = self._inspect(folded, "folded")
+        self._approximate(folded)
+        accuracy = Accuracies(
+            original=self.task.accuracy(self.original),
+            fused=self.task.accuracy(fused),
+            copied=self.task.accuracy(normswap.fold(copied.model).model),
+            moments=self.task.accuracy(normswap.fold(moments.model).model),
+            affine=self.task.accuracy(folded),
+        )
         towers = {site.tower for site in self.original.sites}
         return VariantResults(
             model=self.task.name,
             kind=self.kind,
             norms=len(self.original.sites),
-            fused=len(fused.done),
+            fused=fused_norms,
             fused_parity=fused_parity,
             swapped=len(swapped.done),
-            folded=len(folded.done),
+            folded=len(result.done),
             tower=_TOWER if len(towers) > 1 else "",
-            left=sum(site.tower == _TOWER for site in folded.model.sites),
+            left=sum(site.tower == _TOWER for site in folded.sites),
             folded_parity=folded_parity,
             statistics_before=before,
             statistics_after=after,
             accuracy=accuracy,
-            timing=timing,
         )
 
-    def keep(self, model: Model, name: str, what: str) -> None:
-        """Saves the model to the folder."""
+    def _step(self, model: Model, name: str, what: str) -> Model:
+        """A model on the way: as ``_kept`` if it is ONNX. torch graphs stay in memory, since each
+        takes seconds to write."""
+        return self._kept(model, name, what) if self.kind == "onnx" else model
+
+    def _kept(self, model: Model, name: str, what: str) -> Model:
+        """Saves the model to the folder; what its file holds."""
         path = self._path(name)
         save(model, path)
         self.output.wrote(path, what)
+        return load(path)
 
     def _say(self, step: str) -> None:
         self._announce(f"{self.task.name} as {self.kind}: {step}")
@@ -206,13 +229,20 @@ class _Variant:
 
     def _exact(self, reference: Model, candidate: Model, name: str, what: str) -> Parity:
         data = self.task.proof_for(reference)
-        report = validate(reference, candidate, data=data, contract="exact")
+        report = validate(reference, candidate, data=data, contract="exact", command=self._command)
         self._write_report(f"{name}.exact", report, f"exact contract of {what}")
         return Parity.of(report)
 
     def _approximate(self, folded: Model) -> None:
         data, labels = self.task.test_for(self.original), self.task.labels
-        report = validate(self.original, folded, data=data, labels=labels, contract="approximate")
+        report = validate(
+            self.original,
+            folded,
+            data=data,
+            labels=labels,
+            contract="approximate",
+            command=self._command,
+        )
         what = "how far the outputs of folded are from original"
         self._write_report("folded.approximate", report, what)
 
@@ -221,21 +251,6 @@ class _Variant:
         page = self._path(name, ".html")
         write_html(report, page)
         self.output.wrote(page, f"{what}, as a page")
-
-    def _time(self, fused: Model, folded: Model) -> dict[str, Timing]:
-        feeds = self.task.timed_batch(self.original)
-        names = ("original", "spelled-out", "fused", "folded")
-        if self.kind == "onnx":
-            from normswap.runtimes.onnxruntime import compiled
-
-            files = {name: str(self._path(name)) for name in names}
-            runs = {name: partial(compiled(file, threads=1), feeds) for name, file in files.items()}
-            return compare(runs, "original")
-        tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
-        models = zip(names, (self.original, self.spelled_out, fused, folded), strict=True)
-        with torch.inference_mode():
-            modules = {name: partial(model.to_inference(), **tensors) for name, model in models}
-            return compare(modules, "original")
 
     def _path(self, name: str, suffix: str = "") -> Path:
         return self.output.path(self.task.name, self.kind, name, suffix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from normswap.io.sources.huggingface import huggingface_source
 from normswap.io.torch_model import model_from_source
 from normswap.model import Model
 
-_OPSET = 14  # the exporter has LayerNormalization since 17; before, it spells it out
+OPSETS = {"original": 17, "spelled-out": 14}
+"""ONNX has LayerNormalization since opset 17; before, exporters spell it out."""
 
 
 class SpelledOutLayerNorm(nn.Module):
@@ -46,23 +48,22 @@ def spell_out(module: nn.Module) -> nn.Module:
     return result
 
 
-def torch_variants(folder: Path) -> tuple[Source, Model, Model]:
-    """A Hugging Face folder's module, its graph, and the same with its LayerNorms spelled out."""
+def torch_variants(folder: Path) -> tuple[Model, Model]:
+    """The graph of a Hugging Face folder's module, and the same with its LayerNorms spelled out."""
     source = huggingface_source(str(folder))
     spelled_out = replace(source, module=spell_out(source.module))
-    return source, model_from_source(source), model_from_source(spelled_out)
+    return model_from_source(source), model_from_source(spelled_out)
 
 
-def onnx_variants(source: Source, model: Model, original: Path, spelled_out: Path) -> list[Model]:
-    """``model`` exported to two files by torch's exporters: the current one, which keeps a
-    LayerNorm as one operator, and the older one, which spells it out at its opset 14.
-    """
-    save(model, original)
-    dynamic = {
-        spec.name: {axis: s for axis, s in enumerate(spec.shape) if isinstance(s, str)}
-        for spec in model.inputs
-    }
-    with warnings.catch_warnings(), evaluating(source.module), atomic_path(spelled_out) as file:
+def onnx_variants(folder: Path, files: Mapping[str, Path]) -> list[Model]:
+    """A Hugging Face folder's module exported to each of ``files``, by the names of ``OPSETS``."""
+    source = huggingface_source(str(folder))
+    return [_exported(source, opset, files[name]) for name, opset in OPSETS.items()]
+
+
+def _exported(source: Source, opset: int, path: Path) -> Model:
+    """By torch's older exporter, which needs a tenth of the time of the current one."""
+    with warnings.catch_warnings(), evaluating(source.module), atomic_path(path) as file:
         warnings.simplefilter("ignore")  # that it is deprecated, and remarks on the trace
         torch.onnx.export(
             source.module,
@@ -70,9 +71,11 @@ def onnx_variants(source: Source, model: Model, original: Path, spelled_out: Pat
             str(file),
             kwargs=source.kwargs,
             dynamo=False,
-            opset_version=_OPSET,
-            input_names=list(dynamic),
-            output_names=list(model.output_names),
-            dynamic_axes=dynamic,
+            opset_version=opset,
+            input_names=list(source.dynamic_axes),
+            output_names=list(source.output_names),
+            dynamic_axes=source.dynamic_axes,
         )
-    return [load(original), load(spelled_out)]
+    model = replace(load(path), preprocessing=source.preprocessing)
+    save(model, path)
+    return load(path)

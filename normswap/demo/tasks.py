@@ -13,8 +13,7 @@ from normswap.graph.graph import Array
 from normswap.model import Model
 
 IMAGES, TEXTS, MASK = "pixel_values", "input_ids", "attention_mask"
-_PROOF_SIZE = 128
-_TIMED_IMAGES, _TIMED_TEXTS = 32, 10
+_PROOF_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Task:
     """A trained model and its data.
 
     ``calibration``: the training images, without their labels. ``test``: the test images, each
-    with a caption of its class where the model reads text. ``labels``: those of the test images,
-    None where no output of the model is a score per class.
+    with a caption of its class where the model reads text: all captions of a class occur.
+    ``labels``: those of the test images.
     """
 
     folder: Path
     calibration: Mapping[str, Array]
     test: Mapping[str, Array]
-    labels: Array | None
+    labels: Array
     _data: digits.DigitsSplit
 
     @property
@@ -55,12 +54,6 @@ class Task:
         texts = outputs["text_embeds"].reshape(*captions.shape[:2], -1)
         return np.asarray(digits.zero_shot_labels(outputs["image_embeds"], texts))
 
-    def timed_batch(self, model: Model) -> dict[str, Array]:
-        """What one run of ``model`` gets when it is timed."""
-        rows = {IMAGES: _TIMED_IMAGES}
-        feeds = {n: a[: rows.get(n, _TIMED_TEXTS)] for n, a in self.test.items()}
-        return _known(model, feeds)
-
     def calibration_for(self, model: Model) -> dict[str, Array]:
         return _known(model, self.calibration)
 
@@ -77,11 +70,13 @@ def tasks() -> list[Task]:
     data = digits.load_digits_split()
     calibration = {IMAGES: data.train_images}
     captions = digits.class_caption_ids()
-    turn = np.arange(len(data.test_labels)) % captions.shape[1]
-    described = _clip_feeds(data.test_images, captions[data.test_labels, turn])
+    labels = data.test_labels
+    earlier = [int((labels[:row] == label).sum()) for row, label in enumerate(labels)]
+    turn = np.array(earlier) % captions.shape[1]
+    described = _clip_feeds(data.test_images, captions[labels, turn])
     return [
-        Task(digits.DIGITS_VIT, calibration, {IMAGES: data.test_images}, data.test_labels, data),
-        Task(digits.DIGITS_CLIP, calibration, described, None, data),
+        Task(digits.DIGITS_VIT, calibration, {IMAGES: data.test_images}, labels, data),
+        Task(digits.DIGITS_CLIP, calibration, described, labels, data),
     ]
 
 

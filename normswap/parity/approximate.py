@@ -12,9 +12,11 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
+from normswap.parity.answers import answers_of
 from normswap.parity.metrics import ErrorHistogram, Similarity, accuracy, finite_or_none
 from normswap.parity.pairing import Pair, Runs, agreeing_finite
 from normswap.parity.report import (
+    Answers,
     ApproximateOutput,
     OutputErrors,
     Retrieval,
@@ -40,9 +42,12 @@ def approximate_contract(
     Retrieval (retrieval.py) is taken where such embeddings are outputs. ``labels``: integers [N], N
     the rows of all batches together; accuracy is taken at the first output called ``logits*``, or,
     where none is called so, at the first one of rank 2, that has a row per sample and a column per
-    label. ``given``: the inputs that belong to the labels and to one another (all by default), the
-    others being drawn at random; outputs that depend on others have no accuracy, and images or
-    texts that do no partners. ``runs``: how both models are run, by default as their graphs do.
+    label. With labels the texts of an image, to a CLIP, are those of its class: accuracy is
+    zero-shot, at the image embeddings, there is no retrieval, and no metric of classes at the
+    embeddings and at what compares the samples of a batch. ``given``: the inputs that belong to the
+    labels and to one another (all by default), the others being drawn at random; outputs that
+    depend on others have no accuracy, and images or texts that do no partners. ``runs``: how both
+    models are run, by default as their graphs do.
 
     Fails for other shapes or dtypes, NaN, infinities of one model alone, outputs that are constant
     in the candidate, and integer outputs that differ. Raises NormswapError for models whose inputs
@@ -69,6 +74,7 @@ class _Approximate:
         self._histograms: dict[int, ErrorHistogram] = {}
         self._embeddings = EmbeddingPairs.of(reference)
         self._correct: dict[int, list[tuple[float, float, int]]] = {}
+        self._classes: dict[int, list[tuple[Array, Array]]] = {}
         foreign = set() if given is None else {s.name for s in reference.inputs} - set(given)
         self._given = [
             not self._pair.depends_on(value) & foreign for value in reference.graph.outputs
@@ -99,46 +105,56 @@ class _Approximate:
             if labels is not None and self._fits(output, ours, labels):
                 shares = [accuracy(a, labels) for a in arrays]
                 self._correct.setdefault(output, []).append((shares[0], shares[1], rows))
+            if ours.ndim == 2 and len(ours) == rows and ours.size:
+                classes = arrays[0].argmax(-1), arrays[1].argmax(-1)
+                self._classes.setdefault(output, []).append(classes)
 
     def _fits(self, output: int, array: Array, labels: Array) -> bool:
         classes = int(np.max(self._labels)) + 1 if self._labels is not None else 0
         rank_2 = array.ndim == 2 and len(array) == len(labels) and array.shape[1] >= classes
-        return rank_2 and self._given[output]
+        return rank_2 and self._given[output] and self._ranks_classes(output, array.shape)
 
     def _holds_class_scores(self, output: int, array: Array) -> bool:
         embedding = self._embeddings is not None and output in self._embeddings.outputs
         named = any(name in self._pair.outputs[output][0] for name in EMBEDDING_NAMES)
-        return array.ndim == 2 and array.shape[1] >= 2 and not embedding and not named
+        return self._ranks_classes(output, array.shape) and not embedding and not named
+
+    def _ranks_classes(self, output: int, shape: tuple[int, ...]) -> bool:
+        """Whether the largest element of a row may be a class. It is none where samples have
+        classes and columns stand for the samples of the batch, or for an embedding's channels."""
+        if len(shape) != 2 or shape[1] < 2:
+            return False
+        labelled = self._embeddings if self._labels is not None else None
+        return labelled is None or (shape[0] != shape[1] and output not in labelled.outputs)
 
     def report(self) -> ValidationReport:
         if self._labels is not None and len(self._labels) != self._rows:
             raise NormswapError(
                 f"there are {len(self._labels)} labels for {self._rows} samples: give one for each"
             )
-        scored = self._scored()
+        zero_shot = self._zero_shot()
+        scored = self._scored() if zero_shot is None else None
         outputs = []
         for index, (names, similarity) in enumerate(
             zip(self._pair.outputs, self._similarities, strict=True)
         ):
-            shape = self._shapes.get(index, ())
-            ranked = len(shape) == 2 and shape[1] >= 2
+            ranked = self._ranks_classes(index, self._shapes.get(index, ()))
             scores = self._scores.get(index, ClassScores())
             accuracies = self._accuracies(index) if index == scored else (None, None)
-            outputs.append(
-                ApproximateOutput(
-                    *names,
-                    self._dtypes[index].name if index in self._dtypes else "",
-                    self._rows,
-                    finite_or_none(similarity.sqnr_db),
-                    finite_or_none(similarity.cosine_mean),
-                    finite_or_none(similarity.cosine_worst),
-                    finite_or_none(similarity.max_abs_error),
-                    finite_or_none(similarity.top1_agreement) if ranked else None,
-                    finite_or_none(scores.top5_agreement),
-                    finite_or_none(scores.kl_mean),
-                    *accuracies,
-                )
+            output = ApproximateOutput(
+                *names,
+                self._dtypes[index].name if index in self._dtypes else "",
+                self._rows,
+                finite_or_none(similarity.sqnr_db),
+                finite_or_none(similarity.cosine_mean),
+                finite_or_none(similarity.cosine_worst),
+                finite_or_none(similarity.max_abs_error),
+                finite_or_none(similarity.top1_agreement) if ranked else None,
+                finite_or_none(scores.top5_agreement),
+                finite_or_none(scores.kl_mean),
+                *accuracies,
             )
+            outputs.append(output if zero_shot is None else zero_shot.at(output))
             if similarity.max_abs_error == 0:
                 self._pair.found("identical", "bit-equal in both models", names[0], fatal=False)
         errors = [
@@ -146,13 +162,33 @@ class _Approximate:
             for index in sorted(self._histograms)
         ]
         report = self._pair.report("approximate", outputs)
-        return replace(report, errors=errors, retrieval=self._retrieval())
+        answers = self._answers(scored) if zero_shot is None else zero_shot.answers
+        return replace(report, errors=errors, retrieval=self._retrieval(), answers=answers)
 
     def _retrieval(self) -> Retrieval | None:
-        if self._embeddings is None:
+        if self._embeddings is None or self._labels is not None:
             return None
         drawn = not all(self._given[output] for output in self._embeddings.outputs)
         return self._embeddings.result(drawn)
+
+    def _zero_shot(self) -> _ZeroShot | None:
+        """Where the data holds images and texts of labelled classes."""
+        found, labels = self._embeddings, self._labels
+        if found is None or labels is None or not all(self._given[i] for i in found.outputs):
+            return None
+        classes = found.classes(labels)
+        name = self._pair.outputs[found.outputs[0]][0]
+        return None if classes is None else _ZeroShot(name, *classes, labels[: len(classes[0])])
+
+    def _answers(self, scored: int | None) -> Answers | None:
+        """At the output that was scored, else, without labels, at the first of class scores."""
+        output = next(iter(self._scores), None) if self._labels is None else scored
+        if output is None or output not in self._classes:
+            return None
+        ours, theirs = map(np.concatenate, zip(*self._classes[output], strict=True))
+        if len(ours) != self._rows or self._embeddings is not None:
+            return None
+        return answers_of(self._pair.outputs[output][0], ours, theirs, self._labels, False)
 
     def _scored(self) -> int | None:
         """The output whose accuracy the labels give."""
@@ -169,6 +205,32 @@ class _Approximate:
         shares = np.array(self._correct[output])
         means = np.average(shares[:, :2], axis=0, weights=shares[:, 2])
         return float(means[0]), float(means[1])
+
+
+@dataclass(frozen=True)
+class _ZeroShot:
+    """The classes of a CLIP's images, integers [N], at the output of that name."""
+
+    name: str
+    reference: Array
+    candidate: Array
+    labels: Array
+
+    def at(self, output: ApproximateOutput) -> ApproximateOutput:
+        """``output`` with the accuracies, if it is that one."""
+        if output.name != self.name:
+            return output
+        ours, theirs = self.reference, self.candidate
+        return replace(
+            output,
+            top1_agreement=float((ours == theirs).mean()),
+            accuracy_reference=float((ours == self.labels).mean()),
+            accuracy_candidate=float((theirs == self.labels).mean()),
+        )
+
+    @property
+    def answers(self) -> Answers:
+        return answers_of(self.name, self.reference, self.candidate, self.labels, True)
 
 
 _TOP = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from normswap.model import Step
@@ -107,8 +108,9 @@ class ApproximateOutput:
 
     ``rows``: how many samples. None: not applicable, or not finite (``sqnr_db`` of equal outputs is
     infinite; ``max_abs_error`` is 0 then). ``top1_agreement``, ``top5_agreement`` and the
-    accuracies are shares. ``kl_mean``: the divergence of the candidate's class probabilities
-    (softmax of the row) from the reference's, in nats, the mean over rows.
+    accuracies are shares; at the image embeddings of a CLIP, with labels, of zero-shot classes.
+    ``kl_mean``: the divergence of the candidate's class probabilities (softmax of the row) from the
+    reference's, in nats, the mean over rows.
     """
 
     name: str
@@ -198,6 +200,57 @@ class Retrieval:
     mean_rank_candidate: tuple[float, float] | None
 
 
+class Fate(StrEnum):
+    """What became of a sample: of one with a label, then of one without. The most telling first."""
+
+    LOST = "only the reference is right"
+    WON = "only the candidate is right"
+    WRONG = "both are wrong"
+    RIGHT = "both are right"
+    DIFFERENT = "different classes"
+    SAME = "the same class"
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """What both models answer for one sample.
+
+    ``row``: its place in the data, from 0. ``label``: its class, None where the data has no labels.
+    ``reference``, ``candidate``: the classes that the models give it. ``image``: the sample as the
+    models see it, a small PNG or JPEG; None where the data holds no images. It is not in the JSON.
+    """
+
+    row: int
+    label: int | None
+    reference: int
+    candidate: int
+    image: bytes | None = None
+
+    @property
+    def fate(self) -> Fate:
+        """Whether the models agree, and with the label."""
+        if self.label is None:
+            return Fate.SAME if self.reference == self.candidate else Fate.DIFFERENT
+        if self.reference == self.label:
+            return Fate.RIGHT if self.candidate == self.label else Fate.LOST
+        return Fate.WON if self.candidate == self.label else Fate.WRONG
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The classes that the models give the samples, at the ``output`` of that name: the one with
+    the largest score, or, ``zero_shot``, at a CLIP's image embeddings the one of the nearest texts.
+
+    ``counts``: how many samples there are of each ``Fate``, by its words. ``samples``: a few, those
+    where the models part or are wrong first.
+    """
+
+    output: str
+    zero_shot: bool
+    counts: dict[str, int]
+    samples: list[SampleAnswer]
+
+
 @dataclass(frozen=True)
 class Bisection:
     """The first place at which two models part, or why none was found.
@@ -244,7 +297,8 @@ class ValidationReport(Shown):
     accordingly, in the reference's order. ``sites``: the matched norms in the order of execution;
     ``unmatched``: norms of the reference that could not be, with the reason. ``errors``: the
     distributions, in the order of ``outputs``, integers left out. ``retrieval``: for a CLIP under
-    the approximate contract. ``bisection``: where it was asked for.
+    the approximate contract, on data without labels. ``bisection``: where it was asked for.
+    ``answers``: under the approximate contract, where an output holds classes.
     """
 
     view: ClassVar[str] = "normswap.report.terminal:validation_view"
@@ -261,6 +315,7 @@ class ValidationReport(Shown):
     retrieval: Retrieval | None = None
     bisection: Bisection | None = None
     provenance: Provenance | None = None
+    answers: Answers | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, nothing non-finite among them (null instead).
@@ -270,6 +325,9 @@ class ValidationReport(Shown):
         goes up when a field is removed or changes its meaning, not when one is added.
         """
         document = {"schema": SCHEMA} | dataclasses.asdict(self)
+        if self.answers is not None:
+            for sample in document["answers"]["samples"]:
+                del sample["image"]
         for output, written in zip(self.outputs, document["outputs"], strict=True):
             if isinstance(output, ExactOutput):
                 for errors, probe in zip(output.probes, written["probes"], strict=True):

@@ -117,6 +117,31 @@ class EmbeddingPairs:
             mean_rank_candidate=means[1],
         )
 
+    def classes(self, labels: Array) -> tuple[Array, Array] | None:
+        """The class of every kept image by the reference and by the candidate, integers [pairs]:
+        zero-shot, that of the nearest texts. ``labels``: integers, of all pairs.
+
+        A class is the mean of the unit vectors of its distinct texts, as in CLIP's ensembles of
+        prompts. None where ``result`` is, and for fewer than two classes.
+        """
+        kept = labels[: len(self._digests[0])]
+        known = np.unique(kept)
+        if not self._paired or len(known) < 2:
+            return None
+        first: dict[tuple[bytes, int], int] = {}
+        for row, text in enumerate(zip(self._digests[1], kept.tolist(), strict=True)):
+            first.setdefault(text, row)
+        texts = list(first.values())
+        answers = []
+        for model in range(2):
+            rows = [np.concatenate(side[model]) for side in self._rows]
+            if not all(np.isfinite(array).all() for array in rows):
+                return None
+            unit, of = _unit(rows[1][texts]), kept[texts]
+            means = _unit(np.stack([unit[of == label].mean(0) for label in known]))
+            answers.append(known[(rows[0] @ means.T).argmax(-1)])
+        return answers[0], answers[1]
+
 
 def _sources(model: Model, output: int) -> list[InputSpec]:
     """The inputs that an output depends on."""

@@ -16,6 +16,7 @@ from normswap.io.atomic import atomic_path
 from normswap.io.data import Data, load_data
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
+from normswap.parity.answers import with_pictures
 from normswap.parity.approximate import approximate_contract
 from normswap.parity.batches import BATCH, batches_of, checked_labels, masks_of
 from normswap.parity.bisection import bisected
@@ -92,6 +93,8 @@ def validate(
         report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
         findings = [*used.findings, *found_unchanged(reference, candidate)]
         report = _with_findings(report, findings)
+        if report.answers is not None and data is not None:
+            report = replace(report, answers=with_pictures(report.answers, reference, data))
         ours, theirs = (list(model.sites) for model in (reference, candidate))
         pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
         report = replace(report, unmatched=unmatched)

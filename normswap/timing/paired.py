@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Array
+from normswap.graph.onnx.evaluate import SESSION_THREADS
 from normswap.model import Progress
 
 ROUNDS = 32
@@ -59,14 +60,16 @@ def in_turn(
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread until the block ends."""
+    """torch on one thread until the block ends, and so the graphs that ONNX Runtime evaluates."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    token = SESSION_THREADS.set(1)
     try:
         yield
     finally:
+        SESSION_THREADS.reset(token)
         torch.set_num_threads(threads)
 
 

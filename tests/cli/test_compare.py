@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,11 @@ def test_no_warning_of_pythons_own_at_the_end(tmp_path: Path) -> None:
     done = subprocess.run(command_line(*args), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "normswap.train.study.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = run("compare", "-o", tmp_path / "made").error
+    assert error == 'compare: its figures need matplotlib; pip install "normswap[train]"'
+    assert not list(tmp_path.iterdir())

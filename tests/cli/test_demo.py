@@ -2,98 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import normswap as ns
-from normswap.demo.tasks import Task, tasks
-from tests.cli.conftest import Run
+from normswap.demo.jobs import run_jobs
+from normswap.errors import NormswapError
+from tests.cli.conftest import Outcome, Run
 from tests.effort import ALL
 
-# digits-clip's blocks in the image and the text tower; without NORMSWAP_ZOO=all the first few.
-IMAGE_BLOCKS, TEXT_BLOCKS = (6, 4) if ALL else (2, 1)
+PROCESSES = pytest.mark.skipif(not ALL, reason="each imports torch: NORMSWAP_ZOO=all")
+PAGE = "folded.approximate.html"
 
 
-def _tasks(folder: Path) -> list[Task]:
-    vit, clip = tasks()
-    return [vit, clip if ALL else replace(clip, folder=_shallow(clip.folder, folder))]
-
-
-def _shallow(source: Path, target: Path) -> Path:
-    """The CLIP in ``source`` with its first blocks only."""
-    transformers = pytest.importorskip("transformers")
-    clip = transformers.CLIPModel.from_pretrained(source, local_files_only=True)
-    for part, blocks in (("vision", IMAGE_BLOCKS), ("text", TEXT_BLOCKS)):
-        encoder = getattr(clip, f"{part}_model").encoder
-        encoder.layers = encoder.layers[:blocks]
-        getattr(clip.config, f"{part}_config").num_hidden_layers = blocks
-    clip.save_pretrained(target / source.name)
-    return target / source.name
-
-
-def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn")
-    chosen = _tasks(tmp_path / "models")
-    monkeypatch.setattr("normswap.demo.run_demo.tasks", lambda: chosen)
-    monkeypatch.setattr("normswap.timing.paired.ROUNDS", 4)
+@pytest.mark.skipif(not ALL, reason="two minutes: NORMSWAP_ZOO=all")
+def test_the_whole_demo(run: Run, tmp_path: Path) -> None:
+    """Both models in both kinds of graph, two at a time where there are processors for it."""
     folder = tmp_path / "made" / "demo"
     outcome = run("demo", "-o", folder)
-    assert outcome.status == 0, outcome.out
-    assert "[0/24] digits-vit: capturing in torch\n" in outcome.err
-    assert "Traceback" not in outcome.err
+    variants = _check(outcome, folder, 4)
+    for model in ("digits-vit", "digits-clip"):  # the same passes, the same figures
+        fx, onnx = (variants[model, kind]["accuracy"] for kind in ("fx", "onnx"))
+        assert fx == pytest.approx(onnx, abs=0.004)
+    assert f"Open first: {folder / 'digits-clip' / 'onnx' / PAGE}\n" in outcome.out
+    for kind, suffix in (("fx", "pt2"), ("onnx", "onnx")):  # what was written can be used
+        assert run("inspect", folder / "digits-vit" / kind / f"folded.{suffix}").status == 1
 
+
+def test_one_model(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normswap.demo.run_demo.JOBS", [("digits-vit", "onnx")])
+    folder = tmp_path / "made" / "demo"
+    outcome = run("demo", "-o", folder)
+    _check(outcome, folder, 1)
+    models = folder / "digits-vit" / "onnx"
+    page = (models / PAGE).read_text()
+    for name in ("original.onnx", "folded.onnx"):
+        data = (models / name).read_bytes()
+        assert str(models / name) in page
+        assert hashlib.sha256(data).hexdigest() in page
+        assert f"{len(data) / 1e6:.1f}\N{NO-BREAK SPACE}MB" in page
+    assert "Accuracy: 97.2\N{NO-BREAK SPACE}% \u2192 96.9\N{NO-BREAK SPACE}%" in page
+    assert "retrieval" not in page
+    assert page.count('src="data:image/png;base64,') == 24
+    assert run("validate", models / "affine.onnx", models / "folded.onnx").status == 0
+
+
+def _check(outcome: Outcome, folder: Path, jobs: int) -> dict[tuple[str, str], Any]:
+    """What holds of every run; the variants by model and kind."""
+    pytest.importorskip("sklearn")
+    assert outcome.status == 0, outcome.out
+    assert f"[0/{5 * jobs}] digits-" in outcome.err
+    assert "Traceback" not in outcome.err
+    commands = outcome.out.splitlines()[-3:]
+    assert [command.split()[:3] for command in commands] == [
+        ["normswap", verb, "model.onnx"] for verb in ("inspect", "swap", "validate")
+    ]
     results = json.loads((folder / "results.json").read_text())
-    assert results["schema"] == "normswap.demo/1"
+    assert results["schema"] == "normswap.demo/2"
     assert results["passed"]
     variants = {(v["model"], v["kind"]): v for v in results["variants"]}
-    assert len(variants) == 4
-    in_image, in_text = 2 * IMAGE_BLOCKS + 2, 2 * TEXT_BLOCKS + 1
+    assert len(variants) == jobs
     for (model, kind), found in variants.items():
         assert re.search(rf"^{model} +{kind} ", outcome.out, re.MULTILINE)
         vit = model == "digits-vit"
         assert found["passed"]
         assert found["fused_parity"]["passed"]
         assert found["folded_parity"]["passed"]
-        assert found["norms"] == found["fused"] == (13 if vit else in_image + in_text)
-        assert found["folded"] == found["swapped"] == (13 if vit else in_image)
+        assert found["norms"] == found["fused"] == (13 if vit else 23)
+        assert found["folded"] == found["swapped"] == (13 if vit else 14)
         assert (found["tower"], found["left"]) == ("" if vit else "image", 0)
         # 16 patches and a class token in blocks of 2 norms; the ViT's final norm reads them all,
         # CLIP's two others are on the way in and at the class token
-        image = 2 * 17 * 13 if vit else 2 * (17 * (in_image - 1) + 1)
-        text = 0 if vit else 2 * 12 * in_text
+        image = 2 * 17 * 13 if vit else 2 * (17 * 13 + 1)
+        text = 0 if vit else 2 * 12 * 9
         assert (found["statistics_before"], found["statistics_after"]) == (image + text, text)
         accuracy = found["accuracy"]
         assert accuracy["fused"] == pytest.approx(accuracy["original"], abs=0.002)
-        if vit or ALL:
-            _check_accuracies(model, accuracy)
-        assert set(found["timing"]) == {"original", "spelled-out", "fused", "folded"}
-        assert found["timing"]["original"]["ratio"] == 1
-        assert all(t["low"] <= t["ratio"] <= t["high"] for t in found["timing"].values())
-    for model in ("digits-vit", "digits-clip"):  # the same passes, the same figures
-        fx, onnx = (variants[model, kind]["accuracy"] for kind in ("fx", "onnx"))
-        assert fx == pytest.approx(onnx, abs=0.004)
-
+        _check_accuracies(model, accuracy)
+        _check_report(folder / model / kind, accuracy)
     readme = (folder / "README.md").read_text()
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert written == set(results["files"]) | {"results.json"} == _links(readme) | {"README.md"}
-    assert sum(name.endswith((".pt2", ".onnx")) for name in written) == 2 * (5 + 6)
     documents = [json.loads((folder / n).read_text()) for n in written if n.endswith(".json")]
     assert {d["schema"].rpartition("/")[0] for d in documents} == {
         "normswap.demo",
         "normswap.inspection",
         "normswap.validation",
     }
+    return variants
 
-    for kind, suffix in (("fx", "pt2"), ("onnx", "onnx")):  # what was written can be used
-        models = folder / "digits-vit" / kind
-        pair = [models / f"{name}.{suffix}" for name in ("affine", "folded")]
-        assert run("validate", *pair).status == 0
-        assert run("inspect", pair[1]).status == 1
+
+def _check_report(folder: Path, accuracy: dict[str, float]) -> None:
+    """The report's accuracies are those of the table, and no text is called an image's own."""
+    report = json.loads((folder / "folded.approximate.json").read_text())
+    (scored,) = (o for o in report["outputs"] if o["accuracy_reference"] is not None)
+    assert scored["accuracy_reference"] == accuracy["original"]
+    assert scored["accuracy_candidate"] == accuracy["affine"]
+    assert report["retrieval"] is None
+    assert sum(report["answers"]["counts"].values()) == 540
 
 
 def _check_accuracies(model: str, accuracy: dict[str, float]) -> None:
@@ -105,22 +117,6 @@ def _check_accuracies(model: str, accuracy: dict[str, float]) -> None:
     assert accuracy["moments"] > moments
     assert accuracy["copied"] > copied
     assert accuracy["affine"] > accuracy["original"] - 0.015
-
-
-def test_the_whole_clip_keeps_its_accuracy() -> None:
-    pytest.importorskip("sklearn")
-    (_, task) = tasks()
-    model = ns.load(task.folder)
-    swaps: dict[str, ns.Pass] = {
-        "copied": ns.BatchNorm(fit="copy"),
-        "moments": ns.BatchNorm(ffn_batchnorm=True),
-        "affine": ns.Affine(refit_writers=True),
-    }
-    accuracy = {"original": task.accuracy(model)}
-    for name, how in swaps.items():
-        swapped = ns.swap(model, how, data=task.calibration_for(model)).model
-        accuracy[name] = task.accuracy(ns.fold(swapped).model)
-    _check_accuracies(task.name, accuracy)
 
 
 def _links(readme: str) -> set[str]:
@@ -144,3 +140,19 @@ def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "demo"):
         assert str(folder) in run("demo", "-o", folder).error
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def _doubled(number: int, announce: Callable[[str], None]) -> int:
+    announce(f"doubling {number}")
+    if number > 2:
+        raise NormswapError(f"{number} is too large")
+    return 2 * number
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=PROCESSES)])
+def test_jobs_give_their_results_in_order(processes: int) -> None:
+    said: list[str] = []
+    assert run_jobs(_doubled, [2, 1], processes, said.append) == [4, 2]
+    assert sorted(said) == ["doubling 1", "doubling 2"]
+    with pytest.raises(NormswapError, match="3 is too large"):
+        run_jobs(_doubled, [3, 1], processes, said.append)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+
+from PIL import Image
 
 from normswap.model import Step
 from normswap.parity.report import (
+    Answers,
     ApproximateOutput,
     Bisection,
     ExactOutput,
@@ -18,6 +23,7 @@ from normswap.parity.report import (
     ProbeErrors,
     Provenance,
     Retrieval,
+    SampleAnswer,
     SiteComparison,
     ValidationReport,
 )
@@ -138,6 +144,18 @@ def clip_approximate(depth: int = 24) -> tuple[ValidationReport, BenchReport]:
     return report, bench_of(report)
 
 
+def answered(labelled: bool = True, pictured: bool = True) -> ValidationReport:
+    """A classifier's, with what both models answer for seven samples."""
+    label = 3 if labelled else None
+    given = [(3, 8), (8, 3), (5, 8), *[(3, 3)] * 4]
+    samples = [
+        SampleAnswer(row, label, *both, _dot() if pictured else None)
+        for row, both in enumerate(given)
+    ]
+    counts = {fate.value: 1 for fate in dict.fromkeys(sample.fate for sample in samples)}
+    return replace(clip_approximate(2)[0], answers=Answers("logits", False, counts, samples))
+
+
 def bench_of(report: ValidationReport) -> BenchReport:
     ours, theirs = report.reference, report.candidate
     return BenchReport(
@@ -190,6 +208,7 @@ def hostile() -> tuple[ValidationReport, BenchReport]:
         None,
         Bisection(text, text, text, text, [text], text, text, 1.0, 0.5, text, text, text),
         Provenance({text: text}, text, 1, text),
+        Answers(text, False, {text: 1}, [SampleAnswer(0, 3, 3, 8, _dot())]),
     )
     measured = Measurement(
         text, text, text, 1.0, (0.9, 1.1), Ratio(1, 0.9, 1.1, 0.9, 1.1), peak_mib=1.0
@@ -232,6 +251,12 @@ STEP_WITH_SKIPPED = Step(
     ["the mean is subtracted from 50 writers of the residual stream"],
 )
 _EXPONENTS = [-12.0 + 0.5 * index for index in range(25)]
+
+
+def _dot() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 77).save(file, "PNG")
+    return file.getvalue()
 
 
 def _hostile_step() -> Step:

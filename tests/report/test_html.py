@@ -40,6 +40,8 @@ SAMPLES: dict[str, tuple[ValidationReport, BenchReport | None]] = {
     "passed": (samples.exact_passed(), None),
     "failed": (samples.exact_failed(), None),
     "clip": (CLIP, BENCH),
+    "answered": (samples.answered(), None),
+    "not pictured": (samples.answered(labelled=False, pictured=False), None),
     "hostile": (HOSTILE, HOSTILE_BENCH),
     "bare exact": (samples.bare("exact"), None),
     "bare exact failed": (samples.bare("exact", False), None),
@@ -52,9 +54,9 @@ SECTIONS = {
 }
 ELEMENTS = set(
     """
-    html head meta title style body header main footer section nav h1 h2 p b span a ul li dl dt dd
-    div figure figcaption details summary table caption thead tbody tr th td pre code
-    svg desc text line rect path
+    html head meta title style body header main footer section nav h1 h2 h3 p b span a ul li dl dt
+    dd div figure figcaption details summary table caption thead tbody tr th td pre code
+    svg desc text line rect path img
     """.split()  # noqa: SIM905
 )
 SVG = "{http://www.w3.org/2000/svg}"
@@ -95,7 +97,10 @@ def test_sections_and_pictures(name: str) -> None:
     report, bench = SAMPLES[name]
     text = html_report(report, bench)
     page = Page(text)
-    assert page.ids("section") == SECTIONS[report.contract].split()
+    expected = SECTIONS[report.contract].split()
+    if report.answers is not None:
+        expected.insert(2, "answers")
+    assert page.ids("section") == expected
     assert page.ids("header") == ["verdict"]
     for section in re.findall(r'<section id="(?!figures).*?</section>', text, re.DOTALL):
         assert re.search(r"<p>[^<]{15,}|<table>|<li ", section), section[:80]
@@ -142,6 +147,22 @@ def test_nothing_is_loaded() -> None:
     assert " style=" not in text  # the policy would block it
 
 
+def test_samples_are_shown_with_both_answers() -> None:
+    text = html_report(samples.answered())
+    sources = re.findall(r'src="([^"]*)"', text)
+    assert len(sources) == 7
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "; img-src data:; base-uri 'none'" in text
+    heads = ["Only the reference is right", "Only the candidate is right", "Both are wrong"]
+    assert re.findall(r"<h3[^>]*>(.*?)</h3>", text) == [*heads, "Both are right"]
+    assert text.count('<dd class="wrong">') == 4
+    assert 'alt="sample 0, label 3: reference 3, candidate 8"' in text
+    table = html_report(samples.answered(labelled=False, pictured=False))
+    assert "<img" not in table
+    assert "img-src" not in table
+    assert '<td class="">different classes</td>' in table
+
+
 @pytest.mark.parametrize(
     ("report", "bench", "expected"),
     [
@@ -164,10 +185,10 @@ def test_nothing_is_loaded() -> None:
         (
             CLIP,
             None,
-            "This is how close it is to the original. At output logits_per_image the error "
-            "is 10.2\xa0% of the signal (SQNR 19.8 dB); the cosine is 0.9951 on average and 0.9655 "
-            "at worst. Accuracy: 93.1\xa0% \u2192 92.8\xa0% (512 samples). Of the 10 nearest texts "
-            "of an image 94.3\xa0% stay, of the 10 nearest images of a text 95.1\xa0%. Its norms: "
+            "This is how close it is to the original. Accuracy: 93.1\xa0% \u2192 92.8\xa0% (512 "
+            "samples). At output logits_per_image the error is 10.2\xa0% of the signal (SQNR 19.8 "
+            "dB); the cosine is 0.9951 on average and 0.9655 at worst. Of the 10 nearest texts of "
+            "an image 94.3\xa0% stay, of the 10 nearest images of a text 95.1\xa0%. Its norms: "
             "50 LayerNorm gone and 25 norms of the same kind.",
         ),
         (
@@ -250,6 +271,18 @@ def test_what_became_of_each_norm() -> None:
         ("norm", None, "unmatched"),
         (None, "node_4", "new"),
     ]
+
+
+def test_norms_without_a_match_are_gone_where_no_norm_is_left() -> None:
+    report = replace(CLIP, unmatched=[("visual.ln_pre", "nothing behind it has a match")])
+    states = {
+        tower: [row.state for row in rows if row.norm.name in ("visual.ln_pre", "ln_final")]
+        for tower, rows in norm_rows(report).items()
+    }
+    assert states == {"image": ["gone"], "text": ["kept"]}
+    kept = replace(report, candidate=report.reference, sites=report.sites[1:])
+    lost = replace(kept, candidate=replace(kept.candidate, norms=kept.candidate.norms[1:]))
+    assert norm_rows(lost)["image"][0].state == "unmatched"
 
 
 def test_a_known_name_is_not_given_away() -> None:

@@ -57,6 +57,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "passed": html_report(samples.exact_passed(), samples.bench_of(samples.exact_passed())),
         "failed": html_report(samples.exact_failed()),
         "clip": html_report(clip, bench),
+        "answered": html_report(samples.answered()),
         "trained": html_report(clip, training=_training(clip)),
         "hostile": html_report(*samples.hostile()),
         "bare": html_report(samples.bare("approximate")),
@@ -82,19 +83,24 @@ def _digits_vit() -> str:
 
 
 def _digits_clip() -> str:
-    """The trained CLIP without its image tower's norms, on pairs of images and captions."""
+    """The trained CLIP without its image tower's norms, on images and captions of their classes."""
     model, split = ns.load(digits.DIGITS_CLIP), digits.load_digits_split()
     captions = [digits.CAPTIONS[label][2] for label in split.test_labels[:96]]
     pairs = {"pixel_values": split.test_images[:96], "input_ids": digits.caption_ids(captions)}
     swapped = ns.swap(model, to="affine", data=split.train_images, samples=64).model
     folded = ns.fold(swapped).model
-    report = ns.validate(model, folded, data=pairs, contract="approximate", bisect=True)
-    assert report.retrieval is not None
-    assert report.retrieval.recall_at_1_reference is not None
+    labels = split.test_labels[:96]
+    report = ns.validate(
+        model, folded, data=pairs, labels=labels, contract="approximate", bisect=True
+    )
+    assert report.answers is not None
+    assert report.answers.zero_shot
+    assert all(sample.image for sample in report.answers.samples)
     return html_report(report)
 
 
 NAMES_OF_PAGES = [
+    "answered",
     "passed",
     "failed",
     "clip",

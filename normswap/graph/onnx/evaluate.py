@@ -11,6 +11,7 @@ import contextlib
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from normswap.graph.operators import operator
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
+SESSION_THREADS: ContextVar[int] = ContextVar("session_threads", default=0)
+"""Threads of a session that is opened; 0 is ONNX Runtime's own choice, one for each core. Those of
+many small sessions cost more than they do, and wait busily."""
 Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
 """A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
 
@@ -304,6 +308,7 @@ def runtime_session(proto: onnx.ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised, not printed
+    options.intra_op_num_threads = SESSION_THREADS.get()
     try:
         return _session(proto, options)
     except Exception as error:  # onnxruntime's exceptions share no public base class

@@ -31,14 +31,24 @@ def agreement_section(report: ValidationReport) -> Section:
     text = []
     if all(output.accuracy_reference is None for output in outputs):
         text.append("There is no accuracy: the data has no labels that fit an output.")
-    if report.retrieval is None and any(output.top1_agreement is None for output in outputs):
+    if report.answers is not None and report.answers.zero_shot:
+        text.append(
+            "The labels say which texts fit an image: those of its class. A class is the mean of "
+            "its texts, and an image gets the nearest (zero-shot). No text belongs to one image "
+            "alone, so there is no retrieval."
+        )
+    elif report.retrieval is None and any(output.top1_agreement is None for output in outputs):
         text.append(
             "First classes are compared at outputs with a row of classes per sample; retrieval at "
             "the two embeddings of a CLIP."
         )
     # The largest element of an embedding means nothing, so it is only in the table.
     drawn = [output for output in outputs if output.kl_mean is not None or output is classes]
-    shares = [(f"Accuracy and agreement at {output.name}", _shares(output)) for output in drawn]
+    word = accuracy_word(report)
+    shares = [
+        (f"{word.capitalize()} and agreement at {output.name}", _shares(output, word))
+        for output in drawn
+    ]
     tables = [_table(outputs)]
     if (pairs := report.retrieval) is not None:
         shares.append((f"Retrieval among {pairs.pairs} images and texts", _kept(pairs)))
@@ -59,16 +69,21 @@ def class_output(outputs: Sequence[ApproximateOutput]) -> ApproximateOutput | No
     return next(iter(scored + classes), None)
 
 
-def _shares(output: ApproximateOutput) -> _Groups:
+def accuracy_word(report: ValidationReport) -> str:
+    zero_shot = report.answers is not None and report.answers.zero_shot
+    return "zero-shot accuracy" if zero_shot else "accuracy"
+
+
+def _shares(output: ApproximateOutput, word: str) -> _Groups:
     groups = []
     if output.accuracy_reference is not None and output.accuracy_candidate is not None:
         accuracies = {
             "reference": output.accuracy_reference,
             "candidate": output.accuracy_candidate,
         }
-        groups.append(("accuracy", _bars(accuracies)))
+        groups.append((word, _bars(accuracies)))
     shares = {
-        "same first class (top-1)": output.top1_agreement,
+        "same class (top-1)": output.top1_agreement,
         "same five classes (top-5)": output.top5_agreement,
     }
     known = {head: share for head, share in shares.items() if share is not None}

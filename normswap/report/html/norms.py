@@ -110,7 +110,9 @@ def norm_rows(report: ValidationReport) -> dict[str, list[NormRow]]:
     """The rows of each tower, in the order of execution."""
     ours, theirs = report.reference.norms, report.candidate.norms
     sites = {site.name: site for site in report.sites}
-    unmatched = {name for name, _ in report.unmatched}
+    left = {norm.tower for norm in theirs}  # where no norm is left, none needs a match
+    gone = {norm.name for norm in ours if norm.tower not in left}
+    unmatched = {name for name, _ in report.unmatched} - gone
     return {
         tower: _side_by_side(
             [norm for norm in ours if norm.tower == tower],

@@ -15,6 +15,7 @@ from normswap.errors import escaped
 from normswap.io.atomic import atomic_path
 from normswap.parity.report import ValidationReport
 from normswap.report.html.agreement import agreement_section
+from normswap.report.html.answers import answers_section
 from normswap.report.html.cost import cost_section
 from normswap.report.html.depth import depth_section
 from normswap.report.html.norms import norms_section, skipped_section
@@ -43,7 +44,7 @@ def html_report(
 
     ``bench``: of the same two models, the reference first. ``training``: how the candidate was
     trained. The page loads nothing and runs nothing; its Content-Security-Policy allows nothing but
-    its own style.
+    its own style, and where it has pictures of samples, images inside of it.
     """
     style = (_FOLDER / "style.css").read_text(encoding="utf-8").strip()
     environment = jinja2.Environment(
@@ -53,13 +54,15 @@ def html_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    sections = _sections(report, bench, training)
     page = environment.get_template("page.html.j2").render(
         report=report,
+        pictured=any(section.samples for section in sections),
         style=Markup(style),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         verdict=verdict(report, bench),
         figures=key_figures(report, bench),
-        sections=_sections(report, bench, training),
+        sections=sections,
     )
     return _UNPRINTABLE.sub(lambda found: escaped(found[0]), page)
 
@@ -92,6 +95,7 @@ def _sections(
     exact = report.contract == "exact"
     return [
         findings_section(report),
+        *([] if report.answers is None else [answers_section(report.answers)]),
         norms_section(report),
         depth_section(report),
         errors_section(report),

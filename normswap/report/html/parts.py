@@ -96,8 +96,37 @@ class Note:
 
 
 @dataclass(frozen=True)
+class TileAnswer:
+    """What a model answers; ``right``: whether that is the label, None where none is known."""
+
+    model: str
+    value: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A sample of the data. ``source``: its image as a data URI; ``words``: all of it in words."""
+
+    name: str
+    label: str
+    answers: Sequence[TileAnswer]
+    source: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Samples with something in common. ``tone``: 'good', 'plain', 'warn' or 'bad'."""
+
+    head: str
+    tone: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
 class Section:
-    """``wide``: its pictures take the whole width, one below the other."""
+    """``wide``: its pictures take the whole width, one below the other. ``samples``: a grid."""
 
     id: str
     title: str
@@ -107,6 +136,7 @@ class Section:
     tables: Sequence[Table] = ()
     command: str | None = None
     wide: bool = False
+    samples: Sequence[Tiles] = ()
 
 
 # -- figures and terms as text -------------------------------------------------------------------

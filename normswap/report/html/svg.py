@@ -1,7 +1,9 @@
 """Charts as SVG: elements, axes, bars, intervals, and a figure along the depth of a model.
 
 Pictures fill the width that they get: lengths along x are shares of it (``%``), those along y and
-of text are pixels, so letters have the same size on a phone and on a desk.
+of text are pixels, so letters have the same size on a phone and on a desk. Colours are the page's,
+light or dark, and each point says its name on hovering. matplotlib's SVG can do none of that: it is
+for figures that are files of their own (train/study/figures.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from normswap.parity.report import ApproximateOutput, ExactOutput, ValidationReport
-from normswap.report.html.agreement import approximate_outputs, class_output
+from normswap.report.html.agreement import accuracy_word, approximate_outputs, class_output
 from normswap.report.html.cost import time_ratios
 from normswap.report.html.norms import NormRow, norm_rows
 from normswap.report.html.output_errors import largest_excess
@@ -119,19 +119,21 @@ def _closeness(report: ValidationReport) -> list[str]:
     worst, classes = _furthest_output(report), class_output(approximate_outputs(report))
     if worst is None or worst.sqnr_db is None:
         return ["No figure of how close it is could be computed."]
+    sentences = []
+    if classes is not None and classes.accuracy_reference is not None:
+        accuracy = change(classes.accuracy_reference, classes.accuracy_candidate)
+        word = accuracy_word(report).capitalize()
+        sentences.append(f"{word}: {accuracy} ({counted(classes.rows, 'sample')}).")
+    elif classes is not None and classes.top1_agreement is not None:
+        same = percent(classes.top1_agreement)
+        sentences.append(f"Both choose the same class for {same} of the samples ({classes.name}).")
     noise = 10.0 ** min(-worst.sqnr_db / 20, 300.0)
-    sentences = [
+    sentences.append(
         f"At output {worst.name} the error is "
         f"{percent(noise) if noise >= 0.001 else number(noise, '.1e')} of the signal (SQNR "
         f"{number(worst.sqnr_db, '.1f')} dB); the cosine is {number(worst.cosine_mean, '.4f')} on "
         f"average and {number(worst.cosine_worst, '.4f')} at worst."
-    ]
-    if classes is not None and classes.accuracy_reference is not None:
-        accuracy = change(classes.accuracy_reference, classes.accuracy_candidate)
-        sentences.append(f"Accuracy: {accuracy} ({counted(classes.rows, 'sample')}).")
-    elif classes is not None and classes.top1_agreement is not None:
-        same = percent(classes.top1_agreement)
-        sentences.append(f"Both choose the same class for {same} of the samples ({classes.name}).")
+    )
     if (pairs := report.retrieval) is not None:
         sentences.append(
             f"Of the {pairs.k} nearest texts of an image "
@@ -236,17 +238,18 @@ def _exact_figures(report: ValidationReport) -> list[KeyFigure]:
 def _close_figures(report: ValidationReport) -> list[KeyFigure]:
     figures = []
     worst, classes = _furthest_output(report), class_output(approximate_outputs(report))
+    if classes is not None and classes.accuracy_reference is not None:
+        shares = change(classes.accuracy_reference, classes.accuracy_candidate)
+        figures.append(KeyFigure(shares, accuracy_word(report), counted(classes.rows, "sample")))
+    if classes is not None and classes.top1_agreement is not None:
+        agreement = percent(classes.top1_agreement)
+        where = "" if report.answers and report.answers.zero_shot else classes.name
+        figures.append(KeyFigure(agreement, "same class", where))
     if worst is not None:
         cosines = [number(value, ".4f") for value in (worst.cosine_mean, worst.cosine_worst)]
         detail = f"cosine {cosines[0]}, worst {cosines[1]}"
         lowest = f"lowest SQNR, at {worst.name}"
         figures.append(KeyFigure(f"{number(worst.sqnr_db, '.1f')} dB", lowest, detail))
-    if classes is not None and classes.accuracy_reference is not None:
-        shares = change(classes.accuracy_reference, classes.accuracy_candidate)
-        figures.append(KeyFigure(shares, "accuracy", counted(classes.rows, "sample")))
-    if classes is not None and classes.top1_agreement is not None:
-        agreement = percent(classes.top1_agreement)
-        figures.append(KeyFigure(agreement, "same first class", classes.name))
     pairs = report.retrieval
     if pairs is not None and pairs.recall_at_1_reference and pairs.recall_at_1_candidate:
         shares = change(pairs.recall_at_1_reference[0], pairs.recall_at_1_candidate[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,14 @@ def compare(
         The runs, the figures of the best models, their times, and the findings.
 
     Raises:
-        NormswapError: options out of range, data without labels, a model that cannot be trained or
-            swapped, a folder that holds another comparison, or this one without ``resume``, and a
-            process that dies.
+        NormswapError: matplotlib is missing, options out of range, data without labels, a model
+            that cannot be trained or swapped, a folder that holds another comparison, or this one
+            without ``resume``, and a process that dies.
 
     Examples:
         >>> compare("comparison", load("timm:vit_tiny_patch16_224?pretrained=false"), data="images")
     """
-    from normswap.train.study.figures import write_figures  # matplotlib takes half a second
-
+    write_figures = _figures_writer()
     check_variants(tuple(variants))
     _check_numbers(rates, seeds, steps, batch)
     contest = _contest(model, data, labels, seeds)
@@ -110,6 +109,19 @@ def compare(
     )
     output.finish(comparison, write_figures(output.path, results, variants, bench), command)
     return comparison
+
+
+def _figures_writer() -> Callable[..., list[str]]:
+    """Before any work, for what it raises; matplotlib takes half a second to import."""
+    try:
+        from normswap.train.study.figures import write_figures
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise NormswapError(
+            'compare: its figures need matplotlib; pip install "normswap[train]"'
+        ) from error
+    return write_figures
 
 
 def _contest(model: Model | None, data: Any, labels: Any, seeds: int) -> Contest:
