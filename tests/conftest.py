@@ -22,12 +22,16 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+from normswap.graph.onnx.evaluate import SESSION_THREADS
 from tests.effort import ALL, FRESH, SEED
 from tests.zoo.ids import model_of
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which torch.compile may do in any test.
     os.environ["TRITON_INTERPRET"] = "1"
+
+# The workers of pytest-xdist share the cores, and threads of ONNX Runtime wait busily.
+SESSION_THREADS.set(1)
 
 
 class _TorchGenerator:
