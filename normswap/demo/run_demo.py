@@ -40,7 +40,7 @@ def run_demo(folder: Path, progress: Progress | None = None) -> DemoResults:
     """
     started = time.perf_counter()
     chosen = tasks()
-    import_extra("transformers", "the demo")  # before anything is written
+    import_extra("transformers", "the demo", "demo")  # before anything is written
     output = _Output(folder)
     total, done = len(chosen) * 2 * _STEPS, 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.options import check_choices, option
 from normswap.runtimes import Compiled
 
@@ -93,7 +94,7 @@ def _openvino() -> Runtime:
         from normswap.runtimes import openvino as runtime
     except ImportError as error:
         raise NormswapError(
-            '--tune --target openvino: needs OpenVINO; pip install "normswap[openvino]"'
+            f"--tune --target openvino: needs OpenVINO; {install_command('openvino')}"
         ) from error
 
     def compiled(proto: onnx.ModelProto) -> Compiled:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing
 from normswap.io.pt2 import read_pt2, write_pt2
@@ -436,7 +437,7 @@ def test_missing_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     message = error_of(load, name)
-    assert message.endswith('pip install "normswap[zoo]"')
+    assert message.endswith(install_command("zoo"))
     assert package in message
 
 
