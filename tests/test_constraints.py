@@ -21,6 +21,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from normswap.io.pt2.file import TESTED_TORCH
+
 _ROOT = Path(__file__).parents[1]
 _PYTHONS = ("3.11", "3.12", "3.13")
 # Requires-Dist of torch-2.13.0-cp313-cp313-manylinux_2_28_x86_64.whl, without its extras.
@@ -75,6 +77,10 @@ def test_the_pins_meet_our_requirements(python: str) -> None:
     ours = chain(project["dependencies"], *project["optional-dependencies"].values())
     assert _refused(ours, _pins(), python) == []
     assert SpecifierSet(project["requires-python"]).contains(f"{python}.0")
+
+
+def test_the_torch_that_an_error_names_is_pinned() -> None:
+    assert f"torch=={_pins()['torch']}" == TESTED_TORCH
 
 
 @pytest.mark.parametrize("python", _PYTHONS)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -85,7 +86,7 @@ def load_digits_split() -> DigitsSplit:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise NormswapError(
-            'the digits need scikit-learn, which is not installed: pip install "normswap[test]"'
+            f"the digits need scikit-learn, which is not installed; {install_command('demo')}"
         ) from error
     pixels, labels = load_digits(return_X_y=True)
     images = ((pixels / PIXEL_MAX - PIXEL_MEAN) / PIXEL_STD).astype(np.float32)

@@ -50,7 +50,7 @@ def run_demo(
     """
     started = time.perf_counter()
     tasks()
-    import_extra("transformers", "the demo")  # before anything is written
+    import_extra("transformers", "the demo", "demo")  # before anything is written
     output = _Output(folder)
     total, done = len(JOBS) * _STEPS, 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import onnx
 
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.options import check_choices, option
 from normswap.runtimes import Compiled
 
@@ -107,7 +108,7 @@ def _openvino() -> Runtime:
         from normswap.runtimes import openvino as runtime
     except ImportError as error:
         raise NormswapError(
-            '--tune --target openvino: needs OpenVINO; pip install "normswap[openvino]"'
+            f"--tune --target openvino: needs OpenVINO; {install_command('openvino')}"
         ) from error
 
     def compiled(proto: onnx.ModelProto) -> Compiled:

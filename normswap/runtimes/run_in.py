@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from normswap.errors import NormswapError, first_line
+from normswap.extras import install_command
 from normswap.io.save import save
 from normswap.model import Model
 from normswap.runtimes import Compiled, Feeds, Outputs
@@ -35,9 +36,7 @@ def check_runtime(runtime: str) -> None:
     if runtime not in SUFFIXES:
         raise NormswapError(f"--runtime: '{runtime}' is none of {', '.join(SUFFIXES)}")
     if importlib.util.find_spec(runtime) is None:
-        raise NormswapError(
-            f'--runtime {runtime}: it is not installed; pip install "normswap[{runtime}]"'
-        )
+        raise NormswapError(f"--runtime {runtime}: it is not installed; {install_command(runtime)}")
 
 
 def no_torch_graph(model: Model) -> NormswapError:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from normswap import distributed
 from normswap.errors import NormswapError, first_line, plain
+from normswap.extras import install_command
 from normswap.graph.graph import Array
 from normswap.io.bounds import check_inflation
 from normswap.io.data import LABELS, Data, load_data
@@ -211,5 +212,5 @@ def _webdataset(pattern: str) -> ModuleType:
         return importlib.import_module("webdataset")
     except ImportError as error:
         raise NormswapError(
-            f'{pattern}: shards need webdataset; pip install "normswap[train]"'
+            f"{pattern}: shards need webdataset; {install_command('train')}"
         ) from error

@@ -13,6 +13,7 @@ import pytest
 
 from normswap.assets import digits
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.io.sources.packages import ensure_torchvision_importable
 
 torch = pytest.importorskip("torch")
@@ -62,7 +63,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(NormswapError, match=r'pip install "normswap\[test\]"$'):
+    with pytest.raises(NormswapError, match=re.escape(install_command("demo")) + "$"):
         digits.load_digits_split()
 
 

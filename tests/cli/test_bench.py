@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from normswap import save
+from normswap.extras import install_command
 from tests.cli.conftest import Run
 from tests.runtimes.models import one_node
 
@@ -52,6 +53,6 @@ def test_bad_input(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "no such file" in run("bench", models / "missing.onnx").error
     monkeypatch.setitem(sys.modules, "openvino", None)
     missing = run("bench", models / "a.onnx", "--runtime", "openvino").error
-    assert missing.endswith('pip install "normswap[openvino]"')
+    assert missing.endswith(install_command("openvino"))
     for usage in (["--rounds", 5], ["--batch", 0], ["--runtime", "tvm"]):
         assert run("bench", models / "a.onnx", *usage).status == 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from normswap.extras import install_command
 from normswap.train.study.results import Comparison, Options, find
 from normswap.train.study.variants import BN, LN
 from tests.cli.conftest import Run
@@ -76,5 +77,5 @@ def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "normswap.train.study.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = run("compare", "-o", tmp_path / "made").error
-    assert error == 'compare: its figures need matplotlib; pip install "normswap[train]"'
+    assert error == f"compare: its figures need matplotlib; {install_command('train')}"
     assert not list(tmp_path.iterdir())

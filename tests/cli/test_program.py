@@ -24,7 +24,7 @@ COMMANDS = ("inspect", "swap", "fold", "validate", "bench", "distill", "compare"
 
 
 def command_line(*args: object) -> list[str]:
-    return [sys.executable, "-m", "normswap_cli.main", *(str(arg) for arg in args)]
+    return [sys.executable, "-m", "normswap", *(str(arg) for arg in args)]
 
 
 def environment(**more: str) -> dict[str, str]:

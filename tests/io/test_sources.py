@@ -21,6 +21,7 @@ from torch import nn
 
 import normswap as ns
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.io.capture import capture, module_source
 from normswap.io.preprocessing import Preprocessing
 from normswap.io.pt2 import read_pt2, write_pt2
@@ -483,7 +484,7 @@ def test_missing_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     message = error_of(load, name)
-    assert message.endswith('pip install "normswap[zoo]"')
+    assert message.endswith(install_command("zoo"))
     assert package in message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 import normswap as ns
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.lowering import kernels_of
 from normswap.runtimes import process, worker
 from normswap.runtimes.process import Process, RuntimeFailed, worker_command
@@ -109,7 +111,7 @@ def test_a_runtime_that_the_model_cannot_have(runtime: str, told: str) -> None:
 
 def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    told = r'--runtime openvino: it is not installed; pip install "normswap\[openvino\]"'
+    told = re.escape(f"--runtime openvino: it is not installed; {install_command('openvino')}")
     with pytest.raises(NormswapError, match=told), run_in(one_node(), "openvino"):
         pass
 

@@ -19,10 +19,12 @@ from typing import IO, Any, NoReturn, cast
 import torch
 
 from normswap.errors import NormswapError, first_line, quiet
+from normswap.extras import pip_install
 from normswap.io.atomic import PathLike, atomic_path
 from normswap.io.mapped import release_pages
 from normswap.io.pt2.archive import SAVE_AGAIN, Archive, BadArchive, open_archive, refuse
 
+TESTED_TORCH = "torch==2.13.0"  # program.py and check.py use parts of torch that are not public
 _LONGEST_NOTE = 1 << 16
 _DATA_FOLDERS = ("data/weights/", "data/constants/", "data/sample_inputs/")
 _FOLDERS = (*_DATA_FOLDERS, "models/", "extra/", ".data/")
@@ -54,7 +56,7 @@ def read_pt2(path: PathLike, trust: bool = False) -> torch.export.ExportedProgra
     except ImportError as error:
         raise NormswapError(
             f"{path}: normswap cannot check .pt2 files with torch {torch.__version__} "
-            f"({first_line(error)}); install the torch of its constraints file"
+            f"({first_line(error)}); {pip_install(TESTED_TORCH)}"
         ) from error
     except BadArchive as error:
         if _is_pickle(path):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 
 from normswap.errors import NormswapError, closest, first_line, quiet
+from normswap.extras import install_command, pip_install
 
 _LOG = logging.getLogger("normswap")
 _PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "transformers": "transformers"}
@@ -28,10 +29,10 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: list[torch.library.Library] = []
 
 
-def import_extra(package: str, source: str) -> ModuleType:
+def import_extra(package: str, source: str, extra: str = "zoo") -> ModuleType:
     """Imports timm, open_clip or transformers for ``source``.
 
-    Raises NormswapError, which names the extra to install, if it is missing or broken.
+    Raises NormswapError if it is missing or broken; it says how to install ``extra``.
     """
     ensure_torchvision_importable()
     try:
@@ -40,11 +41,11 @@ def import_extra(package: str, source: str) -> ModuleType:
         needs = f"{package} needs {error.name}, which is not installed"
         if error.name == package:
             needs = f"needs {_PACKAGES[package]}"
-        raise NormswapError(f'{source}: {needs}; pip install "normswap[zoo]"') from error
+        raise NormswapError(f"{source}: {needs}; {install_command(extra)}") from error
     except Exception as error:  # a package that does not fit the others may raise anything
         raise NormswapError(
             f"{source}: {package} cannot be imported ({first_line(error)}); "
-            'pip install --upgrade "normswap[zoo]"'
+            f"{pip_install('--upgrade', _PACKAGES[package])}"
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normswap.errors import NormswapError
+from normswap.extras import install_command
 from normswap.model import Model, Progress
 from normswap.parity.summary import provenance
 from normswap.runtimes.machine import machine, processors
@@ -119,7 +120,7 @@ def _figures_writer() -> Callable[..., list[str]]:
         if error.name != "matplotlib":
             raise
         raise NormswapError(
-            'compare: its figures need matplotlib; pip install "normswap[train]"'
+            f"compare: its figures need matplotlib; {install_command('train')}"
         ) from error
     return write_figures
 

@@ -163,7 +163,7 @@ def digits_vit(seed: int) -> Model:
     Patch 2, so 16 patches and a class token; pre-norm, LayerNorm; input ``pixel_values`` float32
     [N, 1, 8, 8], output ``logits`` [N, 10]. Raises NormswapError without transformers.
     """
-    transformers: Any = import_extra("transformers", "normswap compare without MODEL")
+    transformers: Any = import_extra("transformers", "normswap compare without MODEL", "demo")
     config = transformers.ViTConfig(
         image_size=8,
         patch_size=2,
