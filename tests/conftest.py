@@ -30,6 +30,8 @@ if not torch.cuda.is_available():
     # Triton reads it when it is imported, which torch.compile may do in any test.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Tables are as wide as they need, as where output is piped.
+os.environ.pop("COLUMNS", None)
 # The workers of pytest-xdist share the cores, and threads of ONNX Runtime wait busily.
 SESSION_THREADS.set(1)
 

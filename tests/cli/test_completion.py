@@ -49,7 +49,6 @@ def _completed(shell: str, folder: Path, *words: str) -> list[str]:
 def test_words_are_completed(shell: str, tmp_path: Path) -> None:
     assert _completed(shell, tmp_path, "sw") == ["swap"]
     assert _completed(shell, tmp_path, "swap", "m.onnx", "--to", "r") == ["rmsnorm"]
-    assert "--fold-affine" in _completed(shell, tmp_path, "swap", "m.onnx", "--fold")
 
 
 def test_paths_are_left_to_the_shell(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_page(run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_page_cannot_be_written(run: Run, files: Path, tmp_path: Path) -> None:
-    page = tmp_path / "none" / "report.html"
+    page = tmp_path / "a file" / "report.html"
+    page.parent.touch()
     model = files / "spelled-out.onnx"
     assert run("validate", model, model, "--report", page).error.startswith(f"{page}: ")
 

@@ -8,14 +8,15 @@ import pytest
 import normswap as ns
 from normswap.fit.text_masks import text_masks
 from normswap.norms import Site
+from tests.effort import ALL
 from tests.zoo.exports import FX, model_as, zoo_model
 
 _LENGTH, _EOS, _TEXTS = 12, 49, 20
 _CLIPS = [
     ("open_clip_clip", FX),
     ("open_clip_clip", "torchscript-14"),
-    ("open_clip_clip", "dynamo-18"),
     ("hf_clip", FX),
+    *([("open_clip_clip", "dynamo-18")] if ALL else []),
 ]
 clips = pytest.mark.parametrize(("name", "form"), _CLIPS, ids=map("-".join, _CLIPS))
 _SWAPS: dict[str, ns.Pass] = {

@@ -33,7 +33,8 @@ def test_what_nothing_reads_is_in_nobodys_way(deeper: bool, tmp_path: Path) -> N
     model = ns.load(_Dead(deeper).eval(), example_inputs=(torch.randn(2, 6),))
     assert [site.name for site in ns.locate(model)] == ["norm"]
     data = np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32)
-    swapped = [ns.swap(model, to=word) for word in ("rmsnorm", "fused")]
+    kernels = ns.Lowering(kernels=True)
+    swapped = [ns.swap(model, to=word, lowering=kernels) for word in ("rmsnorm", "fused")]
     swapped += [ns.swap(model, to=word, data=data) for word in ("batchnorm", "affine")]
     for result in [*swapped, ns.fold_affine(model)]:
         assert [site.name for site in result.done] == ["norm"]

@@ -396,7 +396,7 @@ def test_interrupt_after_the_commit_keeps_the_new_data(
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     model = read_onnx(save(tmp_path / "m.onnx", EXTERNAL))
-    for path in (tmp_path / "no" / "m.onnx", tmp_path, tmp_path / "m.data"):
+    for path in (tmp_path / "m.onnx" / "m.onnx", tmp_path, tmp_path / "m.data"):
         with pytest.raises(NormswapError) as caught:
             write_onnx(model, path)
         assert str(caught.value).startswith(f"{path}: ")

@@ -15,6 +15,7 @@ from torch import nn
 
 import normswap as ns
 from normswap.graph.graph import Graph
+from tests.effort import ALL
 from tests.passes.fold_checks import captured, check_fold
 
 
@@ -182,7 +183,7 @@ def _operators(graph: Graph) -> Counter[str]:
     return Counter(node.op for node in graph.nodes)
 
 
-@pytest.mark.parametrize("kind", ["fx", "dynamo"])
+@pytest.mark.parametrize("kind", ["fx", "dynamo"] if ALL else ["fx"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_rep_bn_disappears(name: str, kind: str) -> None:
     """Neither a norm nor a product with alpha is left, nor what a RepBN adds up."""

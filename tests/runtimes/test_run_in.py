@@ -84,7 +84,8 @@ def test_an_onnx_model(runtime: str, scratch: Path) -> None:
 
 
 def test_a_saved_torch_model_with_kernels_runs_in_a_process(tmp_path: Path) -> None:
-    model = ns.swap(model_as("hf_vit", FX), to="fused").model
+    kernels = ns.Lowering(kernels=True)
+    model = ns.swap(model_as("hf_vit", FX), to="fused", lowering=kernels).model
     assert kernels_of(model.graph)
     ns.save(model, tmp_path / "model.pt2")
     feeds = {s.name: np.array(model.examples[s.name]) for s in model.inputs}

@@ -56,8 +56,8 @@ ONNX_FORMS = (
     "dynamo-18-half",
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
-# Exports take most of the time. So norms are looked for in every model as captured and in one of
-# the other forms in turn, in one model in all forms; passes are tested as captured and as one of
+# Exports take most of the time. So norms are looked for in every other model as captured and in the
+# rest in one of the other forms in turn, in one model in all forms; passes are tested as captured and as one of
 # torch's exporters writes the model, in turn.
 EXPORTED_IN_TURN = ("torchscript-14", "dynamo-18")
 IN_TURN = tuple(form for form in FORMS if form != FX)
@@ -70,8 +70,9 @@ def forms_of(name: str) -> tuple[str, ...]:
     """The forms that the norms of ``name`` are looked for in; all with NORMSWAP_ZOO=all."""
     if name in ALL_FORMS_FOR or ALL:
         return FORMS
-    turn = IN_TURN[list(FAMILIES).index(name) % len(IN_TURN)]
-    chosen = {FX, turn, *(formats_of(name) if name in BUILDERS else ())}
+    number = list(FAMILIES).index(name)
+    turn = IN_TURN[number // 2 % len(IN_TURN)] if number % 2 else FX
+    chosen = {turn, *(formats_of(name) if name in BUILDERS else ())}
     return tuple(form for form in FORMS if form in chosen)
 
 
