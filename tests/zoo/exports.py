@@ -57,8 +57,8 @@ ONNX_FORMS = (
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
 # Exports take most of the time. So norms are looked for in every other model as captured and in the
-# rest in one of the other forms in turn, in one model in all forms; passes are tested as captured and as one of
-# torch's exporters writes the model, in turn.
+# rest in one of the other forms in turn, in one model in all forms. Passes are tested as captured
+# and as one of torch's exporters writes the model, in turn.
 EXPORTED_IN_TURN = ("torchscript-14", "dynamo-18")
 IN_TURN = tuple(form for form in FORMS if form != FX)
 ALL_FORMS_FOR = ("torch_conv_stem",)  # convolutions' norms, BatchNorms and LayerNorms
