@@ -10,10 +10,16 @@ from __future__ import annotations
 import os
 import secrets
 
+import pytest
+
 ALL = os.environ.get("NORMSWAP_ZOO") == "all"
 FRESH = os.environ.get("NORMSWAP_DRAWS") == "fresh"
 # Workers of pytest-xdist inherit what the first process drew.
 SEED = int(os.environ.setdefault("NORMSWAP_SEED", str(secrets.randbits(32)))) if FRESH else 0
+
+
+thorough = pytest.mark.skipif(not ALL, reason="many seconds, and others do part of it: test-all")
+"""Marks a test that ``make test`` leaves out."""
 
 
 def examples_of(some: int, all_of_them: int) -> int:

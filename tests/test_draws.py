@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.effort import thorough
+
 _ROOT = Path(__file__).parents[1]
 _DRAWN = """
 import hashlib, random
@@ -37,6 +39,7 @@ def _drawn(before: str = "", **variables: str) -> str:
     return done.stdout
 
 
+@thorough
 def test_the_same_draws_whatever_was_imported_and_drawn_before() -> None:
     before = "import normswap.passes.fold, numpy, torch; numpy.random.rand(); torch.rand(1)"
     drawn = []

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from normswap.errors import NormswapError
+from normswap.pool import process_pool
 from normswap.timing.paired import one_thread
 
 Announce = Callable[[str], None]
@@ -39,10 +36,9 @@ def run_jobs(
     if min(processes, len(jobs)) < 2:
         with one_thread():  # models this small gain nothing from more
             return [work(job, announce) for job in jobs]
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's locks
-    said = context.SimpleQueue()
+    said = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        with _pool(processes, context, said) as pool:
+        with process_pool(processes, _prepare, said) as pool:
             futures = [pool.submit(_run, work, job) for job in jobs]
             _follow(futures, said, announce)
             return [future.result() for future in futures]
@@ -63,41 +59,13 @@ def _follow(futures: Sequence[Future[Result]], said: Any, announce: Announce) ->
             future.result()
 
 
-@contextlib.contextmanager
-def _pool(processes: int, context: Any, said: Any) -> Iterator[ProcessPoolExecutor]:
-    """Ends its processes at once where the block fails."""
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _prepare, (said,))
-    try:
-        yield pool
-    except BaseException:
-        started = set(multiprocessing.active_children()) - before
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in started:
-            process.kill()
-        for process in started:
-            process.join()
-        raise
-    pool.shutdown()
-
-
 def _prepare(said: Any) -> None:
-    """Ctrl-C is the parent's to handle, and it has given the warnings; a process whose parent is
-    gone must not go on."""
+    """What the parent has said already, such as warnings, is not said again."""
     global _said
     _said = said
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = sys.stderr
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _run(work: Callable[[Job, Announce], Result], job: Job) -> Result:

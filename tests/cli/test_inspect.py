@@ -14,6 +14,7 @@ from normswap.norms import Rejection
 from normswap.report.inspection import Inspection
 from normswap.report.terminal import inspection_view
 from tests.cli.conftest import Run
+from tests.effort import thorough
 
 FIELDS = {
     "name", "kind", "role", "tower", "axes", "normalized_shape", "epsilon", "weight", "bias",
@@ -174,6 +175,7 @@ def test_no_norm(run: Run, files: Path, json: tuple[str, ...]) -> None:
         assert outcome.out == "no-norm.onnx: 0 norms (onnx)\n"
 
 
+@thorough
 @pytest.mark.parametrize(
     ("name", "image", "text"),
     [("timm:vit_base_patch16_224", 25, 0), ("open_clip:ViT-B-32", 26, 25)],

@@ -27,7 +27,7 @@ DISAGREE = {
 def test_it_has_the_expected_outputs_of_onnx_s_cases() -> None:
     assert len(cases()) > 1800
     wrong = {}
-    for case in cases()[:: effort.examples_of(4, 1)]:
+    for case in cases()[:: effort.examples_of(8, 1)]:
         skipped = exception(case) or case.has_sequences
         if not skipped and (problem := float64_difference(case)):
             wrong[case.name] = problem

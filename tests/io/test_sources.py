@@ -30,6 +30,7 @@ from normswap.io.sources.huggingface import huggingface_source
 from normswap.io.sources.open_clip import open_clip_source
 from normswap.io.sources.packages import ensure_torchvision_importable
 from normswap.io.sources.timm import timm_source
+from tests.effort import thorough
 
 ensure_torchvision_importable()
 transformers = pytest.importorskip("transformers")
@@ -352,6 +353,7 @@ def test_timm_with_random_weights(tmp_path: Path) -> None:
     assert counts["aten.scaled_dot_product_attention.default"] > 0
 
 
+@thorough
 def test_timm_full_size() -> None:
     source = timm_source("vit_base_patch16_224", pretrained=False)
     assert source.args[0].shape == (2, 3, 224, 224)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import fx
 
 from normswap.lowering import torch_kernels
+from tests.effort import examples_of
 
 _aten = torch.ops.aten
 _CHANNELS = 8
@@ -144,7 +145,7 @@ _REUSING = [getattr(torch.ops.normswap, name).default for name in torch_kernels.
 _counted = {"graphs": 0, "kernels": 0}
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples_of(120, 400))
 @given(_modules(), st.booleans())
 def test_no_reuse_of_a_buffer_changes_what_a_graph_computes(
     module: fx.GraphModule, same_input: bool

@@ -1,8 +1,8 @@
 """Every pass on FX and on ONNX from the same test: the same sites, roles and results.
 
-Each of the zoo's models is captured by torch.export and exported by both of torch's exporters, two
-of them (with NORMSWAP_ZOO=all every one) at several opsets; below opset 17 the TorchScript exporter
-spells LayerNorm out.
+Each of these models is captured by torch.export and exported by one of torch's exporters, two of
+them by both (with NORMSWAP_ZOO=all every one by both, at several opsets); below opset 17 the
+TorchScript exporter spells LayerNorm out.
 """
 
 from __future__ import annotations

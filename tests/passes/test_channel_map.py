@@ -14,6 +14,7 @@ from normswap.passes.algebra.channel_map import ChannelMap, embedded
 from normswap.passes.algebra.rules import RULES, Place
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal
+from tests.effort import examples_of
 from tests.graph.onnx_text import onnx_graph
 
 SIZES = (2, 3, 4, 4)  # two axes of equal size: N == C
@@ -55,7 +56,7 @@ def _map(data: st.DataObject, axis: int) -> ChannelMap:
     return change
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples_of(100, 400))
 @given(data=st.data(), move=moves(), axis=st.integers(0, 3))
 def test_a_map_goes_where_the_values_go(
     data: st.DataObject, move: tuple[str, dict[str, np.ndarray]], axis: int
@@ -125,7 +126,7 @@ def chains(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray]]:
     return text, {k: a.astype(np.float32) for k, a in constants.items()}
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples_of(50, 200))
 @given(chain=chains())
 def test_fold_is_the_same_function_or_a_refusal(chain: tuple[str, dict[str, np.ndarray]]) -> None:
     text, constants = chain

@@ -16,7 +16,7 @@ from normswap.io.load import model_from_onnx
 from normswap.model import Model
 from normswap.passes import Fold
 from normswap.passes.base import PassResult
-from tests.effort import examples_of
+from tests.effort import examples_of, thorough
 from tests.passes.fold_checks import check_fold
 from tests.passes.fold_graphs import Case, fold_graphs
 
@@ -45,6 +45,7 @@ def test_a_folded_graph_is_the_same_function(case: Case) -> None:
     check_fold(_model(case), case.feeds())
 
 
+@thorough
 def test_the_graphs_have_what_the_rules_are_about() -> None:
     """A good share of the norms folds; every operator, norm and refusal occurs."""
     operators: Counter[str] = Counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 
 import normswap as ns
-from tests.effort import examples_of
+from tests.effort import examples_of, thorough
 from tests.passes.fold_checks import check_fold
 from tests.passes.fold_modules import Built, fold_modules
 from tests.passes.test_fold_random import FIXED, SLOW
@@ -21,6 +21,7 @@ def test_a_folded_module_is_the_same_function(built: Built) -> None:
     check_fold(_model(built), {"x": built.x.numpy()})
 
 
+@thorough
 def test_the_modules_have_norms_that_fold_and_norms_that_do_not() -> None:
     done, reasons, notes = 0, [], []
 

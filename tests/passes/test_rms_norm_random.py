@@ -22,7 +22,7 @@ from normswap.passes.algebra.spread import Norms
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.fold_affine import FoldAffine
 from normswap.passes.rms_norm import RmsNorm
-from tests.effort import examples_of
+from tests.effort import examples_of, thorough
 from tests.passes.fold_sketch import Case
 from tests.passes.norm_checks import check_exact
 from tests.passes.norm_graphs import stream_graphs
@@ -52,6 +52,7 @@ def test_folded_norms_compute_the_same(case: Case) -> None:
     _check(case, FoldAffine())
 
 
+@thorough
 def test_the_graphs_have_what_the_rules_are_about() -> None:
     done: Counter[str] = Counter()
     reasons: list[str] = []

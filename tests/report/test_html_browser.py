@@ -13,12 +13,13 @@ from normswap.assets import digits
 from normswap.parity.report import ValidationReport
 from normswap.report.html.page import html_report
 from normswap.report.html.training import Training
+from tests.effort import thorough
 from tests.report import html_samples as samples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+pytestmark = [thorough, pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
 A4_WIDTH = 688  # CSS pixels between the margins

@@ -23,6 +23,7 @@ from normswap.train.study.folder import Workload
 from normswap.train.study.results import Comparison
 from normswap.train.study.runs import Run, RunFiles, RunResult
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, untrained
+from tests.effort import thorough
 from tests.train.made_up_runs import made_up, made_up_bench
 from tests.zoo.exports import FX, model_as
 
@@ -108,6 +109,7 @@ def test_the_folder_says_it_all(done: tuple[Path, Comparison]) -> None:
     assert all(finding.text in page for finding in found.findings)
 
 
+@thorough
 def test_a_killed_comparison_goes_on_to_the_same_results(
     done: tuple[Path, Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:

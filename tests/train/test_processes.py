@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.effort import thorough
 from tests.train import kills, processes
 
 
@@ -30,6 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(one, two, [process.returncode for process in started], errors)
 
 
+@thorough
 @pytest.mark.parametrize("name", ["batchnorm", "affine", "distilled"])
 def test_two_processes_give_the_weights_of_one(runs: Runs, name: str) -> None:
     one, two = (torch.load(folder / f"{name}.pt") for folder in (runs.one, runs.two))
@@ -50,6 +52,7 @@ def test_a_process_that_dies_is_told_of_in_one_line(runs: Runs) -> None:
     assert "Traceback" not in runs.errors[0]
 
 
+@thorough
 def test_a_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     killed.mkdir()

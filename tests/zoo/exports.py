@@ -57,18 +57,17 @@ ONNX_FORMS = (
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
 # Exports take most of the time. So norms are looked for in every other model as captured and in the
-# rest in one of the other forms in turn, in one model in all forms. Passes are tested as captured
-# and as one of torch's exporters writes the model, in turn.
+# rest in one of the other forms in turn. Passes are tested as captured and as one of torch's
+# exporters writes the model, in turn.
 EXPORTED_IN_TURN = ("torchscript-14", "dynamo-18")
 IN_TURN = tuple(form for form in FORMS if form != FX)
-ALL_FORMS_FOR = ("torch_conv_stem",)  # convolutions' norms, BatchNorms and LayerNorms
-# A ViT and a CLIP: one with norms spelled out in all formats, one with masks.
-ALL_FORMATS_FOR = ("spelled_vit", "hf_clip")
+# A ViT and a CLIP, as both write them: one with norms spelled out, one with masks.
+ALL_EXPORTERS_FOR = ("spelled_vit", "hf_clip")
 
 
 def forms_of(name: str) -> tuple[str, ...]:
     """The forms that the norms of ``name`` are looked for in; all with NORMSWAP_ZOO=all."""
-    if name in ALL_FORMS_FOR or ALL:
+    if ALL:
         return FORMS
     number = list(FAMILIES).index(name)
     turn = IN_TURN[number // 2 % len(IN_TURN)] if number % 2 else FX
@@ -78,8 +77,10 @@ def forms_of(name: str) -> tuple[str, ...]:
 
 def formats_of(name: str) -> tuple[str, ...]:
     """The formats in which every pass is tested on ``name``; all with NORMSWAP_ZOO=all."""
-    if name in ALL_FORMATS_FOR or ALL:
+    if ALL:
         return FORMATS
+    if name in ALL_EXPORTERS_FOR:
+        return (FX, *EXPORTED_IN_TURN)
     return (FX, EXPORTED_IN_TURN[list(FAMILIES).index(name) % len(EXPORTED_IN_TURN)])
 
 
