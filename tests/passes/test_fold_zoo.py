@@ -120,7 +120,7 @@ def test_every_norm_folds(case: tuple[str, str]) -> None:
     shifts = SHIFTS.get(f"{name}-{kind}", [])
     told = [note for note in result.notes if "its shift stays" in note]
     assert [note.split("'")[1] for note in told] == shifts
-    _no_residue(original.graph, swapped.model.graph, result.model.graph, len(shifts))
+    _no_residue(original.graph, model.graph, result.model.graph, len(shifts))
     report = ns.validate(swapped.model, ns.fold(swapped.model).model)
     assert report.passed, report
 
