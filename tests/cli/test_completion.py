@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_program import environment
+from tests.effort import ALL
 
 _BASH = """
 eval "$(_NORMSWAP_COMPLETE=bash_source normswap)"
@@ -45,7 +46,7 @@ def _completed(shell: str, folder: Path, *words: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"] if ALL else ["bash"])
 def test_words_are_completed(shell: str, tmp_path: Path) -> None:
     assert _completed(shell, tmp_path, "sw") == ["swap"]
     assert _completed(shell, tmp_path, "swap", "m.onnx", "--to", "r") == ["rmsnorm"]

@@ -20,6 +20,7 @@ import torch
 from onnx import numpy_helper
 
 from normswap.assets import digits
+from tests.effort import thorough
 from tests.zoo.exports import exported, zoo_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -121,6 +122,7 @@ def test_in_an_exported_program(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not any("norm" in str(target) for target in called)
 
 
+@thorough
 def test_clip_folder_to_onnx(clips: tuple[Path, Any]) -> None:
     folder, (exact, measured) = clips
     assert set(_files(folder)) == {"clip.onnx", "clip-norm-free.onnx"}
@@ -135,6 +137,7 @@ def test_clip_folder_to_onnx(clips: tuple[Path, Any]) -> None:
     assert 0.95 < cosines["image_embeds"] < 0.9999
 
 
+@thorough
 def test_classify_in_onnxruntime(
     clips: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import examples_of
 from tests.io import kills
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of this process")
 
 
-@pytest.mark.parametrize(("kind", "count"), [("in place", 10), (".pt2", 3), ("a page", 4)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("in place", examples_of(5, 20)), (".pt2", 2), ("a page", 3)]
+)
 def test_a_kill_loses_and_leaves_nothing(kind: str, count: int, tmp_path: Path) -> None:
     killed, _ = kills.kill(kind, tmp_path, count, seed=0, every=13)
     assert killed == count

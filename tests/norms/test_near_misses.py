@@ -14,7 +14,7 @@ from tests.norms.spelling_truth import Case
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_leaves_near_misses_alone_and_says_why(mutation: str) -> None:
-    @examples(12, thorough=25)
+    @examples(6, thorough=25)
     @given(near_misses(mutation))
     def check(case: Case) -> None:
         check_rejection(locate(graph_of(case)), case.has_root)

@@ -66,7 +66,7 @@ def test_a_delicate_spelling_is_its_norm_up_to_float32(case: Case) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_near_miss_holds_no_norm(mutation: str) -> None:
-    @examples(4)
+    @examples(2, thorough=4)
     @given(near_misses(mutation))
     def check(case: Case) -> None:
         onnx.checker.check_model(case.proto, full_check=True)
@@ -117,7 +117,7 @@ def test_a_torch_spelling_is_the_norm_it_claims_to_be(case: TorchCase) -> None:
 
 @pytest.mark.parametrize("mutation", TORCH_MUTATIONS)
 def test_a_torch_near_miss_is_no_norm(mutation: str) -> None:
-    @examples(4)
+    @examples(2, thorough=4)
     @given(torch_near_misses(mutation))
     def check(case: TorchCase) -> None:
         assert not norms_between([_torch_values(case, scale) for scale in SCALES])

@@ -28,7 +28,7 @@ def _check_location(case: TorchCase) -> None:
         check_site(site, truth)
 
 
-@examples(15, thorough=100)
+@examples(10, thorough=100)
 @given(torch_spellings())
 def test_locates_norms_in_torch(case: TorchCase) -> None:
     _check_location(case)
@@ -43,7 +43,7 @@ def test_locates_batch_norms_of_numbers_in_torch(order: str, number_how: str | i
 
 
 # Without a GELU behind it: torch's is up to four times as accurate in one layout as in another.
-@examples(15, thorough=30)
+@examples(10, thorough=30)
 @given(torch_spellings(half=(False,), operator=(False,), after=("none", "linear")))
 def test_a_fused_torch_spelling_computes_the_same(case: TorchCase) -> None:
     check_fusion(normswap.load(case.module, example_inputs=case.inputs))
@@ -51,7 +51,7 @@ def test_a_fused_torch_spelling_computes_the_same(case: TorchCase) -> None:
 
 @pytest.mark.parametrize("mutation", TORCH_MUTATIONS)
 def test_leaves_torch_near_misses_alone(mutation: str) -> None:
-    @examples(4)
+    @examples(2, thorough=4)
     @given(torch_near_misses(mutation))
     def check(case: TorchCase) -> None:
         model = normswap.load(case.module, example_inputs=case.inputs)

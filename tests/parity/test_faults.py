@@ -31,12 +31,12 @@ def faulty(build: Builder, kind: str, fault: Fault) -> Model:
     return clip(build, kind, module, "" if fault.structure else "clip")
 
 
-# Every other one, in one kind of graph, in turn; with all there is, all of them in both.
+# Every third one, in one kind of graph, in turn; with all there is, all of them in both.
 PLANTED = [
     pytest.param(fault, kind, id=f"{fault.name}-{kind}")
     for number, fault in enumerate(FAULTS)
     for kind in KINDS
-    if ALL or (number % 2 == 0 and kind == KINDS[number // 2 % 2])
+    if ALL or (number % 3 == 0 and kind == KINDS[number // 3 % 2])
 ]
 
 
@@ -53,7 +53,7 @@ def by_name(name: str) -> Fault:
     return next(fault for fault in FAULTS if fault.name == name)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]])
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1]] if ALL else [KINDS])
 @pytest.mark.parametrize(
     "name", ["unbiased_variance", "transposed_square_weight", "end_of_text_at_the_last_position"]
 )
@@ -69,7 +69,9 @@ def test_across_formats(build: Builder, kinds: tuple[str, str], name: str) -> No
     assert wrong.bisection.site in fault.sites
 
 
-@pytest.mark.parametrize("name", ["dropped_beta", "queries_and_keys_swapped"])
+@pytest.mark.parametrize(
+    "name", ["dropped_beta", "queries_and_keys_swapped"] if ALL else ["dropped_beta"]
+)
 def test_in_a_rewritten_and_renamed_graph(build: Builder, name: str) -> None:
     """The candidate went through an exact swap and lost every name."""
     reference = clip(build, "onnx", Clip(), "clip")
@@ -85,7 +87,7 @@ def test_in_a_rewritten_and_renamed_graph(build: Builder, name: str) -> None:
         assert report.bisection.site in fault.sites, (to, report.bisection)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if ALL else KINDS[:1])
 def test_in_two_steps_as_in_a_long_model(
     build: Builder, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

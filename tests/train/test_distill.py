@@ -16,6 +16,7 @@ from normswap.model import Model
 from normswap.parity.report import ApproximateOutput
 from normswap.train.distill import DistillResult, distill
 from normswap.train.matches import match
+from tests.effort import thorough
 from tests.train import tiny
 
 
@@ -88,6 +89,7 @@ def clip() -> Model:
     return ns.load(digits.DIGITS_CLIP)
 
 
+@thorough
 def test_a_clips_other_tower_stays_as_it_is(clip: Model, split: digits.DigitsSplit) -> None:
     images = split.train_images[:64]
     student = ns.swap(clip, to="batchnorm", data=images).model
@@ -99,6 +101,7 @@ def test_a_clips_other_tower_stays_as_it_is(clip: Model, split: digits.DigitsSpl
     assert changed == {"vision_model", "visual_projection"}
 
 
+@thorough
 def test_both_towers_learn_from_each_others_embeddings(
     clip: Model, split: digits.DigitsSplit
 ) -> None:
