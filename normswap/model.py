@@ -12,6 +12,7 @@ import numpy as np
 
 from normswap.errors import Endless, NormswapError, at_fault, blaming, first_line, visible
 from normswap.graph.graph import Array, Graph, Runner
+from normswap.graph.operators import operator
 from normswap.norms import locate
 from normswap.norms.site import Location, Site
 from normswap.shown import Diagram, Shown, function
@@ -154,7 +155,8 @@ class Model(Shown):
             raise NormswapError(f"{self.path or self.name}: {error}") from None
 
     def _loops(self) -> bool:
-        return any(node.operator.repeats for node in self.graph.nodes)
+        names = {op for node in self.graph.nodes for op in (node.op, *node.nested)}
+        return any(operator(name).repeats for name in names)
 
     def _fault(self) -> str:
         """Why the model does not run on its examples; '' where it does."""

@@ -45,7 +45,8 @@ def show(*renderables: RenderableType) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = Console(highlight=False, markup=False, emoji=False)
-    if os.environ.get("COLUMNS", "").isdecimal():
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):  # some set it to 0, where it is not known
         for renderable in renderables:
             console.print(renderable)
         return

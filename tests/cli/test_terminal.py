@@ -173,6 +173,15 @@ def test_no_line_is_wider_than_columns(
     assert len("".join(text.split())) >= 0.9 * len("".join(free.split()))
 
 
+@pytest.mark.parametrize("columns", ["0", "", "wide"])
+def test_columns_that_say_nothing(
+    run: Run, files: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    free = run("inspect", files / "spelled-out.onnx").out
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run("inspect", files / "spelled-out.onnx").out == free
+
+
 def test_errors_are_visible_from_python_too() -> None:
     error = NormswapError("a\x1b[31m\n\ud800é 漢 \\x1b")
     assert str(error) == "a\\x1b[31m\\n\\ud800é 漢 \\x1b"

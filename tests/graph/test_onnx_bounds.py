@@ -249,6 +249,25 @@ def test_a_loop_that_goes_on_for_ever_is_stopped(
         model.run(feeds, dtype)
 
 
+def test_a_loop_within_a_branch_is_stopped_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "LOOP_SECONDS", 0.3)
+    inner = ir.to_proto(_loop(2**60)).graph
+    inputs, held = list(inner.input), list(inner.initializer)
+    del inner.input[:], inner.initializer[:]
+    graph = helper.make_graph(
+        [helper.make_node("If", ["taken"], ["out"], then_branch=inner, else_branch=inner)],
+        "test",
+        [*inputs, helper.make_tensor_value_info("taken", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+        held,
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    model = load(ir.serde.deserialize_model(proto))
+    with pytest.raises(NormswapError, match="a loop in it may go on for ever"):
+        model.run({"x": np.zeros((2, 3, 8), np.float32), "taken": np.array(True)})
+
+
 def test_validating_it_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "LOOP_SECONDS", 0.3)
     with pytest.raises(NormswapError, match="a loop in it may go on for ever"):

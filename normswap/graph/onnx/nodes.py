@@ -80,10 +80,13 @@ def captured_values(node: ir.Node) -> list[ir.Value]:
     """The outer values that a node's subgraphs (of an If, a Loop, a Scan) read."""
     found: dict[ir.Value, None] = {}
     for graph in subgraphs(node):
-        inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs)
-        inner |= set(graph.initializers.values())
-        reads = [v for n in graph.all_nodes() for v in n.inputs if v is not None]
-        found.update(dict.fromkeys(v for v in [*reads, *graph.outputs] if v not in inner))
+        nodes = list(graph.all_nodes())
+        bodies = [graph, *(body for n in nodes for body in subgraphs(n))]
+        inner = {v for n in nodes for v in n.outputs}
+        inner |= {v for body in bodies for v in (*body.inputs, *body.initializers.values())}
+        reads = [v for n in nodes for v in n.inputs if v is not None]
+        reads += [v for body in bodies for v in body.outputs]
+        found.update(dict.fromkeys(v for v in reads if v not in inner))
     return list(found)
 
 
