@@ -18,6 +18,7 @@ from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
 from normswap.passes.batch_norm import BatchNorm as BatchNorm
 from normswap.passes.fused import Fused as Fused
+from normswap.passes.predicted import Predicted as Predicted
 from normswap.passes.rms_norm import RmsNorm as RmsNorm
 from normswap.timing.bench import bench as bench
 from normswap.train.distill import distill as distill

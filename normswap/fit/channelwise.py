@@ -91,6 +91,12 @@ def _ratio(above: Array, below: Array) -> Array:
     return np.where(below > 0, above / np.where(below > 0, below, 1.0), 0.0)
 
 
+def share_left(moments: GroupMoments, fit: ChannelFit) -> float:
+    """The share of the variance of y, within groups, that ``fit`` leaves."""
+    variance = float((moments.count[:, None] * moments.y_variance).sum())
+    return _squared_error(moments, fit) / variance if variance > 0 else 0.0
+
+
 def _squared_error(moments: GroupMoments, fit: ChannelFit) -> float:
     offset = moments.y_mean - fit.scale * moments.x_mean - fit.shift
     spread = moments.y_variance - 2 * fit.scale * moments.covariance

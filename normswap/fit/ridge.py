@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.calibration import over_processes
 from normswap.fit.covariance import JointMoments, empty
-from normswap.fit.moments import varies
+from normswap.fit.moments import ChannelMoments, varies
 from normswap.graph.graph import Array
 from normswap.graph.tensors import to_torch
 
@@ -81,6 +82,19 @@ class RidgeFits:
         weight[still] = towards[still]
         bias = train.y_mean - train.x_mean @ weight
         return RidgeFit(weight, bias, strength, choice.error)
+
+
+def share_left_by(fit: RidgeFit, held_out: HeldOut) -> float:
+    """The share of the variance of y that ``fit`` leaves on the rows held out; 0 where y does not
+    vary."""
+    left, y_sums = np.zeros(1), ChannelMoments()
+    for x, y in held_out():
+        off = y - (x.astype(np.float64) @ fit.weight + fit.bias)
+        left += np.square(off).sum()
+        y_sums.add(y, 1)
+    y_sums = over_processes(y_sums)
+    total = float(y_sums.variance.sum()) * y_sums.count if y_sums.count else 0.0
+    return float(np.sum(distributed.gathered(left))) / total if total > 0 else 0.0
 
 
 def _solved(train: JointMoments, towards: Array, choice: Choice) -> tuple[Array, float]:

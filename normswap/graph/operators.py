@@ -89,6 +89,7 @@ class Operator:
         has_bias: its third input, which may be absent, is added to its product.
         parameters: the names of the inputs behind its first one, which are attributes in some
             versions of the operator set. Where they are constant, ``Node.attributes`` has them.
+        parameters_since: the version from which on they are inputs; of those that can be written.
         defaults: the values of attributes that are absent.
         bounds_from_sizes: exporters compute its parameters from sizes even where they are fixed.
     """
@@ -125,6 +126,7 @@ class Operator:
 
     has_bias: bool = False
     parameters: tuple[str, ...] = ()
+    parameters_since: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     bounds_from_sizes: bool = False
 
@@ -228,9 +230,9 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("Sub", arithmetic="sum", rowwise=True, writable=True),
     Operator("Sum", arithmetic="many"),
     # Functions of each element; of Pow the exponent decides whether it is a root
-    Operator("Abs", rowwise=True),
-    Operator("Clip", parameters=("min", "max")),
-    Operator("Exp", rowwise=True),
+    Operator("Abs", rowwise=True, writable=True),
+    Operator("Clip", parameters=("min", "max"), parameters_since=11, writable=True),
+    Operator("Exp", rowwise=True, writable=True),
     Operator("Log", root="logarithm", rowwise=True),
     Operator("Pow", rowwise=True),
     Operator("Reciprocal", rowwise=True),
@@ -328,7 +330,7 @@ OPERATORS: tuple[Operator, ...] = (
     _reduction("ReduceL1", "L1 norm"),
     _reduction("ReduceL2", "L2 norm", root="inside", rowwise=True),
     _reduction("ReduceMax", "maximum", pool="maximum"),
-    _reduction("ReduceMean", "mean", pool="mean", rowwise=True, writable=True),
+    _reduction("ReduceMean", "mean", pool="mean", rowwise=True, writable=True, parameters_since=18),
     _reduction("ReduceMin"),
     _reduction("ReduceSum", "sum", pool="sum", rowwise=True),
     _reduction("ReduceSumSquare", "sum of squares", rowwise=True),

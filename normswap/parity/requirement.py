@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.parity.metrics import Similarity
+from normswap.parity.held_out import HeldOut
 
 METRICS = ("top1", "cosine", "sqnr")
 _FORM = re.compile(r"\s*([a-z0-9]+)\s*>=\s*([-+0-9.e]+)\s*", re.IGNORECASE)
@@ -51,8 +51,7 @@ class Judge:
     """Holds models against the original, on data that no fit has seen.
 
     Judged are the outputs that depend on nothing but the data's inputs: all of them, the worst of
-    which counts; for 'top1' the first called ``logits*``, else the first of rank 2 that depends on
-    all that any output does.
+    which counts; for 'top1' the class scores (``HeldOut.scores``).
     Raises NormswapError where there is none.
     """
 
@@ -60,54 +59,39 @@ class Judge:
         self, model: Model, batches: Sequence[Mapping[str, Array]], requirement: Requirement
     ) -> None:
         self.requirement = requirement
-        self._batches = batches
-        given = set(batches[0])
-        named = list(zip(model.output_names, model.graph.outputs, strict=True))
-        sources = {name: _sources(model, value) for name, value in named}
-        found = [(n, v) for n, v in named if set() < sources[n] <= given]
+        self._held_out = HeldOut(model, batches)
+        self._outputs = self._held_out.outputs
         if requirement.metric == "top1":
-            # Where another output depends on more, as the scores of a CLIP do, it is an embedding.
-            all_inputs = set().union(*sources.values())
-            found = _scores(found, [n for n, _ in found if sources[n] == all_inputs])
-        if not found:
+            scores = self._held_out.scores
+            self._outputs = [] if scores is None else [scores]
+        if not self._outputs:
             wanted = "class scores" if requirement.metric == "top1" else "an output"
             raise NormswapError(
                 f"--ensure: {model.name} has no output with {wanted} that the calibration data "
-                f"({', '.join(sorted(given))}) is enough for; try cosine>="
+                f"({', '.join(sorted(batches[0]))}) is enough for; try cosine>="
             )
-        self._positions = [model.output_names.index(name) for name, _ in found]
-        self._inputs = sorted(set().union(*(_sources(model, v) for _, v in found)))
-        self._expected = self._run(model)
 
     @property
     def samples(self) -> int:
-        return sum(len(next(iter(batch.values()))) for batch in self._batches)
+        return self._held_out.samples
 
     def measure(self, model: Model) -> float:
         """The requirement's metric, of the original and ``model``."""
-        values = [_METRIC[self.requirement.metric](s) for s in self._similarities(model)]
-        return float(np.min(values))  # NaN if any is
+        return self.verdict(model)[0]
 
     def error(self, model: Model) -> float:
         """The error's share of the outputs' power: tells apart what 'top1' does not."""
-        shares = [10 ** (-s.sqnr_db / 10) for s in self._similarities(model)]
-        return float(np.max(np.where(np.isnan(shares), np.inf, shares)))
+        return self.verdict(model)[1]
+
+    def verdict(self, model: Model) -> tuple[float, float]:
+        """``measure`` and ``error``, from one run."""
+        found = self._held_out.similarities(model, self._outputs)
+        shares = [10 ** (-s.sqnr_db / 10) for s in found]
+        metric = np.min([_METRIC[self.requirement.metric](s) for s in found])  # NaN if any is
+        return float(metric), float(np.max(np.where(np.isnan(shares), np.inf, shares)))
 
     def meets(self, model: Model) -> bool:
         return self.measure(model) >= self.requirement.least
-
-    def _similarities(self, model: Model) -> list[Similarity]:
-        tallies = [Similarity() for _ in self._positions]
-        for expected, got in zip(self._expected, self._run(model), strict=True):
-            for tally, a, b in zip(tallies, expected, got, strict=True):
-                tally.add(a, b)
-        return tallies
-
-    def _run(self, model: Model) -> list[list[Array]]:
-        graph = model.graph
-        inputs = [graph.value(name) for name in self._inputs]
-        run = graph.slice(inputs, [graph.outputs[i] for i in self._positions])
-        return [run([batch[name] for name in self._inputs]) for batch in self._batches]
 
 
 _METRIC = {
@@ -115,15 +99,3 @@ _METRIC = {
     "cosine": lambda s: s.cosine_mean,
     "sqnr": lambda s: s.sqnr_db,
 }
-
-
-def _scores(outputs: Sequence[tuple[str, Value]], likely: list[str]) -> list[tuple[str, Value]]:
-    """The output that holds class scores; ``likely``: those that may, by what they depend on."""
-    named = [(n, v) for n, v in outputs if n.startswith("logits") and v.rank == 2]
-    other = [(n, v) for n, v in outputs if n in likely and v.rank == 2 and "embed" not in n]
-    return [*named, *other][:1]
-
-
-def _sources(model: Model, value: Value) -> set[str]:
-    """The names of the inputs that a value depends on."""
-    return {source.name for source in model.graph.sources([value])}

@@ -6,6 +6,7 @@ from normswap.passes.ffn_batch_norm import InsertFfnBatchNorm as InsertFfnBatchN
 from normswap.passes.fold import Fold as Fold
 from normswap.passes.fold_affine import FoldAffine as FoldAffine
 from normswap.passes.fused import Fused as Fused
+from normswap.passes.predicted import Predicted as Predicted
 from normswap.passes.registry import pass_called as pass_called
 from normswap.passes.registry import passes as passes
 from normswap.passes.rms_norm import RmsNorm as RmsNorm

@@ -9,15 +9,23 @@ from typing import ClassVar
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.fit.channelwise import ChannelFit, least_squares
+from normswap.fit.channelwise import ChannelFit, least_squares, share_left
 from normswap.fit.covariance import held_out_rows, joint_moments
 from normswap.fit.moments import GroupMoments
-from normswap.fit.ridge import RidgeFits
+from normswap.fit.ridge import RidgeFits, share_left_by
 from normswap.fit.sweep import HELD_OUT, Readings
 from normswap.fit.tokens import Rows
 from normswap.graph.graph import Array, Node, Value
 from normswap.options import option
-from normswap.passes.calibrated import Calibrated, Fitted, Plan, SwapStop, check_finite
+from normswap.passes.base import NormFit
+from normswap.passes.calibrated import (
+    Calibrated,
+    Fitted,
+    Plan,
+    SwapStop,
+    check_finite,
+    check_useful,
+)
 from normswap.passes.insert import insert_linear
 from normswap.passes.refit_writers import writer_stops
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
@@ -91,16 +99,27 @@ class _Swap(SwapStop):
             return insert_linear(graph, value, self._fitted.axis, weight, bias, site.name, like)
 
         if not table.any():
-            return mapped(x, *self._fit_together(readings))
+            weight, bias, error = self._fit_together(readings)
+            self._tell(error, 0)
+            return mapped(x, weight, bias)
         if site.role == "embedding":  # the stream reads it: only what computes it can absorb A
-            weight, bias = self._fit_together(readings)
+            weight, bias, _ = self._fit_together(readings)
             behind = group_moments(self._fitted, readings, table, lambda x: x @ weight.T + bias)
-            return scaled(mapped(x, weight, bias), least_squares(site, *behind))
-        start, weight, bias = self._fit_groups(readings, table)
+            fit = least_squares(site, *behind)
+            self._tell(share_left(behind[1], fit), self._fitted.channels)
+            return scaled(mapped(x, weight, bias), fit)
+        start, weight, bias, error = self._fit_groups(readings, table)
+        self._tell(error, self._fitted.channels)
         return mapped(scaled(x, start), weight, bias)
 
-    def _fit_together(self, readings: Readings) -> tuple[Array, Array]:
-        """The map [C, C], [C] from the input to the original's output."""
+    def _tell(self, error: float, cost: int) -> None:
+        """Notes what the fit costs. Raises Refusal for one that is of no use."""
+        check_useful(error)
+        self._plan.fits.append(NormFit(self._fitted.site, "an affine map", error, cost))
+
+    def _fit_together(self, readings: Readings) -> tuple[Array, Array, float]:
+        """The map [C, C], [C] from the input to the original's output, and the share of its
+        variance that is left on the samples held out."""
         channels = self._fitted.channels
 
         def parts() -> Iterator[tuple[Array, Array, Array]]:
@@ -122,11 +141,14 @@ class _Swap(SwapStop):
         start = least_squares(self._fitted.site, GroupMoments.of_one_group(train), none)
         scale, shift = start.scale[0], start.shift[0]
         fit = self._fits.fit(train.scaled(scale, shift), scaled, np.eye(channels))
-        return fit.weight.T * scale, fit.bias + shift @ fit.weight
+        error = share_left_by(fit, scaled)
+        return fit.weight.T * scale, fit.bias + shift @ fit.weight, error
 
-    def _fit_groups(self, readings: Readings, table: Array) -> tuple[ChannelFit, Array, Array]:
-        """Scale and shift by group, and the map [C, C], [C] from what they give to the original's
-        output."""
+    def _fit_groups(
+        self, readings: Readings, table: Array
+    ) -> tuple[ChannelFit, Array, Array, float]:
+        """Scale and shift by group, the map [C, C], [C] from what they give to the original's
+        output, and the share of its variance that is left on the samples held out."""
         channels = self._fitted.channels
         start = least_squares(self._fitted.site, *group_moments(self._fitted, readings, table))
         scale, shift = start.scale[table], start.shift[table]
@@ -139,7 +161,8 @@ class _Swap(SwapStop):
 
         train = joint_moments(parts, channels, channels)
         fit = self._fits.fit(train, lambda: held_out_rows(parts), np.eye(channels))
-        return start, fit.weight.T, fit.bias
+        error = share_left_by(fit, lambda: held_out_rows(parts))
+        return start, fit.weight.T, fit.bias, error
 
     def _rows(self, readings: Readings) -> Iterator[Rows]:
         return self._fitted.rows(readings, (self._fitted.axis, self._fitted.axis))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from normswap.graph.graph import Graph, Value
 from normswap.model import Model, Progress, Step
 from normswap.norms.site import Site
 from normswap.options import check_choices
+from normswap.parity.held_out import Agreement
 from normswap.passes.select import Selection
 from normswap.shown import Shown
 
@@ -78,6 +80,47 @@ class NormsWritten(PassResult):
     def undone(self, original: Model, reason: str) -> PassResult:
         nothing = super().undone(original, reason)
         return NormsWritten(original, False, [], nothing.skipped, [], nothing.kept)
+
+
+@dataclass(frozen=True)
+class NormFit:
+    """What a fitted swap put in the place of one norm.
+
+    ``form``: in words. ``held_out_error``: the share of the variance of the original norm's output
+    that is left on every fifth sample. ``multiply_adds``: for each token once all that can be
+    folded is, None where that is not known.
+    """
+
+    site: Site
+    form: str
+    held_out_error: float
+    multiply_adds: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        error = self.held_out_error if math.isfinite(self.held_out_error) else None
+        return {
+            "site": self.site.name,
+            "form": self.form,
+            "held_out_error": error,
+            "multiply_adds": self.multiply_adds,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class NormsFitted(PassResult):
+    """The result of a swap that was fitted to data, with what it costs.
+
+    ``fits``: one for each site that is done. ``agreement``: of the model's outputs with the
+    original's on every fifth sample of the calibration data; empty where every output depends on
+    an input that the data lacks.
+    """
+
+    fits: list[NormFit] = field(default_factory=list)
+    agreement: list[Agreement] = field(default_factory=list)
+
+    def undone(self, original: Model, reason: str) -> PassResult:
+        nothing = super().undone(original, reason)
+        return NormsFitted(original, False, [], nothing.skipped, [], nothing.kept)
 
 
 @dataclass

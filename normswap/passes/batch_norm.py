@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from normswap.fit.channelwise import FITS, Fitting, safe_epsilon, with_statistics
+from normswap.fit.channelwise import (
+    FITS,
+    Fitting,
+    least_squares,
+    safe_epsilon,
+    share_left,
+    with_statistics,
+)
 from normswap.fit.sweep import Readings
 from normswap.graph.graph import Node, Value
 from normswap.options import option
-from normswap.passes.calibrated import Calibrated, Fitted, Plan, SwapStop
+from normswap.passes.base import NormFit
+from normswap.passes.calibrated import Calibrated, Fitted, Plan, SwapStop, check_useful
 from normswap.passes.ffn_batch_norm import POSITIONS, ffn_stops
 from normswap.passes.insert import insert_batch_norm
 from normswap.passes.token_scale import group_moments, group_table, insert_token_scale
@@ -72,6 +80,11 @@ class _Swap(SwapStop):
         table = group_table(self._tokens, self._fitted, readings)
         train, held_out = group_moments(self._fitted, readings, table)
         fit = self._fit(site, train, held_out)
+        error = share_left(held_out, fit)
+        if self._fit is least_squares:  # the others match statistics, and are to be trained
+            check_useful(error)
+        cost = 0 if len(fit.scale) == 1 else self._fitted.channels
+        self._plan.fits.append(NormFit(site, "a BatchNorm", error, cost))
         if len(fit.scale) > 1:
             new = insert_token_scale(graph, x, self._fitted, fit, table, readings, like)
             self._plan.stays[site.name] = len(table)

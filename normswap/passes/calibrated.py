@@ -12,7 +12,7 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.fit.activations import MEMORY
 from normswap.fit.calibration import Batches, calibration_batches, own_share
-from normswap.fit.sweep import Readings, Stop, sweep
+from normswap.fit.sweep import HELD_OUT, Readings, Stop, sweep
 from normswap.fit.text_masks import text_masks
 from normswap.fit.tokens import TOKENS, Masks, Rows, rows, special_positions
 from normswap.graph.graph import Array, Graph, Node, Value
@@ -20,12 +20,14 @@ from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.options import option
+from normswap.parity.held_out import HeldOut
 from normswap.parity.requirement import Judge, Requirement
-from normswap.passes.base import Pass, PassResult, Refusal
+from normswap.passes.base import NormFit, NormsFitted, Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.select import Selection, select_sites, why_left
 
 _JUDGED = 5  # every fifth sample
+_USELESS = 1.0  # share of the variance of a norm's output that its mean alone leaves
 KINDS = ("layer_norm", "rms_norm")
 
 
@@ -56,15 +58,18 @@ class Fitted:
 class Plan:
     """What a calibrated swap is about to do: ``stops`` of the sweep, which edit ``graph``, and what
     the user is to know. ``stays``: sites that keep a scale and shift for each of so many tokens.
-    ``refused``: sites that stay as they are, with the reason."""
+    ``refused``: sites that stay as they are, with the reason. ``fits``: of the others. ``located``:
+    all norms of the original."""
 
     original: Graph
     graph: Graph
     batches: Batches
+    located: Sequence[Site]
     stops: list[Stop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stays: dict[str, int] = field(default_factory=dict)
     refused: dict[Site, str] = field(default_factory=dict)
+    fits: list[NormFit] = field(default_factory=list)
 
 
 class SwapStop(Stop):
@@ -148,6 +153,7 @@ class Calibrated(Pass):
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
             result = self._swapping(model, located, todo, data)(todo)
+            result = _measured(model, result, todo, data.split(HELD_OUT)[1])
         else:
             fitting, judging = data.split(_JUDGED)
             if not judging.count:
@@ -159,6 +165,7 @@ class Calibrated(Pass):
             judge = Judge(model, calibration_batches(model, todo, judging), requirement)
             swap = self._swapping(model, located, todo, fitting)
             result = swap_ensuring(model, todo, swap, judge, self.progress)
+            result = _measured(model, result, todo, judging)
         return replace(result, skipped=[*skipped, *result.skipped], notes=[*notes, *result.notes])
 
     def _swapping(
@@ -168,17 +175,20 @@ class Calibrated(Pass):
         batches = calibration_batches(model, todo, own_share(data))
         fitted = fitted_sites(model.graph, located, todo, batches)
         if self.tokens == "class":
-            fitted = _with_special(model.graph, located, fitted, batches)
+            fitted = with_special(model.graph, located, fitted, batches)
 
         def swap(sites: Sequence[Site]) -> PassResult:
-            return self._swap(model, batches, [f for f in fitted if f.site in sites])
+            chosen = [f for f in fitted if f.site in sites]
+            return self._swap(model, batches, located, chosen)
 
         return swap
 
-    def _swap(self, model: Model, batches: Batches, sites: Sequence[Fitted]) -> PassResult:
+    def _swap(
+        self, model: Model, batches: Batches, located: Sequence[Site], sites: Sequence[Fitted]
+    ) -> PassResult:
         """All of ``sites`` swapped, fitted to ``batches``."""
         result = model.copy()
-        plan = Plan(model.graph, result.graph, batches)
+        plan = Plan(model.graph, result.graph, batches, located)
         self.plan(plan, sites)
         steps = sweep(model.graph, result.graph, batches, plan.stops, self.memory)
         for count, _ in enumerate(steps, 1):
@@ -190,11 +200,23 @@ class Calibrated(Pass):
             return PassResult(model, False, [], skipped)
         result.graph.prune()
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
-        return PassResult(result, True, done, skipped, notes)
+        return NormsFitted(result, True, done, skipped, notes, fits=plan.fits)
 
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
         """Adds the stops that swap ``sites``, and notes."""
+
+
+def _measured(model: Model, result: PassResult, sites: Sequence[Site], samples: Data) -> PassResult:
+    """``result`` with the agreement of its outputs with the original's on ``samples``."""
+    if not isinstance(result, NormsFitted) or not result.modified:
+        return result
+    try:
+        batches = calibration_batches(model, sites, samples)
+    except NormswapError:  # fewer than fill a batch
+        return result
+    held_out = HeldOut(model, batches)
+    return replace(result, agreement=held_out.agreement(result.model) if held_out.outputs else [])
 
 
 def fitted_sites(
@@ -213,7 +235,7 @@ def fitted_sites(
     return fitted
 
 
-def _with_special(
+def with_special(
     graph: Graph, located: Sequence[Site], fitted: Sequence[Fitted], batches: Batches
 ) -> list[Fitted]:
     towers = {f.site.tower: _tower(located, f.site) for f in fitted}
@@ -238,6 +260,16 @@ def check_finite(site: Site, *arrays: Array) -> None:
         raise NormswapError(
             f"'{site.name}': its activations on the calibration data are not finite, or overflow; "
             f"calibrate the model in float32"
+        )
+
+
+def check_useful(error: float) -> None:
+    """Raises Refusal for a fit that leaves more than all of the variance of the norm's output on
+    the samples held out: it would explode on what the calibration has not seen."""
+    if not error <= _USELESS:
+        raise Refusal(
+            f"what was fitted is off by {error:.3g} of its output's variance on held-out samples, "
+            f"its mean alone by {_USELESS:g}; give it more data"
         )
 
 

@@ -89,6 +89,18 @@ def has_affine(site: Site) -> bool:
     return not plain or (site.bias is not None and bool(np.any(site.bias)))
 
 
+def readers_take(edits: WeightEdits, site: Site, closed: Collection[Node]) -> bool:
+    """Whether the readers of a norm over one axis can take over any affine map of its output."""
+    graph, size = edits.graph, site.normalized_shape[0]
+    x, y = graph.value(site.input), graph.value(site.output)
+    if y.rank is None:
+        return False
+    probe = np.diag(np.linspace(1.25, 1.75, size)) + 1 / size
+    change = ChannelMap.along(probe, np.ones(size), site.axes[0], y.rank)
+    own = frozenset(nodes_of(graph, site))
+    return not spread(edits, Start(y, change, True, own, x, closed)).refusal
+
+
 def absorb_affine(edits: WeightEdits, site: Site, closed: Collection[Node]) -> None:
     """Lets the readers of a norm over one axis take over its weight and bias.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from normswap.fit.channelwise import BatchNormConstants
+from normswap.fit.log_scale import LogScale
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.passes.algebra.rounding import rounded, written
 
@@ -72,6 +73,41 @@ def insert_linear(
     total = graph.insert("Add", [product, term], name=name, like=like)
     back = [perm.index(i) for i in range(last + 1)]
     return insert_transpose(graph, total, back, f"{name}.channels_back", like)
+
+
+def insert_log_scale(
+    graph: Graph, x: Value, scale: LogScale, before: Value | None, name: str, like: Node | None
+) -> Value:
+    """What ``scale`` predicts for each token of ``x`` [..., C], from ``before`` [..., 1] as well;
+    [..., 1]."""
+    name = f"{name}.log_scale"
+
+    def insert(op: str, first: Value, second: Value, called: str) -> Value:
+        return graph.insert(op, [first, second], name=f"{name}.{called}", like=like)
+
+    def constant(array: Array, called: str, form: Callable[..., Array] = written) -> Value:
+        return _constant(graph, form, array, x, f"{name}.{called}")
+
+    total = insert("MatMul", x, constant(scale.linear[:, None], "linear"), "product")
+    if scale.absolute.size:
+        towards = insert("MatMul", x, constant(scale.directions, "directions"), "towards")
+        size = graph.insert("Abs", [towards], name=f"{name}.size", like=like)
+        sizes = insert("MatMul", size, constant(scale.absolute[:, None], "absolute"), "sizes")
+        total = insert("Add", total, sizes, "sum")
+    if before is not None:
+        earlier = insert("Mul", before, constant(np.array(scale.before), "factor"), "earlier")
+        total = insert("Add", total, earlier, "sum")
+    total = insert("Add", total, constant(np.array(scale.constant), "constant", rounded), "shifted")
+    bounds = {"min": scale.low, "max": scale.high}
+    return graph.insert("Clip", [total], bounds, name=name, like=like)
+
+
+def insert_centred(graph: Graph, x: Value, name: str, like: Node | None) -> Value:
+    """``x`` [..., C] less the mean over its channels, which is a product with a constant."""
+    size = (x.shape or ())[-1]
+    weight = _constant(graph, written, np.full((size, 1), 1 / size), x, f"{name}.one_over_size")
+    mean = graph.insert("MatMul", [x, weight], name=f"{name}.mean", like=like)
+    return graph.insert("Sub", [x, mean], name=f"{name}.centred", like=like)
 
 
 def _constant(graph: Graph, form: Callable[..., Array], array: Array, x: Value, name: str) -> Value:

@@ -9,7 +9,7 @@ from typing import Any
 
 from normswap.model import Model
 from normswap.norms.site import Site
-from normswap.passes.base import PassResult
+from normswap.passes.base import NormsFitted, PassResult
 
 SCHEMA = "normswap.rewriting/1"
 
@@ -61,7 +61,8 @@ class Rewriting:
     def to_json(self) -> dict[str, Any]:
         """Keys: ``schema``, ``model``, ``kind``, ``passed``, ``output`` (null if nothing was
         saved) and ``passes``: ``pass``, ``modified``, ``done`` (sites as they stood before),
-        ``skipped`` and ``kept`` ({site, reason}) and ``notes`` of each.
+        ``skipped`` and ``kept`` ({site, reason}) and ``notes`` of each; of a swap that was fitted
+        also ``fits`` (``NormFit``) and ``agreement`` (``Agreement``).
         """
         return {
             "schema": SCHEMA,
@@ -77,10 +78,20 @@ class Rewriting:
                     "skipped": _reasons(result.skipped),
                     "kept": _reasons(result.kept),
                     "notes": result.notes,
+                    **_cost(result),
                 }
                 for name, result in self.steps
             ],
         }
+
+
+def _cost(result: PassResult) -> dict[str, Any]:
+    if not isinstance(result, NormsFitted):
+        return {}
+    return {
+        "fits": [fit.to_json() for fit in result.fits],
+        "agreement": [output.to_json() for output in result.agreement],
+    }
 
 
 def _reasons(sites: Sequence[tuple[Site, str]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from normswap.lowering.inference import kernels_of
 from normswap.model import Model
 from normswap.norms.site import Rejection, Site
+from normswap.parity.held_out import Agreement
 from normswap.parity.report import (
     ApproximateOutput,
     Bisection,
@@ -23,7 +24,7 @@ from normswap.parity.report import (
     SiteComparison,
     ValidationReport,
 )
-from normswap.passes.base import PassResult
+from normswap.passes.base import NormsFitted, PassResult
 from normswap.report.input_shapes import sizes_text
 from normswap.report.inspection import InspectedSite, Inspection, inspection
 from normswap.report.line import Line
@@ -159,11 +160,15 @@ def rewriting_view(report: Rewriting) -> RenderableType:
     parts: list[RenderableType] = []
     parts += [Line(f"{name}: {_count(result)}", "bold") for name, result in report.steps]
     parts.append(_outcomes(report.steps))
+    parts += [line for _, result in report.steps for line in _cost(result)]
     parts += [Line(f"note: {note}") for _, result in report.steps for note in result.notes]
     for name, reason in report.unmet:
         parts.append(Line(f"asked for and not done: {name}: {reason}", _BAD))
     if report.output is not None:
         parts.append(written_view(report.output, report.model))
+        if any(isinstance(result, NormsFitted) for _, result in report.steps):
+            command = f"normswap validate {report.source.name} {report.output}"
+            parts.append(Line(f"next: {command} --contract approximate --data DATA", _DIM))
     return Group(*parts)
 
 
@@ -172,14 +177,35 @@ def result_view(result: PassResult) -> RenderableType:
     name = result.model.history[-1].name if result.modified else "nothing changed"
     notes = [Line(f"note: {note}") for note in result.notes]
     title = Line(f"{result.model.label}: {_count(result)}", "bold")
-    return Group(title, _outcomes([(name, result)]), *notes)
+    return Group(title, _outcomes([(name, result)]), *_cost(result), *notes)
+
+
+def _cost(result: PassResult) -> list[Line]:
+    """What a fitted swap costs: how far its outputs are off on held-out samples, and which norms
+    are the worst."""
+    if not isinstance(result, NormsFitted) or not result.modified:
+        return []
+    lines = [Line(_agreement(output), "bold") for output in result.agreement]
+    if not lines:
+        lines = [Line("no output depends on the inputs in DATA alone: none was compared", _WARN)]
+    worst = sorted(result.fits, key=lambda fit: -fit.held_out_error)[:_PLACES]
+    errors = ", ".join(f"{f.site.name} ({_percent(f.held_out_error)})" for f in worst)
+    return [*lines, Line(f"furthest off, as a share of what the norm gave: {errors}")]
+
+
+def _agreement(output: Agreement) -> str:
+    same = "" if output.top1 is None else f", same class {_percent(output.top1)}"
+    cosine = f"cosine {output.cosine:.4f} (worst {output.cosine_worst:.4f})"
+    held_out = f"on {output.samples} held-out samples"
+    return f"{output.output} {held_out}: SQNR {output.sqnr_db:.1f} dB, {cosine}{same}"
 
 
 def _outcomes(steps: Sequence[tuple[str, PassResult]]) -> Table:
     """A row for each site, with what each pass did with it."""
     rows: dict[str, tuple[Site, dict[str, Text]]] = {}
     for name, result in steps:
-        told = [(site, Line("done", _GOOD)) for site in result.done]
+        forms = {f.site: f.form for f in result.fits} if isinstance(result, NormsFitted) else {}
+        told = [(site, Line(forms.get(site, "done"), _GOOD)) for site in result.done]
         told += [(site, Line(f"skipped: {why}", _WARN)) for site, why in result.skipped]
         told += [(site, Line(why, _WARN)) for site, why in result.kept]
         for site, outcome in told:

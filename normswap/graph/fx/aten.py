@@ -87,6 +87,7 @@ for _op, _names, _targets in [
     ("Tanh", ["self"], [aten.tanh.default]),
     ("Erf", ["self"], [aten.erf.default]),
     ("Exp", ["self"], [aten.exp.default]),
+    ("Abs", ["self"], [aten.abs.default]),
     ("Neg", ["self"], [aten.neg.default]),
     ("Swish", ["self"], [aten.silu.default, aten.silu_.default]),
     ("HardSwish", ["self"], [aten.hardswish.default, aten.hardswish_.default]),
@@ -300,6 +301,12 @@ def _softmax(a: Arguments) -> Reading:
     return Reading("Softmax", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
 
 
+@_reads(aten.clamp.default)
+def _clamp(a: Arguments) -> Reading:
+    bounds = {name: a[name] for name in ("min", "max") if a[name] is not None}
+    return Reading("Clip", _slots("self"), bounds)
+
+
 @_reads(aten.sym_size.int)
 def _size(a: Arguments) -> Reading:
     return Reading("Shape", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
@@ -435,6 +442,9 @@ WRITTEN: dict[str, tuple[Slot, ...]] = {
     "Mul": _slots("self", "other"),
     "Div": _slots("self", "other"),
     "Sqrt": _slots("self"),
+    "Abs": _slots("self"),
+    "Exp": _slots("self"),
+    "Clip": _slots("self"),
     "MatMul": _slots("self", "other"),
     "Gemm": _slots("mat1", "mat2", "self"),
     "ReduceMean": _slots("self"),
@@ -459,11 +469,14 @@ def call_for(
         return aten.mean.dim, (nodes[0], list(attributes["axes"]), keep)
     if op == "Gemm":
         return aten.addmm.default, (nodes[2], nodes[0], nodes[1])
-    if op == "Sqrt":
-        return aten.sqrt.default, (nodes[0],)
+    if op == "Clip":
+        return aten.clamp.default, (nodes[0], attributes["min"], attributes["max"])
+    if op in _UNARY:
+        return _UNARY[op], (nodes[0],)
     return _BINARY[op], (nodes[0], nodes[1])
 
 
+_UNARY = {"Sqrt": aten.sqrt.default, "Abs": aten.abs.default, "Exp": aten.exp.default}
 _BINARY = {
     "Add": aten.add.Tensor,
     "Sub": aten.sub.Tensor,

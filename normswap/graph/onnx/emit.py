@@ -12,8 +12,6 @@ from normswap.graph.graph import Node, Value
 from normswap.graph.onnx.nodes import scoped_name
 from normswap.graph.operators import operator
 
-AXES_AS_INPUT = 18
-"""The opset from which on the axes of ReduceMean are an input."""
 _NOT_COPIED = ("pkg.torch.onnx.stack_trace",)  # metadata that is not true of a new node
 
 

@@ -299,9 +299,11 @@ class OnnxGraph(Graph):
         x = cast(Value, inputs[0])
         raw_inputs = [cast(ir.Value, v.raw) if v is not None else None for v in inputs]
         written = dict(attributes)
-        if op == "ReduceMean" and self.opset >= emit.AXES_AS_INPUT:
-            axes = np.array(written.pop("axes"), np.int64)
-            raw_inputs.append(self.add_constant(axes, f"{name}.axes").raw)
+        if self.opset >= operator(op).parameters_since:
+            for parameter in operator(op).parameters:
+                given = written.pop(parameter)
+                array = np.array(given, x.dtype if isinstance(given, float) else np.int64)
+                raw_inputs.append(self.add_constant(array, f"{name}.{parameter}").raw)
         raw = emit.new_node(op, self.opset, raw_inputs, written, name, like)
         shape = emit.shape_after(op, [v for v in inputs if v is not None], attributes)
         dtype = attributes.get("to", x.dtype)

@@ -1,0 +1,160 @@
+"""Norms become products with a predicted scale: on every kind of graph, and how well."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import normswap as ns
+from normswap.assets.digits import DIGITS_VIT, load_digits_split
+from normswap.passes.base import NormsFitted
+from tests.zoo.exports import FX, model_as, zoo_model
+
+_SAME = 5e-4  # relative to the largest output
+_EXPORTS = [("hf_vit", "torchscript-14"), ("open_clip_clip", "dynamo-18")]
+
+
+def _images(name: str, count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
+    zoo = zoo_model(name)
+    shape = (count, *zoo.inputs[zoo.image].shape[1:])
+    images = np.random.default_rng(seed).standard_normal(shape)
+    return {zoo.image: (0.5 + 2 * images).astype(np.float32)}
+
+
+def _feeds(name: str) -> dict[str, np.ndarray]:
+    feeds = {key: tensor.numpy() for key, tensor in zoo_model(name).inputs.items()}
+    return {**feeds, **_images(name, 12, seed=1)}
+
+
+@functools.lru_cache
+def _swapped(name: str, form: str) -> NormsFitted:
+    result = ns.swap(model_as(name, form), to="predicted", data=_images(name))
+    assert isinstance(result, NormsFitted)
+    assert (len(result.done), result.skipped) == (zoo_model(name).image_sites, [])
+    return result
+
+
+def _operators(model: ns.Model) -> list[str]:
+    return [node.op for node in model.graph.nodes]
+
+
+@pytest.mark.parametrize(("name", "form"), _EXPORTS)
+def test_the_kinds_of_graph_agree(name: str, form: str) -> None:
+    feeds = _feeds(name)
+    got = _swapped(name, form).model.run(feeds).values()
+    expected = _swapped(name, FX).model.run(feeds).values()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=_SAME * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("name", "form"), [("hf_vit", FX), ("hf_vit", "torchscript-14")])
+def test_what_remains_is_a_product_and_an_exponential(name: str, form: str) -> None:
+    swapped = _swapped(name, form)
+    folded = ns.fold(swapped.model)
+    assert len(folded.done) == len(swapped.done)
+    feeds = _feeds(name)
+    for a, b in zip(
+        folded.model.run(feeds).values(), swapped.model.run(feeds).values(), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max(), rtol=0)
+    before, after = _operators(model_as(name, form)), _operators(folded.model)
+    gone = {"LayerNormalization", "ReduceMean", "Pow", "Sqrt"}
+    assert not gone & set(after)
+    sites = len(swapped.done)
+    spelled_out = "LayerNormalization" not in before
+    assert after.count("Div") == before.count("Div") - spelled_out * sites
+    assert after.count("Exp") == after.count("Clip") == sites
+    assert after.count("Add") - before.count("Add") <= 3 * sites
+
+
+def test_the_digits_model_keeps_its_classes() -> None:
+    digits, original = load_digits_split(), ns.load(DIGITS_VIT)
+    result = ns.swap(original, to="predicted", data=digits.train_images[:500])
+    assert isinstance(result, NormsFitted)
+    feeds = {"pixel_values": digits.test_images}
+    classes = [m.run(feeds)["logits"].argmax(1) for m in (original, result.model)]
+    assert (classes[0] == classes[1]).mean() > 0.97
+    (output,) = result.agreement
+    assert output.samples == 100
+    assert output.top1 is not None
+    assert output.top1 > 0.95
+    assert all(0 < fit.held_out_error < 0.1 for fit in result.fits)
+
+
+def test_a_constant_deviation_needs_no_prediction() -> None:
+    """Rows of one length: the scale is a constant, and nothing of the norm is left."""
+
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(x))
+
+    torch.manual_seed(0)
+    module = Unit().eval()
+    x = np.random.default_rng(0).standard_normal((60, 5, 8))
+    x -= x.mean(-1, keepdims=True)
+    x = (x / x.std(-1, keepdims=True)).astype(np.float32)
+    model = ns.load(module, example_inputs=(torch.from_numpy(x[:2]),))
+    result = ns.swap(model, to="predicted", data=x)
+    assert isinstance(result, NormsFitted)
+    assert result.fits[0].form == "a constant scale"
+    folded = ns.fold(result.model).model
+    assert _operators(folded) == ["Linear"]
+    (expected,), (got,) = model.run({"x": x}).values(), folded.run({"x": x}).values()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_what_is_beyond_the_calibration_does_not_explode() -> None:
+    digits, original = load_digits_split(), ns.load(DIGITS_VIT)
+    model = ns.swap(original, to="predicted", data=digits.train_images[:200]).model
+    far = {"pixel_values": 100 * digits.test_images[:20]}
+    (expected,), (got,) = original.run(far).values(), model.run(far).values()
+    assert np.isfinite(got).all()
+    assert np.abs(got).max() < 1e3 * np.abs(expected).max()
+
+
+def test_a_post_norm_model_keeps_the_mean_as_a_product() -> None:
+    class Post(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LayerNorm(16), nn.LayerNorm(16)
+            self.inner, self.outer = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.second(x + self.outer(torch.relu(self.inner(x))))
+
+    torch.manual_seed(0)
+    module = Post().eval()
+    x = torch.randn(80, 6, 16) * (0.5 + torch.rand(80, 6, 1)) + 0.3
+    model = ns.load(module, example_inputs=(x[:2],))
+    result = ns.swap(model, to="predicted", data=x.numpy())
+    assert len(result.done) == 2
+    assert "ReduceMean" not in _operators(result.model)
+    (expected,), (got,) = (m.run({"x": x.numpy()}).values() for m in (model, result.model))
+    assert np.square(got - expected).mean() < 0.05 * np.square(expected).mean()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"directions": -1}, "--directions: takes 0 or more, got -1"),
+        ({"tokens": "position"}, "--to predicted: its scale is each token's own"),
+    ],
+)
+def test_options_that_mean_nothing(how: dict[str, object], message: str) -> None:
+    with pytest.raises(ns.NormswapError, match=message):
+        ns.Predicted(**how)  # type: ignore[arg-type]
+
+
+def test_one_sample_is_too_few() -> None:
+    one = load_digits_split().train_images[:1]
+    with pytest.raises(ns.NormswapError, match="1 samples are too few"):
+        ns.swap(ns.load(DIGITS_VIT), to="predicted", data=one)
