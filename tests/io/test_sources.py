@@ -447,6 +447,26 @@ def test_open_clip_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     assert "it takes pretrained, checkpoint" in error_of(open_clip_source, f"{name}?num_classes=1")
 
 
+@pytest.mark.parametrize(("asked", "size"), [("48", (48, 48)), ("32x64", (32, 64))])
+def test_open_clip_images_of_another_size(asked: str, size: tuple[int, int]) -> None:
+    source = open_clip_source(f"ViT-Tiny-Test?img_size={asked}&pretrained=false")
+    assert source.kwargs["image"].shape == (2, 3, *size)
+    assert isinstance(source.preprocessing, Preprocessing)
+    assert source.preprocessing.output_size == size
+    check(source)
+
+
+def test_open_clip_weights_of_another_size(tmp_path: Path) -> None:
+    sized = open_clip.create_model("ViT-Tiny-Test", force_image_size=48)
+    file = tmp_path / "sized.pt"
+    torch.save(sized.state_dict(), file)
+    assert error_of(open_clip_source, f"ViT-Tiny-Test?checkpoint={file}").endswith(
+        "; try open_clip:ViT-Tiny-Test?img_size=48"
+    )
+    source = open_clip_source(f"ViT-Tiny-Test?checkpoint={file}&img_size=48")
+    assert torch.equal(source.module.visual.positional_embedding, sized.visual.positional_embedding)
+
+
 def test_open_clip_names(monkeypatch: pytest.MonkeyPatch) -> None:
     message = error_of(open_clip_source, "ViT-B-32")
     assert "needs a tag" in message
