@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model, Progress, check_array
 
 LABELS = "labels"
+_IDS, _TYPES = "input_ids", "token_type_ids"
 _MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".safetensors": b""}
 """Files of arrays by suffix, and how they begin."""
 _log = logging.getLogger(__name__)
@@ -95,7 +97,8 @@ def load_data(
               and are stacked.
 
             Floats are cast to the input's float type and integers to its integer type where they
-            fit; uint8 [N, H, W, C] for the image input is prepared as images are.
+            fit; uint8 [N, H, W, C] for the image input is prepared as images are. Where
+            ``input_ids`` come without ``token_type_ids``, those are zeros, as in transformers.
         model: whose inputs the data is for.
         samples: keeps that many, in order; if there are fewer all are kept, with a warning. Of a
             folder no other image is read.
@@ -141,6 +144,7 @@ def load_data(
             feeds[name] = _prepared(where, array, chosen, specs[name], model, progress)
         else:
             feeds[name] = _checked(where, specs[name], array, chosen)
+    feeds |= _defaults(where, feeds, specs)
     return Data(feeds, None if labels is None else _labels(where, labels[chosen]))
 
 
@@ -253,6 +257,24 @@ def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
             raise ValueError(f"its part {plain(name)} is no array")
     return arrays
+
+
+def _defaults(
+    where: str, feeds: Mapping[str, Array], specs: Mapping[str, InputSpec]
+) -> dict[str, Array]:
+    """What transformers feeds to a text model where it is not given."""
+    if _TYPES not in specs or _TYPES in feeds or _IDS not in feeds:
+        return {}
+    _say_once(f"{where}: holds no {_TYPES}; zeros are taken, as for texts of one sentence")
+    zeros = np.zeros(feeds[_IDS].shape, specs[_TYPES].dtype)
+    check_array(where, replace(specs[_TYPES], shape=("N", *specs[_TYPES].shape[1:])), zeros)
+    return {_TYPES: zeros}
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Not again for each batch of the same data."""
+    _log.warning("%s", message)
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -277,3 +277,19 @@ def test_bad_files(clip: Model, tmp_path: Path) -> None:
 def test_data_is_a_plain_value() -> None:
     data = Data({"x": IMAGES}, None)
     assert (data.count, data.labels) == (10, None)
+
+
+def test_token_types_are_zeros_where_texts_come_without(caplog: pytest.LogCaptureFixture) -> None:
+    text: tuple[tuple[int | str, ...], Any] = (("texts", "length"), np.int64)
+    bert = make_model(input_ids=text, attention_mask=text, token_type_ids=text)
+    for _ in range(2):  # as with batches
+        feeds = load_data({"input_ids": IDS}, bert, samples=4).feeds
+        assert list(feeds) == ["input_ids", "token_type_ids"]
+        assert feeds["token_type_ids"].dtype == np.int64
+        assert np.array_equal(feeds["token_type_ids"], np.zeros((4, 6)))
+    told = [record.message for record in caplog.records if "token_type_ids" in record.message]
+    assert told == ["data: holds no token_type_ids; zeros are taken, as for texts of one sentence"]
+    given = load_data({"input_ids": IDS, "token_type_ids": IDS % 2}, bert).feeds
+    assert np.array_equal(given["token_type_ids"], IDS % 2)
+    assert list(load_data({"attention_mask": IDS}, bert).feeds) == ["attention_mask"]
+    assert list(load_data({"input_ids": IDS}, make_model(input_ids=text)).feeds) == ["input_ids"]
