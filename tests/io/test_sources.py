@@ -408,6 +408,8 @@ def tiny_open_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
     (folder / "ViT-Tiny-Test.json").write_text(json.dumps(config))
     custom = config | {"custom_text": True, "init_logit_bias": -10}
     (folder / "ViT-Tiny-Bias.json").write_text(json.dumps(custom))
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    (folder / "RN-Tiny-Test.json").write_text(json.dumps(config | {"vision_cfg": resnet}))
     open_clip.add_model_config(folder)
 
 
@@ -459,9 +461,16 @@ def test_open_clip_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     assert "it takes pretrained, checkpoint" in error_of(open_clip_source, f"{name}?num_classes=1")
 
 
-@pytest.mark.parametrize(("asked", "size"), [("48", (48, 48)), ("32x64", (32, 64))])
-def test_open_clip_images_of_another_size(asked: str, size: tuple[int, int]) -> None:
-    source = open_clip_source(f"ViT-Tiny-Test?img_size={asked}&pretrained=false")
+@pytest.mark.parametrize(
+    ("name", "asked", "size"),
+    [
+        ("ViT-Tiny-Test", "48", (48, 48)),
+        ("ViT-Tiny-Test", "32x64", (32, 64)),
+        ("RN-Tiny-Test", "96", (96, 96)),
+    ],
+)
+def test_open_clip_images_of_another_size(name: str, asked: str, size: tuple[int, int]) -> None:
+    source = open_clip_source(f"{name}?img_size={asked}&pretrained=false")
     assert source.kwargs["image"].shape == (2, 3, *size)
     assert isinstance(source.preprocessing, Preprocessing)
     assert source.preprocessing.output_size == size

@@ -48,7 +48,8 @@ def open_clip_source(
     if fetched:
         options = _of_tag(open_clip, architecture, tag)
     if given.img_size is not None:
-        options["force_image_size"] = given.img_size
+        height, width = given.img_size  # its ResNets take one number only
+        options["force_image_size"] = height if height == width else given.img_size
     make = partial(open_clip.create_model, architecture, device="cpu", **options)
     model = build(label, make, seed, f"open_clip:{architecture}" if fetched else None)
     if file is not None and weights is not None:
