@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from normswap.model import InputSpec, Model, Progress, check_array
 
 LABELS = "labels"
 _IDS, _TYPES = "input_ids", "token_type_ids"
+TAKEN_AS_ZEROS = "%s: holds no %s; zeros are taken, as for texts of one sentence"
 _MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".safetensors": b""}
 """Files of arrays by suffix, and how they begin."""
 _log = logging.getLogger(__name__)
@@ -127,6 +127,9 @@ def load_data(
         bad = _leave_out if skip_bad else _refuse
         return _from_folder(Path(source), model, _Draw(samples, seed), bad, progress)
     arrays = _read(source, model)
+    for name, array in default_inputs(arrays, model).items():
+        _log.warning(TAKEN_AS_ZEROS, where, name)
+        arrays[name] = array
     specs = {spec.name: spec for spec in model.inputs}
     labels = arrays.pop(LABELS, None) if LABELS not in specs else None
     if len(arrays) == 1 and not arrays.keys() & specs.keys():
@@ -144,7 +147,6 @@ def load_data(
             feeds[name] = _prepared(where, array, chosen, specs[name], model, progress)
         else:
             feeds[name] = _checked(where, specs[name], array, chosen)
-    feeds |= _defaults(where, feeds, specs)
     return Data(feeds, None if labels is None else _labels(where, labels[chosen]))
 
 
@@ -259,22 +261,13 @@ def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
     return arrays
 
 
-def _defaults(
-    where: str, feeds: Mapping[str, Array], specs: Mapping[str, InputSpec]
-) -> dict[str, Array]:
-    """What transformers feeds to a text model where it is not given."""
+def default_inputs(feeds: Mapping[str, Array], model: Model) -> dict[str, Array]:
+    """What transformers feeds to a text model where it is not given: ``token_type_ids`` of zeros,
+    in the shape of ``input_ids``."""
+    specs = {spec.name: spec for spec in model.inputs}
     if _TYPES not in specs or _TYPES in feeds or _IDS not in feeds:
         return {}
-    _say_once(f"{where}: holds no {_TYPES}; zeros are taken, as for texts of one sentence")
-    zeros = np.zeros(feeds[_IDS].shape, specs[_TYPES].dtype)
-    check_array(where, replace(specs[_TYPES], shape=("N", *specs[_TYPES].shape[1:])), zeros)
-    return {_TYPES: zeros}
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    """Not again for each batch of the same data."""
-    _log.warning("%s", message)
+    return {_TYPES: np.zeros(feeds[_IDS].shape, specs[_TYPES].dtype)}
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from normswap.errors import NormswapError, first_line, plain
 from normswap.extras import install_command
 from normswap.graph.graph import Array
 from normswap.io.bounds import check_inflation
-from normswap.io.data import LABELS, Data, load_data
+from normswap.io.data import LABELS, TAKEN_AS_ZEROS, Data, default_inputs, load_data
 from normswap.io.images import SUFFIXES, known_preprocessing, prepare, required_image_input
 from normswap.model import Model
 from normswap.train.options import TrainOptions
@@ -164,6 +164,7 @@ class _Decoder:
 
     def __init__(self, pattern: str, model: Model) -> None:
         self._pattern, self._model = pattern, model
+        self._told = False  # of inputs that no sample has
 
     def __call__(self, samples: Sequence[Raw]) -> dict[str, Array]:
         try:
@@ -213,6 +214,11 @@ class _Decoder:
                 f"{self._pattern}: the arrays of {plain(key)} and those after it are of several "
                 "shapes"
             ) from error
+        for name, array in default_inputs(stacked, self._model).items():
+            if not self._told:
+                _log.warning(TAKEN_AS_ZEROS, self._pattern, name)
+            self._told = True
+            stacked[name] = array
         with self._unusable("data"):  # so does load_data call it
             return dict(load_data(stacked, self._model).feeds)
 
