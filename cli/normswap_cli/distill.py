@@ -123,6 +123,8 @@ def distill(
     """
     if residual and not progressive:
         raise click.UsageError("--residual belongs to --progressive.")
+    if images.skip_bad and not (Path(data).is_dir() or data.endswith(".tar")):
+        raise click.UsageError("--skip-bad belongs to --data with a folder of images or shards.")
     with working(lines=True) as progress:
         import normswap
         from normswap import distributed
@@ -143,8 +145,9 @@ def distill(
             result = distill(
                 pupil,
                 original,
-                images.data(data, pupil, progress, samples),
-                samples=None if images.skip_bad else samples,
+                data,
+                samples=samples,
+                skip_bad=images.skip_bad,
                 labels=labels,
                 progressive=progressive,
                 residual=residual,

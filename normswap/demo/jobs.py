@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from normswap.errors import NormswapError
 from normswap.pool import process_pool
-from normswap.timing.paired import one_thread
 
 Announce = Callable[[str], None]
 Job = TypeVar("Job")
@@ -34,8 +33,7 @@ def run_jobs(
     runs them here. Raises NormswapError for a process that died, and what ``work`` raises.
     """
     if min(processes, len(jobs)) < 2:
-        with one_thread():  # models this small gain nothing from more
-            return [work(job, announce) for job in jobs]
+        return [_alone(work, job, announce) for job in jobs]
     said = multiprocessing.get_context("spawn").SimpleQueue()
     try:
         with process_pool(processes, _prepare, said) as pool:
@@ -69,5 +67,11 @@ def _prepare(said: Any) -> None:
 
 
 def _run(work: Callable[[Job, Announce], Result], job: Job) -> Result:
-    with one_thread():
-        return work(job, _said.put)
+    return _alone(work, job, _said.put)
+
+
+def _alone(work: Callable[[Job, Announce], Result], job: Job, announce: Announce) -> Result:
+    from normswap.timing.paired import one_thread  # where models run; its parent has none
+
+    with one_thread():  # models this small gain nothing from more
+        return work(job, announce)

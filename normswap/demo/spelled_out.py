@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
 from normswap.io.atomic import atomic_path
 from normswap.io.load import load
-from normswap.io.save import save
+from normswap.io.notes import PREPROCESSING
+from normswap.io.preprocessing import Preprocessing
 from normswap.io.sources import Source, evaluating
 from normswap.io.sources.huggingface import huggingface_source
 from normswap.io.torch_model import model_from_source
@@ -63,6 +65,7 @@ def onnx_variants(folder: Path, files: Mapping[str, Path]) -> list[Model]:
 
 def _exported(source: Source, opset: int, path: Path) -> Model:
     """By torch's older exporter, which needs a tenth of the time of the current one."""
+    assert isinstance(source.preprocessing, Preprocessing)
     with warnings.catch_warnings(), evaluating(source.module), atomic_path(path) as file:
         warnings.simplefilter("ignore")  # that it is deprecated, and remarks on the trace
         torch.onnx.export(
@@ -76,6 +79,7 @@ def _exported(source: Source, opset: int, path: Path) -> Model:
             output_names=list(source.output_names),
             dynamic_axes=source.dynamic_axes,
         )
-    model = replace(load(path), preprocessing=source.preprocessing)
-    save(model, path)
+        proto = onnx.load(file)
+        onnx.helper.set_model_props(proto, {PREPROCESSING: source.preprocessing.to_json()})
+        onnx.save(proto, file)
     return load(path)

@@ -35,6 +35,8 @@ from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model, Progress, check_array
 
 LABELS = "labels"
+_IDS, _TYPES = "input_ids", "token_type_ids"
+TAKEN_AS_ZEROS = "%s: holds no %s; zeros are taken, as for texts of one sentence"
 _MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".safetensors": b""}
 """Files of arrays by suffix, and how they begin."""
 _log = logging.getLogger(__name__)
@@ -95,7 +97,8 @@ def load_data(
               and are stacked.
 
             Floats are cast to the input's float type and integers to its integer type where they
-            fit; uint8 [N, H, W, C] for the image input is prepared as images are.
+            fit; uint8 [N, H, W, C] for the image input is prepared as images are. Where
+            ``input_ids`` come without ``token_type_ids``, those are zeros, as in transformers.
         model: whose inputs the data is for.
         samples: keeps that many, in order; if there are fewer all are kept, with a warning. Of a
             folder no other image is read.
@@ -124,6 +127,9 @@ def load_data(
         bad = _leave_out if skip_bad else _refuse
         return _from_folder(Path(source), model, _Draw(samples, seed), bad, progress)
     arrays = _read(source, model)
+    for name, array in default_inputs(arrays, model).items():
+        _log.warning(TAKEN_AS_ZEROS, where, name)
+        arrays[name] = array
     specs = {spec.name: spec for spec in model.inputs}
     labels = arrays.pop(LABELS, None) if LABELS not in specs else None
     if len(arrays) == 1 and not arrays.keys() & specs.keys():
@@ -253,6 +259,15 @@ def _arrays_in(path: Path, suffix: str) -> dict[str, Array]:
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array
             raise ValueError(f"its part {plain(name)} is no array")
     return arrays
+
+
+def default_inputs(feeds: Mapping[str, Array], model: Model) -> dict[str, Array]:
+    """What transformers feeds to a text model where it is not given: ``token_type_ids`` of zeros,
+    in the shape of ``input_ids``."""
+    specs = {spec.name: spec for spec in model.inputs}
+    if _TYPES not in specs or _TYPES in feeds or _IDS not in feeds:
+        return {}
+    return {_TYPES: np.zeros(feeds[_IDS].shape, specs[_TYPES].dtype)}
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ def load(
         source: a path to ``.onnx`` or ``.pt2``, a Hugging Face folder, ``hf:ID``, ``timm:NAME``,
             ``open_clip:NAME``, a file of weights, a module, an ExportedProgram or an
             ``onnx_ir.Model``. Behind a timm or open_clip name: ``?checkpoint=FILE``,
-            ``?pretrained=false``; behind a timm name also ``?num_classes=N`` and ``?img_size=N``,
-            joined by ``&``.
+            ``?pretrained=false``, ``?img_size=N``; behind a timm name also ``?num_classes=N`` and
+            ``?in_chans=N``, joined by ``&``.
         example_inputs: for a module, and required there: a tuple of what its ``forward`` takes, or
             a dict of it by name. What holds no tensor is a constant of the model from then on.
         example_kwargs: for a module: what ``forward`` takes by name besides a tuple of

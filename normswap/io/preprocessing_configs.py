@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -174,16 +174,17 @@ def from_timm(data: Mapping[str, Any]) -> Preprocessing:
     """What timm's evaluation transform does for a data config
     (``timm.data.resolve_model_data_config``)."""
     channels, height, width = data["input_size"]
+    mean, std = (_for_channels(data[key], channels, key) for key in ("mean", "std"))
     mode = {"squash": "squash", "border": "longest"}.get(data["crop_mode"], "shortest")
-    fill = [round(255 * value) for value in data["mean"]] if mode == "longest" else [0, 0, 0]
+    fill = [round(255 * value) for value in mean] if mode == "longest" else [0] * channels
     return Preprocessing(
         mode="L" if channels == 1 else "RGB",
         resize=mode,
         size=(math.floor(height / data["crop_pct"]), math.floor(width / data["crop_pct"])),
         resample=_filter_name(data["interpolation"]),
         crop=(height, width),
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        mean=mean,
+        std=std,
         fill=tuple(fill),
         margins="torchvision",
     )
@@ -278,6 +279,18 @@ def _sides(size: Any) -> tuple[int, int]:
         height, width = size
         return height, width
     return size, size
+
+
+def _for_channels(values: Sequence[float], channels: int, what: str) -> tuple[float, ...]:
+    """One of ``values`` for each channel: they are the colours', and one for all where they are
+    equal."""
+    if channels not in (1, 3):
+        raise NormswapError(f"its images have {channels} channels, not 1 or 3")
+    if len(set(values)) == 1:
+        return (values[0],) * channels
+    if len(values) != channels:
+        raise NormswapError(f"its {what} is of {len(values)} channels, its images have {channels}")
+    return tuple(values)
 
 
 def _per_channel(value: Any, channels: int) -> tuple[float, ...]:

@@ -103,6 +103,7 @@ def distill(
     data: Any,
     *,
     samples: int | None = None,
+    skip_bad: bool = False,
     labels: bool = False,
     progressive: bool = False,
     residual: bool = False,
@@ -136,6 +137,8 @@ def distill(
         teacher: the torch model as it was.
         data: what ``load_data`` takes, or a pattern of WebDataset shards.
         samples: use that many of it.
+        skip_bad: leave out images of a folder, and samples of shards, that cannot be used, with
+            warnings that name them.
         labels: also learn the data's labels, by cross-entropy.
         progressive: each BatchNorm starts as the LayerNorm that it replaces and takes over in the
             first half of the steps.
@@ -177,7 +180,7 @@ def distill(
                     f"{model.name}: an ONNX model cannot be trained; give the torch model (.pt2)"
                 )
         found = match(teacher, student)
-        source = open_samples(data, student, SAMPLES, samples, progress)
+        source = open_samples(data, student, SAMPLES, samples, skip_bad, progress)
         training = default_options(
             source.count,
             steps=steps,
@@ -407,21 +410,24 @@ def open_samples(
     model: Model,
     some: int,
     samples: int | None = None,
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Samples:
     """The samples of what ``load_data`` takes, or of shards that a pattern ending in .tar names.
 
-    ``some`` of them are at hand. ``samples``: take that many only; not of shards. Of several
-    processes each reads from a folder, and from shards, only what it trains on.
+    ``some`` of them are at hand. ``samples``: take that many only; not of shards. ``skip_bad``:
+    leave out what cannot be used. Of several processes each reads from shards, and from a folder
+    of which nothing is left out, only what it trains on.
     Raises NormswapError for what ``load_data`` and ``shard_samples`` refuse.
     """
     if isinstance(source, str) and source.endswith(".tar"):
-        return shard_samples(source, model, some, samples)
+        return shard_samples(source, model, some, samples, skip_bad)
     name = str(source) if isinstance(source, str | Path) else "data"
-    if isinstance(source, str | Path) and Path(source).is_dir() and distributed.world() > 1:
+    folder = isinstance(source, str | Path) and Path(source).is_dir()
+    if folder and distributed.world() > 1 and not skip_bad:  # each step needs its whole batch
         return in_folder(Path(source), model, some, samples)
     given = isinstance(source, Data) and samples is None
-    data = source if given else load_data(source, model, samples, progress=progress)
+    data = source if given else load_data(source, model, samples, 0, skip_bad, progress)
     return in_memory(data, name, some)
 
 

@@ -66,3 +66,15 @@ def test_bad_input(
     arguments = ["--teacher", folder / "teacher.pt2", "--data", folder / data, "-o", output]
     assert reason in run("distill", folder / student, *arguments).error
     assert not output.exists()
+
+
+def test_only_what_has_bad_samples_has_them_left_out(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--teacher", folder / "teacher.pt2", "--skip-bad", "-o", tmp_path / "out.pt2"]
+    found = run("distill", folder / "student.pt2", "--data", folder / "data.npy", *arguments)
+    assert (found.status, found.out) == (2, "")
+    assert "--skip-bad belongs to --data with a folder of images or shards" in found.err
+    shards = folder / "s-{0..1}.tar"
+    error = run("distill", folder / "student.pt2", "--data", shards, *arguments).error
+    assert "there is no such shard" in error

@@ -11,7 +11,9 @@ import pytest
 
 import normswap as ns
 from normswap import passes, pipelines
+from normswap.io.sources.options import OPTIONS
 from normswap_cli.main import main
+from tests.docs.pages import DOCS
 
 FUNCTIONS = [name for name in ns.__all__ if inspect.isfunction(getattr(ns, name))]
 CLASSES = [
@@ -60,3 +62,8 @@ def test_every_command_and_option_has_a_help_text() -> None:
         for parameter in command.get_params(click.Context(command)):
             told = isinstance(parameter, click.Option) and parameter.help
             assert told or isinstance(parameter, click.Argument), parameter
+
+
+def test_every_option_behind_a_models_name_stands_in_the_table() -> None:
+    page = (DOCS / "reference" / "models-and-data.md").read_text()
+    assert set(re.findall(r"^\| `\?(\w+)=", page, re.MULTILINE)) == set(OPTIONS)

@@ -195,10 +195,13 @@ def _cut(content: bytes) -> bytes:
 
 
 SHARDS: dict[str, dict[str, bytes]] = {
-    "damaged array": {"a.x.npy": b"\x93NUMPY nonsense"},
-    "no array": {"a.x.npy": b"hello"},
-    "objects": {"a.x.npy": PARTS["objects"]},
-    "other shapes": {"a.x.npy": _npy(np.zeros((3, 4, 4))), "b.x.npy": _npy(np.zeros((3, 5, 4)))},
+    "damaged array": {"a.input_1.npy": b"\x93NUMPY nonsense"},
+    "no array": {"a.input_1.npy": b"hello"},
+    "objects": {"a.input_1.npy": PARTS["objects"]},
+    "other shapes": {
+        "a.input_1.npy": _npy(np.zeros((3, 4, 4))),
+        "b.input_1.npy": _npy(np.zeros((3, 5, 4))),
+    },
     "damaged image": {"a.png": _png()[:30]},
     "no label": {"a.png": _png(), "a.cls": b"dog"},
     "a huge label": {"a.png": _png(), "a.cls": b"9" * 30},
@@ -213,12 +216,24 @@ def test_damaged_shards(model: Model, tmp_path: Path, what: str) -> None:
         shard_samples(str(path), model, 2, None)
 
 
+@pytest.mark.parametrize("what", SHARDS)
+def test_good_samples_of_damaged_shards(model: Model, tmp_path: Path, what: str) -> None:
+    pytest.importorskip("webdataset")
+    pictures = any(name.endswith(".png") for name in SHARDS[what])
+    good = {"z.png": _png()} if pictures else {"z.input_1.npy": _npy(np.zeros((3, 4, 4)))}
+    label = {"z.cls": b"2"} if "label" in what else {}
+    path = _tar(tmp_path / "s.tar", SHARDS[what] | good | label)
+    found = shard_samples(str(path), model, 3, None, skip_bad=True).some
+    assert found.count == (2 if what == "other shapes" else 1)  # one of the two is the model's
+    assert (found.labels is not None) == bool(label)
+
+
 @pytest.mark.parametrize("change", [lambda c: c[:700], lambda c: c[:300] + b"?" * 900, _cut])
 def test_shards_that_are_cut(
     model: Model, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     pytest.importorskip("webdataset")
-    path = _tar(tmp_path / "s.tar", {"a.x.npy": _npy(np.zeros((3, 40, 40)))})
+    path = _tar(tmp_path / "s.tar", {"a.input_1.npy": _npy(np.zeros((3, 40, 40)))})
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(NormswapError, match=r"s\.tar"):
         shard_samples(str(path), model, 2, None)
@@ -228,7 +243,7 @@ def test_a_shard_that_inflates(model: Model, tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as archive:
-        info = tarfile.TarInfo("a.x.npy")
+        info = tarfile.TarInfo("a.input_1.npy")
         info.size = 1 << 40
         archive.fileobj.write(info.tobuf())
     with pytest.raises(NormswapError, match=r"s.tar: (holds|is no tar file)"):

@@ -19,6 +19,7 @@ from torch import nn
 import normswap as ns
 from normswap import NormswapError
 from normswap.io.load import takes_arch
+from normswap.io.preprocessing import Unsupported
 from normswap.io.sources.checkpoint import read_state_dict
 from normswap.io.sources.options import split_options
 from normswap.io.sources.packages import ensure_torchvision_importable
@@ -82,6 +83,29 @@ def test_a_model_of_any_size_is_only_fed_at_that_size() -> None:
     assert source.args[0].shape == (2, 3, 96, 96)
 
 
+def test_grey_images(tmp_path: Path) -> None:
+    grey = timm.create_model("test_vit", in_chans=1)
+    torch.save(grey.state_dict(), tmp_path / "grey.pth")
+    source = source_of_weights(tmp_path / "grey.pth", f"{ARCH}?in_chans=1")
+    assert source.args[0].shape == (2, 1, 160, 160)
+    assert isinstance(source.preprocessing, ns.Preprocessing)  # its mean is one for all channels
+    assert (source.preprocessing.mode, source.preprocessing.mean) == ("L", (0.5,))
+    assert error_of(ns.load, tmp_path / "grey.pth", arch=f"{ARCH}?num_classes=7").endswith(
+        "; try timm:test_vit?num_classes=1000&in_chans=1"
+    )
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "colour.pth")
+    message = error_of(ns.load, tmp_path / "colour.pth", arch=f"{ARCH}?in_chans=1")
+    assert message.endswith("; try timm:test_vit?in_chans=3")
+
+
+@pytest.mark.parametrize(("name", "channels"), [("resnet10t", 1), ("test_vit", 5)])
+def test_channels_whose_mean_is_not_known(name: str, channels: int) -> None:
+    source = timm_source(f"{name}?in_chans={channels}&img_size=64&pretrained=false")
+    assert source.args[0].shape == (2, channels, 64, 64)
+    assert isinstance(source.preprocessing, Unsupported)
+    assert f"its images have {channels}" in source.preprocessing.reason
+
+
 def test_the_error_without_arch_names_it(file: Path, tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pth", "a.pt", "a.bin", "a.ckpt", "a.PTH"):
         (tmp_path / name).touch()
@@ -104,15 +128,20 @@ def test_arch_is_for_files_of_weights_alone(tmp_path: Path, tuned: nn.Module) ->
 # -- options -------------------------------------------------------------------------------------
 
 
+_OPTIONS = ("img_size", "in_chans", "num_classes")
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("seed=1", "unknown option 'seed'; it takes pretrained, checkpoint, num_classes, img_size"),
+        ("seed=1", "unknown option 'seed'; it takes pretrained, checkpoint, img_size, in_chans"),
         ("", "unknown option ''"),
         ("num_classes", "num_classes= is not a number"),
         ("num_classes=ten", "num_classes=ten is not a number"),
         ("num_classes=99999999", "is not a number up to"),
         ("img_size=0", "is not a size"),
+        ("in_chans=0", "in_chans=0 is not a number from 1 to"),
+        ("in_chans=1025", "is not a number from 1 to"),
         ("img_size=1x2x3", "is not a size"),
         ("pretrained=maybe", "is not true or false"),
         ("checkpoint=", "is not a file of weights"),
@@ -120,7 +149,7 @@ def test_arch_is_for_files_of_weights_alone(tmp_path: Path, tuned: nn.Module) ->
     ],
 )
 def test_unknown_and_senseless_options(query: str, expected: str) -> None:
-    message = error_of(split_options, f"vit?{query}", "timm:", "num_classes", "img_size")
+    message = error_of(split_options, f"vit?{query}", "timm:", *_OPTIONS)
     assert message.startswith("timm:vit: ")
     assert expected in message
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import pickle
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from normswap.graph.onnx.graph import read_graph
 from normswap.io import mapped
 from normswap.io.data import Data, load_data
 from normswap.model import InputSpec, Model
+from normswap.train.options import TrainOptions
+from normswap.train.sharded_data import shard_samples
 
 IMAGES = np.random.default_rng(0).standard_normal((10, 1, 2, 2)).astype(np.float32)
 IDS = np.arange(60).reshape(10, 6)
@@ -277,3 +281,40 @@ def test_bad_files(clip: Model, tmp_path: Path) -> None:
 def test_data_is_a_plain_value() -> None:
     data = Data({"x": IMAGES}, None)
     assert (data.count, data.labels) == (10, None)
+
+
+def test_token_types_are_zeros_where_texts_come_without(caplog: pytest.LogCaptureFixture) -> None:
+    text: tuple[tuple[int | str, ...], Any] = (("texts", "length"), np.int64)
+    bert = make_model(input_ids=text, attention_mask=text, token_type_ids=text)
+    feeds = load_data({"input_ids": IDS}, bert, samples=4).feeds
+    assert list(feeds) == ["input_ids", "token_type_ids"]
+    assert feeds["token_type_ids"].dtype == np.int64
+    assert np.array_equal(feeds["token_type_ids"], np.zeros((4, 6)))
+    told = [record.message for record in caplog.records if "token_type_ids" in record.message]
+    assert told == ["data: holds no token_type_ids; zeros are taken, as for texts of one sentence"]
+    given = load_data({"input_ids": IDS, "token_type_ids": IDS % 2}, bert).feeds
+    assert np.array_equal(given["token_type_ids"], IDS % 2)
+    assert list(load_data({"attention_mask": IDS}, bert).feeds) == ["attention_mask"]
+    assert list(load_data({"input_ids": IDS}, make_model(input_ids=text)).feeds) == ["input_ids"]
+
+
+def test_shards_without_token_types_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text: tuple[tuple[int | str, ...], Any] = (("texts", "length"), np.int64)
+    bert = make_model(input_ids=text, token_type_ids=text)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for number in range(4):
+            buffer = io.BytesIO()
+            np.save(buffer, IDS[number])
+            info = tarfile.TarInfo(f"{number}.input_ids.npy")
+            info.size = len(buffer.getvalue())
+            archive.addfile(info, io.BytesIO(buffer.getvalue()))
+    samples = shard_samples(str(tmp_path / "s.tar"), bert, 2, None)
+    assert not samples.some.feeds["token_type_ids"].any()
+    batches = samples.batches(TrainOptions(steps=2, batch=2, learning_rate=1e-3, warm_up=0))
+    assert [batches(step)["token_type_ids"].shape for step in range(2)] == [(2, 6)] * 2
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 's.tar'}: holds no token_type_ids; zeros are taken, as for texts of one "
+        "sentence"
+    ]

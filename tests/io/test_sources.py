@@ -23,6 +23,7 @@ import normswap as ns
 from normswap.errors import NormswapError
 from normswap.extras import install_command
 from normswap.io.capture import capture, module_source
+from normswap.io.data import load_data
 from normswap.io.preprocessing import Preprocessing
 from normswap.io.pt2 import read_pt2, write_pt2
 from normswap.io.sources import Source, example_texts, packages
@@ -187,7 +188,14 @@ def test_other_families(tmp_path: Path, name: str) -> None:
     model_class(made).save_pretrained(tmp_path / name)
     source = huggingface_source(str(tmp_path / name))
     assert operator_names(check(source))["aten.layer_norm.default"] >= 3
-    assert ("attention_mask" in source.kwargs) == (name in ("BertModel", "RobertaModel"))
+    texts = name in ("BertModel", "RobertaModel")
+    assert ("attention_mask" in source.kwargs) == ("token_type_ids" in source.kwargs) == texts
+
+
+def test_texts_of_one_type_have_no_input_for_it(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**TEXT, type_vocab_size=1)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    assert list(huggingface_source(str(tmp_path)).kwargs) == ["input_ids", "attention_mask"]
 
 
 def test_texts_of_any_length(tmp_path: Path) -> None:
@@ -195,19 +203,23 @@ def test_texts_of_any_length(tmp_path: Path) -> None:
     bert = transformers.BertModel(transformers.BertConfig(**TEXT)).eval()
     bert.save_pretrained(tmp_path / "bert")
     model = ns.load(tmp_path / "bert")
-    assert [spec.shape for spec in model.inputs] == [("text_batch", "sequence")] * 2
+    assert [spec.shape for spec in model.inputs] == [("text_batch", "sequence")] * 3
+    assert model.sites[0].role == "embedding"
     ns.save(ns.swap(model, to="fused").model, tmp_path / "bert.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "bert.onnx")
-    assert [i.shape for i in session.get_inputs()] == [["text_batch", "sequence"]] * 2
+    assert [i.shape for i in session.get_inputs()] == [["text_batch", "sequence"]] * 3
     for rows, length in ((1, 1), (3, 2), (2, 7), (4, TEXT["max_position_embeddings"])):
         ids = torch.randint(3, TEXT["vocab_size"], (rows, length))
         mask = torch.ones_like(ids)
         mask[-1, length // 2 + 1 :] = 0
-        with torch.no_grad():
-            wanted = bert(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
-        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-        found = session.run(["last_hidden_state"], feeds)[0]
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        given = {"input_ids": ids, "attention_mask": mask}
+        types = torch.randint(0, 2, (rows, length))
+        for named in (given | {"token_type_ids": types}, given):
+            with torch.no_grad():
+                wanted = bert(**named).last_hidden_state.numpy()
+            feeds = load_data(named, model).feeds
+            found = session.run(["last_hidden_state"], feeds)[0]
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_the_preprocessors_size_where_the_model_adapts(tmp_path: Path) -> None:
@@ -396,6 +408,8 @@ def tiny_open_clip(tmp_path_factory: pytest.TempPathFactory) -> None:
     (folder / "ViT-Tiny-Test.json").write_text(json.dumps(config))
     custom = config | {"custom_text": True, "init_logit_bias": -10}
     (folder / "ViT-Tiny-Bias.json").write_text(json.dumps(custom))
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    (folder / "RN-Tiny-Test.json").write_text(json.dumps(config | {"vision_cfg": resnet}))
     open_clip.add_model_config(folder)
 
 
@@ -445,6 +459,34 @@ def test_open_clip_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     message = error_of(open_clip_source, f"{name}?checkpoint={tmp_path}/epoch_1.pt")
     assert "missing in it, first 'visual.ln_pre.bias'; name the architecture" in message
     assert "it takes pretrained, checkpoint" in error_of(open_clip_source, f"{name}?num_classes=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "size"),
+    [
+        ("ViT-Tiny-Test", "48", (48, 48)),
+        ("ViT-Tiny-Test", "32x64", (32, 64)),
+        ("RN-Tiny-Test", "96", (96, 96)),
+    ],
+)
+def test_open_clip_images_of_another_size(name: str, asked: str, size: tuple[int, int]) -> None:
+    source = open_clip_source(f"{name}?img_size={asked}&pretrained=false")
+    assert source.kwargs["image"].shape == (2, 3, *size)
+    assert isinstance(source.preprocessing, Preprocessing)
+    assert source.preprocessing.output_size == size
+    if asked == "32x64":
+        check(source)
+
+
+def test_open_clip_weights_of_another_size(tmp_path: Path) -> None:
+    sized = open_clip.create_model("ViT-Tiny-Test", force_image_size=48)
+    file = tmp_path / "sized.pt"
+    torch.save(sized.state_dict(), file)
+    assert error_of(open_clip_source, f"ViT-Tiny-Test?checkpoint={file}").endswith(
+        "; try open_clip:ViT-Tiny-Test?img_size=48"
+    )
+    source = open_clip_source(f"ViT-Tiny-Test?checkpoint={file}&img_size=48")
+    assert torch.equal(source.module.visual.positional_embedding, sized.visual.positional_embedding)
 
 
 def test_open_clip_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,59 @@ def test_bad_shards_are_told_in_a_line(teacher: Model, tmp_path: Path) -> None:
         open_samples(pattern, teacher, 2)
 
 
+def damage_shards(folder: Path, bad: set[int]) -> None:
+    """The arrays of these samples end in the middle."""
+    for path in sorted(folder.glob("s-*.tar")):
+        with tarfile.open(path) as archive:
+            held = [(member.name, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+        with tarfile.open(path, "w") as archive:
+            for name, data in held:
+                cut = name.endswith(".npy") and int(name[6:10]) in bad
+                info = tarfile.TarInfo(name)
+                info.size = len(data) // 2 if cut else len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+def test_bad_samples_are_left_out_and_batches_stay_whole(
+    teacher: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pattern = write_shards(tmp_path, [5, 3, 4])
+    damage_shards(tmp_path, {1, 6})
+    with pytest.raises(NormswapError, match=r"0001.x.npy is damaged.*; --skip-bad leaves such"):
+        open_samples(pattern, teacher, 7)
+    good = [n for n in range(12) if n not in (1, 6)]
+    for some in (4, 20):  # the first epoch is read to its end at once, or not
+        caplog.clear()
+        samples = open_samples(pattern, teacher, some, skip_bad=True)
+        assert samples.some.feeds["x"][:, 0, 0].tolist() == good[:some]
+        batches = samples.batches(OPTIONS)
+        steps = [batches(step)["labels"].tolist() for step in range(5)]
+        assert [len(step) for step in steps] == [6] * 5
+        drawn = [number for step in steps for number in step]
+        for epoch in range(3):
+            assert sorted(drawn[10 * epoch : 10 * epoch + 10]) == good
+        told = [r.message for r in caplog.records if "left out" in r.message]
+        assert [("sample0001" in t, "sample0006" in t) for t in told] in (
+            [(True, False), (False, True)],
+            [(False, True), (True, False)],
+        )
+        again = open_samples(pattern, teacher, some, skip_bad=True).batches(OPTIONS)
+        assert again(3)["labels"].tolist() == steps[3]
+
+
+def test_shards_of_which_nothing_can_be_used(
+    teacher: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pattern = write_shards(tmp_path, [7])
+    damage_shards(tmp_path, set(range(7)))
+    with pytest.raises(NormswapError) as caught:
+        open_samples(pattern, teacher, 2, skip_bad=True)
+    assert str(caught.value).startswith(f"{pattern}: no sample can be used; sample0000.x.npy is")
+    told = [record.message for record in caplog.records]
+    assert len(told) == 5
+    assert told[-1].endswith("it is left out; further ones are not named")
+
+
 def test_two_processes_share_a_folder_as_one_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,10 +50,10 @@ _DUAL = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 def huggingface_source(folder_or_id: str) -> Source:
     """The model in a local folder, or on the hub for ``hf:ID``, with its trained weights.
 
-    Its inputs are those of ``pixel_values`` [2, C, H, W], ``input_ids`` [3, L] and
-    ``attention_mask`` [3, L] that it takes, where L may vary unless there are images; its outputs
-    logits and embeddings for a dual encoder, ``logits`` for a classifier, else every tensor that it
-    returns.
+    Its inputs are those of ``pixel_values`` [2, C, H, W], ``input_ids``, ``attention_mask`` and,
+    with several types, ``token_type_ids`` [3, L] that it takes, where L may vary unless there are
+    images; its outputs logits and embeddings for a dual encoder, ``logits`` for a classifier, else
+    every tensor that it returns.
     Raises NormswapError for a folder without config or safetensors, an architecture that
     transformers does not have, damaged, missing or superfluous weights, or a failed download.
     """
@@ -313,10 +313,17 @@ def _example_tokens(config: Any, parameters: Mapping[str, Any]) -> list[dict[str
         raise ValueError(f"texts of {longest} tokens")
     words = range(min(3, vocabulary - 1), max(vocabulary - 2, min(3, vocabulary - 1) + 1))
     masked = "attention_mask" in parameters and not kind.startswith("siglip")  # trained without
+    types = int(getattr(text, "type_vocab_size", None) or 0)
+    typed = "token_type_ids" in parameters and types > 1
     texts = []
     for length in (longest, longest - (pad or 0) - 1):
         tokens, mask = example_texts(length, words, start, end, pad or 0)
-        texts.append({"input_ids": tokens} | ({"attention_mask": mask} if masked else {}))
+        given = {"input_ids": tokens}
+        if masked:
+            given["attention_mask"] = mask
+        if typed:  # two sentences, padded with zeros as the tokenizer does
+            given["token_type_ids"] = mask * (torch.arange(length) >= length // 2)
+        texts.append(given)
     return texts
 
 

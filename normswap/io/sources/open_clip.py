@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from normswap.errors import NormswapError, first_line
 from normswap.io.preprocessing_configs import from_open_clip
 from normswap.io.sources import Source, example_images, example_texts, return_only, tensor_fields
 from normswap.io.sources.checkpoint import Weights, fill, read_state_dict
-from normswap.io.sources.options import split_options
+from normswap.io.sources.options import split_options, square_side
 from normswap.io.sources.packages import build, close_names, import_extra
 
 
@@ -23,12 +24,13 @@ def open_clip_source(
     those of a ``checkpoint``.
 
     ``pretrained=False``, or ``NAME?pretrained=false``, gives it random weights from ``seed``
-    instead. Inputs ``image`` [2, C, H, W] and ``text`` int64 [3, L]; outputs ``image_features``,
+    instead, ``?img_size=N`` another size of images, which open_clip fits pretrained weights to.
+    Inputs ``image`` [2, 3, H, W] and ``text`` int64 [3, L]; outputs ``image_features``,
     ``text_features``, ``logit_scale`` and what else the model returns.
     Raises NormswapError for an unknown name, tag or option, weights that cannot be fetched or read
     or do not fit, or open_clip missing.
     """
-    full, given = split_options(name, "open_clip:")
+    full, given = split_options(name, "open_clip:", "img_size")
     label = f"open_clip:{full}"
     open_clip: Any = import_extra("open_clip", label)
     names = open_clip.list_models()
@@ -45,10 +47,19 @@ def open_clip_source(
     fetched = pretrained and given.pretrained and weights is None
     if fetched:
         options = _of_tag(open_clip, architecture, tag)
+    if given.img_size is not None:
+        height, width = given.img_size  # its ResNets take one number only
+        options["force_image_size"] = height if height == width else given.img_size
     make = partial(open_clip.create_model, architecture, device="cpu", **options)
     model = build(label, make, seed, f"open_clip:{architecture}" if fetched else None)
     if file is not None and weights is not None:
-        fill(model, _adapted(open_clip, model, weights), file, label, lambda wrong: "")
+        fill(
+            model,
+            _adapted(open_clip, model, weights),
+            file,
+            label,
+            partial(_fitting, label, model, weights),
+        )
         label = f"{file.name} ({label})"
     return _source(label, model)
 
@@ -61,6 +72,17 @@ def _adapted(open_clip: Any, model: Any, weights: Weights) -> Weights:
     own = model.state_dict()
     one = {k: weights[k].reshape(own[k].shape) for k in scalars if weights[k].numel() == 1}
     return {**weights, **one}
+
+
+def _fitting(label: str, model: Any, weights: Weights, wrong: Sequence[str]) -> str:
+    """The model's name with the size of images under which the weights would fit: '' unless a table
+    of positions, a class token's first, is all that is wrong."""
+    positions = "visual.positional_embedding"
+    patch = getattr(model.visual, "patch_size", None)
+    if list(wrong) != [positions] or positions not in weights or patch is None:
+        return ""
+    side = square_side(weights[positions].shape[0] - 1, int(patch[0]))
+    return f"{label}?img_size={side}" if side is not None else ""
 
 
 def _of_tag(open_clip: Any, architecture: str, tag: str) -> dict[str, Any]:

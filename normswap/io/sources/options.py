@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,18 +13,21 @@ from normswap.errors import NormswapError, plain
 
 _MOST_CLASSES: Final = 1 << 20
 _LARGEST_SIDE: Final = 1 << 13
+_MOST_CHANNELS: Final = 1 << 10
 
 
 @dataclass(frozen=True)
 class SourceOptions:
     """How a model is built by name. ``pretrained``: with the weights that its package fetches.
     ``checkpoint``: with those of this file instead. ``num_classes``: of its classifier, 0 for none.
-    ``img_size``: height and width of its images. None leaves it to the package."""
+    ``img_size``, ``in_chans``: height and width of its images, and their channels. None leaves it
+    to the package."""
 
     pretrained: bool = True
     checkpoint: Path | None = None
     num_classes: int | None = None
     img_size: tuple[int, int] | None = None
+    in_chans: int | None = None
 
 
 def _flag(text: str) -> bool | None:
@@ -38,6 +42,11 @@ def _count(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,7}", text) and int(text) <= _MOST_CLASSES else None
 
 
+def _channels(text: str) -> int | None:
+    number = _count(text)
+    return number if number is not None and 0 < number <= _MOST_CHANNELS else None
+
+
 def _sides(text: str) -> tuple[int, int] | None:
     match = re.fullmatch("([0-9]{1,4})(?:x([0-9]{1,4}))?", text)
     if match is None:
@@ -46,11 +55,12 @@ def _sides(text: str) -> tuple[int, int] | None:
     return sides if min(sides) > 0 and max(sides) <= _LARGEST_SIDE else None
 
 
-_READ: Final[Mapping[str, tuple[Callable[[str], Any], str]]] = {
+OPTIONS: Final[Mapping[str, tuple[Callable[[str], Any], str]]] = {
     "pretrained": (_flag, "true or false"),
     "checkpoint": (_file, "a file of weights"),
     "num_classes": (_count, f"a number up to {_MOST_CLASSES:,}"),
     "img_size": (_sides, "a size such as 384 or 224x384"),
+    "in_chans": (_channels, f"a number from 1 to {_MOST_CHANNELS:,}"),
 }
 
 
@@ -72,8 +82,14 @@ def split_options(text: str, prefix: str, *further: str) -> tuple[str, SourceOpt
             )
         if option in values:
             raise NormswapError(f"{prefix}{name}: {option} is given twice; give it once")
-        read, kind = _READ[option]
+        read, kind = OPTIONS[option]
         values[option] = read(value)
         if values[option] is None:
             raise NormswapError(f"{prefix}{name}: {option}={plain(value)} is not {kind}")
     return name, SourceOptions(**values)
+
+
+def square_side(patches: int, patch: int) -> int | None:
+    """The side of the square image that has so many patches of that side; None if none has."""
+    rows = math.isqrt(max(patches, 0))
+    return rows * patch if rows and rows**2 == patches else None
