@@ -14,6 +14,7 @@ from normswap.model import Model as Model
 from normswap.norms.site import Site as Site
 from normswap.parity.validation import validate as validate
 from normswap.passes.affine import Affine as Affine
+from normswap.passes.auto import Auto as Auto
 from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
 from normswap.passes.batch_norm import BatchNorm as BatchNorm

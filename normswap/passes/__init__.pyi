@@ -1,4 +1,5 @@
 from normswap.passes.affine import Affine as Affine
+from normswap.passes.auto import Auto as Auto
 from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
 from normswap.passes.batch_norm import BatchNorm as BatchNorm

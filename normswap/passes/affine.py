@@ -73,14 +73,14 @@ class Affine(Calibrated):
                 f"far to trust the others; give it hundreds"
             )
         fits = RidgeFits()
-        plan.stops += [_Swap(plan, fitted, self.tokens, fits) for fitted in sites]
+        plan.stops += [AffineStop(plan, fitted, self.tokens, fits) for fitted in sites]
         if self.refit_writers:
             stops, notes = writer_stops(plan, sites)
             plan.stops += stops
             plan.notes += notes
 
 
-class _Swap(SwapStop):
+class AffineStop(SwapStop):
     """An affine map in place of one norm."""
 
     def __init__(self, plan: Plan, fitted: Fitted, tokens: str, fits: RidgeFits) -> None:

@@ -57,9 +57,9 @@ class Fitted:
 @dataclass
 class Plan:
     """What a calibrated swap is about to do: ``stops`` of the sweep, which edit ``graph``, and what
-    the user is to know. ``stays``: sites that keep a scale and shift for each of so many tokens.
-    ``refused``: sites that stay as they are, with the reason. ``fits``: of the others. ``located``:
-    all norms of the original."""
+    the user is to know. ``located``: all norms of the original. ``stays``: sites that keep a scale
+    and shift for each of so many tokens. ``refused``: sites that stay as they are, with the reason.
+    ``fits``: of the others. ``losses``: of predicted scales (``NormsFitted``)."""
 
     original: Graph
     graph: Graph
@@ -70,6 +70,7 @@ class Plan:
     stays: dict[str, int] = field(default_factory=dict)
     refused: dict[Site, str] = field(default_factory=dict)
     fits: list[NormFit] = field(default_factory=list)
+    losses: dict[Site, tuple[float, float]] = field(default_factory=dict)
 
 
 class SwapStop(Stop):
@@ -152,7 +153,7 @@ class Calibrated(Pass):
         if self.tokens != "all":
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
-            result = self._swapping(model, located, todo, data)(todo)
+            result = self.swapping(model, located, todo, data)(todo)
             result = _measured(model, result, todo, data.split(HELD_OUT)[1])
         else:
             fitting, judging = data.split(_JUDGED)
@@ -163,12 +164,16 @@ class Calibrated(Pass):
                 )
             requirement = Requirement.parse(self.ensure)
             judge = Judge(model, calibration_batches(model, todo, judging), requirement)
-            swap = self._swapping(model, located, todo, fitting)
-            result = swap_ensuring(model, todo, swap, judge, self.progress)
+            result = self.ensured(model, todo, fitting, judge)
             result = _measured(model, result, todo, judging)
         return replace(result, skipped=[*skipped, *result.skipped], notes=[*notes, *result.notes])
 
-    def _swapping(
+    def ensured(self, model: Model, todo: Sequence[Site], data: Data, judge: Judge) -> PassResult:
+        """The sites ``todo`` swapped, but for those that have to stay for ``judge`` to agree."""
+        swap = self.swapping(model, model.sites, todo, data)
+        return swap_ensuring(model, todo, swap, judge, self.progress)
+
+    def swapping(
         self, model: Model, located: Sequence[Site], todo: Sequence[Site], data: Data
     ) -> Swapping:
         """A swap of some of ``todo``, fitted to ``data``."""
@@ -200,7 +205,7 @@ class Calibrated(Pass):
             return PassResult(model, False, [], skipped)
         result.graph.prune()
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
-        return NormsFitted(result, True, done, skipped, notes, fits=plan.fits)
+        return NormsFitted(result, True, done, skipped, notes, fits=plan.fits, losses=plan.losses)
 
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:

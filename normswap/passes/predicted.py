@@ -90,29 +90,36 @@ class Predicted(Calibrated):
             raise NormswapError("--to predicted: its scale is each token's own; leave --tokens out")
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
-        count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
-        if count < HELD_OUT:
-            raise NormswapError(
-                f"--to predicted: {count} samples are too few, every fifth is held out to choose "
-                f"how far to trust the others; give it hundreds"
-            )
-        chains: dict[str, list[_Swap]] = {}
-        edits, closed = WeightEdits(plan.graph), norm_nodes(plan.graph, plan.located)
-        for fitted in with_special(plan.original, plan.located, sites, plan.batches):
-            absorbed = readers_take(edits, fitted.site, closed)
-            chain = chains.setdefault(fitted.site.tower, [])
-            chain.append(_Swap(plan, fitted, chain, self.directions, absorbed))
-        plan.stops += [stop for chain in chains.values() for stop in chain]
+        plan.stops += predicted_stops(plan, sites, self.directions)
 
 
-class _Swap(SwapStop):
+def predicted_stops(
+    plan: Plan, sites: Sequence[Fitted], directions: int | None
+) -> list[PredictedStop]:
+    """A stop for each of ``sites``. Raises NormswapError for too few samples."""
+    count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
+    if count < HELD_OUT:
+        raise NormswapError(
+            f"swap: {count} samples are too few, every fifth is held out to choose "
+            f"how far to trust the others; give it hundreds"
+        )
+    chains: dict[str, list[PredictedStop]] = {}
+    edits, closed = WeightEdits(plan.graph), norm_nodes(plan.graph, plan.located)
+    for fitted in with_special(plan.original, plan.located, sites, plan.batches):
+        absorbed = readers_take(edits, fitted.site, closed)
+        chain = chains.setdefault(fitted.site.tower, [])
+        chain.append(PredictedStop(plan, fitted, chain, directions, absorbed))
+    return [stop for chain in chains.values() for stop in chain]
+
+
+class PredictedStop(SwapStop):
     """The predicted scale in place of one norm; ``chain``: those of its tower, in order."""
 
     def __init__(
         self,
         plan: Plan,
         fitted: Fitted,
-        chain: Sequence[_Swap],
+        chain: Sequence[PredictedStop],
         directions: int | None,
         absorbed: bool,
     ) -> None:
@@ -160,20 +167,22 @@ class _Swap(SwapStop):
 
         scales = log_scales(parts, size, site.epsilon, self._centred, self._counts)
         sums = [[GroupMoments(1, size) for _ in range(2)] for _ in scales]
-        wrong, range_ = np.zeros(len(scales)), Range(len(scales))
+        wrong, range_, rows = np.zeros(len(scales)), Range(len(scales)), 0
         for part in self._rows(readings, before):
             x, y = part.arrays[0].astype(np.float64), part.arrays[-1]
             predicted = predictions(scales, x, _before(part))
             range_.add(predicted)
             off = np.exp(predicted - log_factor(x, site.epsilon, self._centred)) - 1
             wrong += np.square(off[:, part.held_out]).sum(1)
+            rows += int(part.held_out.sum())
             rest = x - x.mean(1, keepdims=True) if self._centred else x
             for own, factor in zip(sums, np.exp(predicted), strict=True):
                 split = part.parts(rest * factor[:, None], y, np.zeros(len(x), np.intp))
                 for moments, arrays in zip(own, split, strict=True):
                     moments.add(*arrays)
-        wrong = np.sum(distributed.gathered(wrong), 0)
+        wrong = np.sum(distributed.gathered(wrong), 0) / max(sum(distributed.gathered(rows)), 1)
         least = next(i for i, error in enumerate(wrong) if error <= _SLACK * min(wrong))
+        self._plan.losses[site] = float(wrong[0]), float(wrong[least])
         train, held_out = (over_processes(moments) for moments in sums[least])
         check_finite(site, train.x_mean, train.y_mean, train.x_variance)
         fit = least_squares(site, train, held_out)
