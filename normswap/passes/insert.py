@@ -6,14 +6,16 @@ Constants are rounded to the value's dtype. Raises OutOfRange where that does no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from normswap.fit.channelwise import BatchNormConstants
-from normswap.fit.log_scale import LogScale
 from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.passes.algebra.rounding import rounded, written
+
+if TYPE_CHECKING:
+    from normswap.fit.log_scale import LogScale
 
 
 def insert_batch_norm(

@@ -149,11 +149,11 @@ def test_both_towers_of_a_clip(run: Run, files: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "option", "takers"),
     [
-        ("fused", ["--data", "x.npy"], "affine or batchnorm"),
-        ("fused", ["--samples", 3], "affine or batchnorm"),
-        ("fused", ["--tokens", "class"], "affine or batchnorm"),
-        ("fused", ["--ensure", "top1>=1"], "affine or batchnorm"),
-        ("fused", ["--fold"], "affine or batchnorm"),
+        ("fused", ["--data", "x.npy"], "affine or auto or batchnorm or predicted"),
+        ("fused", ["--samples", 3], "affine or auto or batchnorm or predicted"),
+        ("fused", ["--tokens", "class"], "affine or auto or batchnorm or predicted"),
+        ("fused", ["--ensure", "top1>=1"], "affine or auto or batchnorm or predicted"),
+        ("fused", ["--fold"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--fit", "copy"], "batchnorm"),
         ("fused", ["--ffn-batchnorm"], "batchnorm"),
         ("fused", ["--ffn-position", "after"], "batchnorm"),
