@@ -1,6 +1,6 @@
 """What each way of taking the LayerNorms out costs in accuracy, without training.
 
-    python -m benchmarks.fits MODEL [MODEL ...] [--samples N ...] [--json FILE]
+    python -m benchmarks.fits MODEL [MODEL ...] [--samples N ...] [--fits FIT ...] [--json FILE]
 
 in the repository's root. MODEL are folders of digits-vit or digits-clip checkpoints, one for each
 training seed, as the scripts in examples/ write them:
@@ -47,6 +47,7 @@ FITS: dict[str, ns.Pass] = {
     "affine, writers": ns.Affine(refit_writers=True),
     "affine, writers, class": ns.Affine(refit_writers=True, tokens="class"),
     "affine, writers, position": ns.Affine(refit_writers=True, tokens="position"),
+    "predicted": ns.Predicted(),
 }
 
 
@@ -121,11 +122,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, metavar="N")
+    parser.add_argument("--fits", nargs="+", default=list(FITS), choices=FITS, metavar="FIT")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     known = {"ViTForImageClassification": 0, "CLIPModel": 1}
     both = tasks()
-    todo = [(f, n, fit) for f in options.models for n in options.samples for fit in FITS]
+    todo = [(f, n, fit) for f in options.models for n in options.samples for fit in options.fits]
     scores = []
     with Progress() as progress:
         for number, (folder, samples, fit) in enumerate(todo):

@@ -1,6 +1,6 @@
 """Train normswap/assets/digits-vit: a LayerNorm ViT on scikit-learn's 8x8 digits, from scratch.
 
-    python examples/train_digits_vit.py [--seed N] [-o FOLDER]
+    python examples/train_digits_vit.py [--seed N] [--depth N] [--width N] [-o FOLDER]
 
 About a minute on one CPU core; the same seed gives the same model on the same machine. Needs
 transformers and scikit-learn. Writes a Hugging Face folder and prints the test accuracy.
@@ -44,8 +44,8 @@ model-index:
 # digits-vit
 
 A small Vision Transformer with LayerNorm, trained for normswap's demo and tests. transformers'
-`ViTForImageClassification`: 8x8 grey images, patch 2 (16 patches and a class token), width 48,
-depth 6, 4 heads, MLP 192, no dropout, {parameters:,} parameters, 13 LayerNorms.
+`ViTForImageClassification`: 8x8 grey images, patch 2 (16 patches and a class token), width {width},
+depth {depth}, 4 heads, MLP {mlp}, no dropout, {parameters:,} parameters, {norms} LayerNorms.
 
 **Test accuracy: {accuracy:.2f} %** ({right} of {total}), on the fixed split of
 `normswap.assets.digits.load_digits_split` (1257 train, 540 test).
@@ -64,7 +64,7 @@ Licence: MIT. The data is the test part of "Optical Recognition of Handwritten D
 """
 
 
-def train(seed: int) -> transformers.ViTForImageClassification:
+def train(seed: int, depth: int, width: int) -> transformers.ViTForImageClassification:
     """Train from scratch; `seed` sets the weights, the order of the images and the augmentation."""
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -74,9 +74,9 @@ def train(seed: int) -> transformers.ViTForImageClassification:
         patch_size=2,
         encoder_stride=2,
         num_channels=1,
-        hidden_size=48,
-        intermediate_size=192,
-        num_hidden_layers=6,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
         num_attention_heads=4,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -135,6 +135,10 @@ def save(
         right=right,
         total=digits.TEST_SIZE,
         parameters=model.num_parameters(),
+        width=model.config.hidden_size,
+        depth=model.config.num_hidden_layers,
+        mlp=model.config.intermediate_size,
+        norms=2 * model.config.num_hidden_layers + 1,
         seed=seed,
         epochs=EPOCHS,
         batch=BATCH,
@@ -150,12 +154,14 @@ def save(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--depth", type=int, default=6, help="blocks, default: 6")
+    parser.add_argument("--width", type=int, default=48, help="channels, default: 48")
     parser.add_argument("-o", "--output", type=Path, default=digits.DIGITS_VIT, metavar="FOLDER")
     options = parser.parse_args()
     ensure_torchvision_importable()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    model = train(options.seed)
+    model = train(options.seed, options.depth, options.width)
     right = count_right(model)
     save(model, right, options.seed, options.output)
     print(f"test accuracy {100 * right / digits.TEST_SIZE:.2f} %, saved in {options.output}")
