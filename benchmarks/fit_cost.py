@@ -1,7 +1,7 @@
 """Time and memory of fitting a swap, beside one forward pass over the same images.
 
     python -m benchmarks.fit_cost [--model timm:NAME] [--images N] [--memory MIB] [--rounds N]
-        [--json FILE]
+        [--fits FIT ...] [--json FILE]
 
 in the repository's root. By default timm's ViT-B/16 at 224 with random weights and 64 random
 images. Each round of each fit is a process of its own, with as many threads as torch takes; it runs
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "timm:vit_base_patch16_224?pretrained=false"
-FITS = ("batchnorm, moments", "affine", "affine, writers")
+FITS = ("batchnorm, moments", "affine", "affine, writers", "predicted")
 
 
 def measured(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
@@ -49,6 +49,7 @@ def measured(name: str, images: int, memory: int, fit: str) -> dict[str, float]:
         "batchnorm, moments": ns.BatchNorm(memory=memory),
         "affine": ns.Affine(memory=memory),
         "affine, writers": ns.Affine(memory=memory, refit_writers=True),
+        "predicted": ns.Predicted(memory=memory),
     }[fit]
     whole = _measured(lambda: ns.swap(model, how, data=data), start)
     after = _measured(forward, start)
@@ -114,13 +115,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--memory", type=int, default=1024, metavar="MIB")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--fits", nargs="+", default=FITS, choices=FITS, metavar="FIT")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     memory = options.memory << 20
     found = []
     print("| fit | forward s | fit s | ratio | memory: forward | fit | bound |")
     print("|---|---|---|---|---|---|---|")
-    for fit in FITS:
+    for fit in options.fits:
         rounds = [
             alone(measured, options.model, options.images, memory, fit)
             for _ in range(options.rounds)

@@ -26,6 +26,7 @@ from normswap.passes.base import NormFit, NormsFitted, Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.select import Selection, select_sites, why_left
 
+_FEWEST = 2  # samples, to fit anything to
 _JUDGED = 5  # every fifth sample
 _USELESS = 1.0  # share of the variance of a norm's output that its mean alone leaves
 KINDS = ("layer_norm", "rms_norm")
@@ -144,6 +145,10 @@ class Calibrated(Pass):
 
     def run(self, model: Model) -> PassResult:
         data = needed_data(self.data, self.to)
+        if data.count < _FEWEST:
+            raise NormswapError(
+                f"--to {self.to}: one sample is too few to fit anything to; give it hundreds"
+            )
         located = model.sites
         chosen, notes = _default_tower(located, self.sites)
         todo = [s for s in chosen if not _reason(s)]

@@ -86,7 +86,7 @@ class Predicted(Calibrated):
         super().__post_init__()
         if self.directions is not None and self.directions < 0:
             raise NormswapError(f"--directions: takes 0 or more, got {self.directions}")
-        if self.tokens == "position":
+        if self.tokens != "all":
             raise NormswapError("--to predicted: its scale is each token's own; leave --tokens out")
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:

@@ -146,6 +146,7 @@ def test_a_post_norm_model_keeps_the_mean_as_a_product() -> None:
     ("how", "message"),
     [
         ({"directions": -1}, "--directions: takes 0 or more, got -1"),
+        ({"tokens": "class"}, "--to predicted: its scale is each token's own"),
         ({"tokens": "position"}, "--to predicted: its scale is each token's own"),
     ],
 )
@@ -154,7 +155,8 @@ def test_options_that_mean_nothing(how: dict[str, object], message: str) -> None
         ns.Predicted(**how)  # type: ignore[arg-type]
 
 
-def test_one_sample_is_too_few() -> None:
+@pytest.mark.parametrize("to", ["predicted", "affine", "batchnorm"])
+def test_one_sample_is_too_few(to: str) -> None:
     one = load_digits_split().train_images[:1]
-    with pytest.raises(ns.NormswapError, match="1 samples are too few"):
-        ns.swap(ns.load(DIGITS_VIT), to="predicted", data=one)
+    with pytest.raises(ns.NormswapError, match=f"--to {to}: one sample is too few"):
+        ns.swap(ns.load(DIGITS_VIT), to=to, data=one)
