@@ -437,9 +437,10 @@ _FIGURES = {
 def distillation_view(result: DistillResult) -> RenderableType:
     """The loss, a row for each output before and after, and notes."""
     resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
+    what = f"{result.trained} BatchNorms trained" if result.trained else "trained"
     title = Line(
-        f"{result.trained} BatchNorms trained for {len(result.losses)} steps{resumed}: loss "
-        f"{result.losses[0]:.4g} to {result.losses[-1]:.4g}",
+        f"{what} for {len(result.losses)} steps{resumed}: loss {result.losses[0]:.4g} to "
+        f"{result.losses[-1]:.4g}",
         "bold",
     )
     made = table("output", "", *_FIGURES, numeric=tuple(_FIGURES))

@@ -13,6 +13,8 @@ from normswap.parity.pairing import matched_inputs, matched_positions, shared_in
 from normswap.parity.retrieval import EMBEDDING_NAMES, EmbeddingPairs
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
 
+_WITHOUT_NORMS = {"swap to affine", "swap to predicted", "swap to auto"}
+"""Steps of a model's history behind which nothing need be a norm."""
 _BEHIND = ("post_attention", "post_mlp")  # norms whose output is the block's
 
 
@@ -48,7 +50,7 @@ def match(teacher: Model, student: Model) -> Matches:
     theirs. Where a norm has no other in its place, the linear layer behind it is compared.
 
     Raises NormswapError for models whose inputs, outputs or norms do not match, and for a student
-    without a BatchNorm or an affine map in a norm's place.
+    without a BatchNorm, an affine map or a predicted scale in a norm's place.
     """
     shared_inputs(teacher, student)
     if matched_inputs(teacher, student) != {s.name: s.name for s in student.inputs}:
@@ -89,12 +91,12 @@ def _check_student(
     steps = {step.name for step in student.history}
     if any(site.kind == "batch_norm" for site in swapped) and pairs:
         return
-    if "fold" in steps or (not swapped and "swap to affine" not in steps):
+    if "fold" in steps or (not swapped and not steps & _WITHOUT_NORMS):
         raise NormswapError(
             f"{student.name}: is folded already, there is no norm to train; distil the swapped "
             f"model, then fold the result"
         )
-    if "swap to affine" in steps:
+    if steps & _WITHOUT_NORMS:
         return
     if not sites:
         raise NormswapError(f"{teacher.name}: has no norm; distil from the model that was swapped")

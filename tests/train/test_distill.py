@@ -45,6 +45,21 @@ def right(model: Model, split: digits.DigitsSplit) -> float:
     return float((logits.argmax(-1) == split.test_labels).mean())
 
 
+def test_predicted_scales_are_trained(vit: Model, split: digits.DigitsSplit) -> None:
+    student = ns.swap(vit, ns.Predicted(directions=4), data=split.train_images[:200])
+    images = split.train_images[:320]
+    result = distill(student.model, vit, images, steps=60, batch=32, learning_rate=3e-4)
+    (before,), (after,) = result.before.outputs, result.after.outputs
+    assert isinstance(before, ApproximateOutput)
+    assert isinstance(after, ApproximateOutput)
+    assert before.sqnr_db is not None
+    assert after.sqnr_db is not None
+    assert after.sqnr_db > before.sqnr_db
+    folded = ns.fold(result.model)
+    assert len(folded.done) == 13
+    assert not folded.skipped
+
+
 def test_the_function_comes_back_without_labels(
     vit: Model, split: digits.DigitsSplit, distilled: DistillResult
 ) -> None:
