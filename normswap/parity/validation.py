@@ -89,17 +89,18 @@ def validate(
     with reference.at_fault(), candidate.at_fault():
         make = _exact_inputs if contract == "exact" else _approximate_inputs
         used = make(shared, data, labels)
+        ours, theirs = (list(model.sites) for model in (reference, candidate))
+        pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
+        sites = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
         runtimes = (reference_runtime, candidate_runtime)
-        report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
+        report = _at_outputs(reference, candidate, contract, used, runtimes, sites, progress)
         findings = [*used.findings, *found_unchanged(reference, candidate)]
         report = _with_findings(report, findings)
         if report.answers is not None and data is not None:
             report = replace(report, answers=with_pictures(report.answers, reference, data))
-        ours, theirs = (list(model.sites) for model in (reference, candidate))
-        pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
         report = replace(report, unmatched=unmatched)
         if pairs:
-            report = _with_norms(reference, candidate, pairs, used.probes, report, progress)
+            report = _with_norms(sites, used.probes, report, progress)
         if bisect:
             if progress:
                 progress(0, 1, "bisecting")
@@ -161,14 +162,16 @@ def _at_outputs(
     contract: str,
     used: _Inputs,
     runtimes: tuple[str | None, str | None],
+    sites: SiteErrors,
     progress: Progress | None,
 ) -> ValidationReport:
-    """The contract at the outputs. What runs the models holds their weights, and ends with this."""
+    """The contract at the outputs, and, where it is exact, the errors at norms, of the same runs.
+    What runs the models holds their weights, and ends with this."""
     with contextlib.ExitStack() as stack:
         runs = opened(reference, runtimes[0], stack), opened(candidate, runtimes[1], stack)
         calls = runs[0][0], runs[1][0]
         if contract == "exact":
-            report = exact_contract(reference, candidate, used.probes, progress, calls)
+            report = exact_contract(reference, candidate, used.probes, progress, calls, sites)
         else:
             batches = _reported([probe.feeds for probe in used.probes], progress)
             report = approximate_contract(
@@ -191,32 +194,23 @@ def _paired_norms(
 
 
 def _with_norms(
-    reference: Model,
-    candidate: Model,
-    pairs: Sequence[SitePair],
-    probes: Sequence[Probe],
-    report: ValidationReport,
-    progress: Progress | None,
+    sites: SiteErrors, probes: Sequence[Probe], report: ValidationReport, progress: Progress | None
 ) -> ValidationReport:
-    """The report with what holds at norms: on one probe of each kind, or the first batches."""
-    found = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
+    """The report with what holds at norms: under the exact contract also on inputs of their own,
+    else on the first batches."""
     if report.contract == "exact":
-        chosen = list({probe.name: probe for probe in reversed(probes)}.values())[::-1]
-        add = found.add_exact
+        sites.add_norms_alone(progress)
     else:
-        chosen, add = list(probes[:_BATCHES_AT_NORMS]), found.add
-    for done, probe in enumerate(chosen):
+        chosen = probes[:_BATCHES_AT_NORMS]
+        for done, probe in enumerate(chosen):
+            if progress:
+                progress(done, len(chosen), f"norms: {probe.name}")
+            sites.add(probe)
         if progress:
-            progress(done, len(chosen), f"norms: {probe.name}")
-        add(probe)
-    if report.contract == "exact":
-        found.add_norms_alone()
-    if progress:
-        progress(len(chosen), len(chosen), "done")
-    compared = found.results()
-    sites, rewritten = comparable(compared, report.passed)
+            progress(len(chosen), len(chosen), "done")
+    compared, rewritten = comparable(sites.results(), report.passed)
     unmatched = [*report.unmatched, *rewritten]
-    return replace(_with_findings(report, judged(sites)), sites=sites, unmatched=unmatched)
+    return replace(_with_findings(report, judged(compared)), sites=compared, unmatched=unmatched)
 
 
 def _with_findings(report: ValidationReport, more: Sequence[Finding]) -> ValidationReport:
