@@ -23,7 +23,7 @@ from normswap.parity.bisection import bisected
 from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
 from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
-from normswap.parity.probes import Probe, draw_feeds, make_probes
+from normswap.parity.probes import Effort, Probe, draw_feeds, make_probes
 from normswap.parity.report import Finding, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
@@ -39,6 +39,7 @@ def validate(
     data: Any = None,
     labels: Any = None,
     contract: Literal["exact", "approximate"] = "exact",
+    effort: Effort = "quick",
     bisect: bool = False,
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
@@ -58,6 +59,8 @@ def validate(
         labels: integers [N], for the approximate contract; by default the data's own.
         contract: 'exact' (exact.py): as close to ``reference`` in float64 as ``reference`` itself
             is, up to a factor of two. 'approximate' (approximate.py): how alike the outputs are.
+        effort: of the exact contract. 'quick': as few rows of each kind of probe as show what it is
+            for, and fewer of costly models. 'full': eight rows of every kind.
         bisect: also look for the first place at which the models part.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
@@ -82,13 +85,17 @@ def validate(
     """
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
+    if effort not in ("quick", "full"):
+        raise NormswapError(f"the effort '{effort}' is neither quick nor full")
     shared = replace(reference, inputs=shared_inputs(reference, candidate))
     matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
     with reference.at_fault(), candidate.at_fault():
-        make = _exact_inputs if contract == "exact" else _approximate_inputs
-        used = make(shared, data, labels)
+        if contract == "exact":
+            used = _exact_inputs(shared, data, labels, effort)
+        else:
+            used = _approximate_inputs(shared, data, labels)
         ours, theirs = (list(model.sites) for model in (reference, candidate))
         pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
         sites = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
@@ -129,10 +136,10 @@ class _Inputs:
     given: Collection[str] | None = None
 
 
-def _exact_inputs(shared: Model, data: Data | None, labels: Any) -> _Inputs:
+def _exact_inputs(shared: Model, data: Data | None, labels: Any, effort: Effort) -> _Inputs:
     if labels is not None:
         raise NormswapError("labels are for the approximate contract")
-    probes = make_probes(shared)
+    probes = make_probes(shared, effort=effort)
     if data is None:
         return _Inputs(probes, [])
     batches, findings = batches_of(shared, data)
