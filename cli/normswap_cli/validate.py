@@ -50,6 +50,14 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     help="exact: as close to REFERENCE in float64 as REFERENCE itself is, up to a factor of two. "
     "approximate: figures of how alike the outputs are.",
 )
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="Of the exact contract. quick: as few rows of each kind of probe as show what it is for, "
+    "and fewer of costly models. full: eight rows of every kind.",
+)
 @click.option("--reference-runtime", type=_RUNTIMES, help="Where to run REFERENCE.")
 @click.option(
     "--candidate-runtime",
@@ -82,6 +90,7 @@ def validate(
     data: str | None,
     images: ImageOptions,
     contract: Literal["exact", "approximate"],
+    effort: Literal["quick", "full"],
     reference_runtime: str | None,
     candidate_runtime: str | None,
     bisect: bool,
@@ -116,6 +125,7 @@ def validate(
             after,
             data=images.data(data, before, progress, None),
             contract=contract,
+            effort=effort,
             bisect=bisect,
             reproducer=reproducer,
             reference_runtime=reference_runtime,

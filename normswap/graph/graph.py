@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -220,6 +220,11 @@ class Graph(abc.ABC):
         floating-point operator in float64 (casts between float types are identities there).
         Raises ValueError if an output depends on a graph input that is not covered.
         """
+
+    @abc.abstractmethod
+    def signature(self, node: Node) -> Hashable | None:
+        """What the computation of a node depends on but the values that it reads: equal for nodes
+        that compute the same. None where that cannot be said in short."""
 
     def evaluate(
         self, outputs: Sequence[Value], feeds: Mapping[Value, Array], dtype: Any = None

@@ -18,6 +18,7 @@ How a linear map moves through an operator is in ``passes/algebra/rules.py``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -427,6 +428,7 @@ _BY_NAME = {row.name: row for row in OPERATORS} | {
 
 
 @cache
+@functools.cache
 def operator(name: str) -> Operator:
     """The row of an operator by its name as ``Node.op`` has it, with its domain or without.
 

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.norms.classes import Proofs
 from normswap.norms.evaluation import RegionRunner, probe_shapes
 from normswap.norms.formula import Norm
-from normswap.norms.proof import Verdict, likeliest, prove
+from normswap.norms.proof import Verdict, likeliest
 from normswap.norms.regions import (
     Region,
+    Regions,
     behind_control_flow,
     is_lowering,
     is_root,
     obstacle,
     over_statistic,
-    regions,
 )
 from normswap.norms.site import Rejection, Site, site_name
 
@@ -51,7 +52,7 @@ class Decomposed:
 
 def decomposed_norms(graph: Graph) -> Decomposed:
     """Finds the norms of ``graph`` that are made of several operators, each by a numeric proof."""
-    result = Decomposed()
+    result, finder = Decomposed(), _Finder(graph)
     looked_at: set[Node] = set()
     for anchor in graph.nodes:
         lowered = is_lowering(graph, anchor)
@@ -59,7 +60,7 @@ def decomposed_norms(graph: Graph) -> Decomposed:
             lowered or (is_root(graph, anchor) and over_statistic(anchor))
         ):
             continue
-        parts = _parts(graph, anchor, lowered)
+        parts = finder.parts(anchor, lowered)
         if isinstance(parts, _Rejected):
             looked_at |= parts.nodes
             if not lowered:
@@ -95,48 +96,80 @@ class _Rejected:
     nodes: set[Node]
 
 
-def _parts(graph: Graph, anchor: Node, lowered: bool) -> list[_Part] | _Rejected:
-    """The norms around ``anchor``; two that share their statistics are two."""
-    reasons: list[str] = []
-    best: list[_Part] | None = None
-    seen: set[Node] = {anchor}
-    rows: list[Value] = []  # what was reshaped into the rows that ``best`` normalises
-    for region in regions(graph, anchor):
-        if rows and region.entry not in rows:
-            continue
-        verdicts = _verdicts(graph, region)
-        proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
-        if not proven:
-            reasons += [str(verdict) for verdict in verdicts.values()]
-            seen |= set(region.nodes)
-            continue
-        found = _largest(graph, region, proven)
-        if rows:
-            if all(_is_of_channels(part) for part in found):
+class _Finder:
+    """Finds the norms of one graph, which is not edited meanwhile."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._proofs, self._regions = graph, Proofs(graph), Regions(graph)
+
+    def parts(self, anchor: Node, lowered: bool) -> list[_Part] | _Rejected:
+        """The norms around ``anchor``; two that share their statistics are two.
+
+        What regions like those before would be is guessed at first. Only where that holds of the
+        norms that are found it was of use.
+        """
+        found = self._search(anchor, lowered, guess=True)
+        if not isinstance(found, _Rejected):
+            centred = all(part.norm.statistics.centred for part in found)
+            held = self._proofs.hold({part.entry for part in found}, centred)
+            self._proofs.forget()
+            if held:
+                return found
+        elif not self._proofs.forget():
+            return found
+        return self._search(anchor, lowered, guess=False)
+
+    def _search(self, anchor: Node, lowered: bool, guess: bool) -> list[_Part] | _Rejected:
+        reasons: list[str] = []
+        best: list[_Part] | None = None
+        seen: set[Node] = {anchor}
+        rows: list[Value] = []  # what was reshaped into the rows that ``best`` normalises
+        for region in self._regions.around(anchor):
+            if rows and region.entry not in rows:
+                continue
+            verdicts = self._verdicts(region, guess)
+            proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
+            if not proven:
+                reasons += [str(verdict) for verdict in verdicts.values()]
+                seen |= set(region.nodes)
+                continue
+            found = _largest(self._graph, region, proven)
+            if rows:
+                if all(_is_of_channels(part) for part in found):
+                    best = found
+                continue
+            centred = any(n.statistics.centred for n in proven.values())
+            if best is None or centred:
                 best = found
-            continue
-        centred = any(n.statistics.centred for n in proven.values())
-        if best is None or centred:
-            best = found
-        if centred and not lowered:
-            rows = _before_rows(best)
-            if not rows:
-                break  # farther entries only add what is no part of a norm
-        if lowered and any(_is_more(anchor, part) for part in best):
-            break
-    if best is None:
-        return _Rejected(likeliest(reasons) if reasons else obstacle(anchor), seen)
-    if lowered:
-        best = [part for part in best if _is_more(anchor, part)]
-        return best or _Rejected("", set())
-    nodes = {n for part in best for n in part.nodes}
-    for part in best:
-        reason = _why_centred_wrongly(part)
-        if not reason and (over := _overflowing_in_half(graph, part.region, part.exit)):
-            reason = f"it overflows in half precision on ordinary values (at {over})"
-        if reason:
-            return _Rejected(reason, nodes)
-    return best
+            if centred and not lowered:
+                rows = _before_rows(best)
+                if not rows:
+                    break  # farther entries only add what is no part of a norm
+            if lowered and any(_is_more(anchor, part) for part in best):
+                break
+        if best is None:
+            return _Rejected(likeliest(reasons) if reasons else obstacle(anchor), seen)
+        if lowered:
+            best = [part for part in best if _is_more(anchor, part)]
+            return best or _Rejected("", set())
+        nodes = {n for part in best for n in part.nodes}
+        for part in best:
+            reason = _why_centred_wrongly(part)
+            if not reason and (over := _overflowing_in_half(self._graph, part.region, part.exit)):
+                reason = f"it overflows in half precision on ordinary values (at {over})"
+            if reason:
+                return _Rejected(reason, nodes)
+        return best
+
+    def _verdicts(self, region: Region, guess: bool) -> dict[Value, Verdict]:
+        """What the exits of a region are; the last one alone if it is a norm and they are in a row,
+        for then the norm is no smaller."""
+        last = _last_in_row(self._graph, region)
+        if last is not None:
+            (verdict,) = self._proofs.verdicts(replace(region, exits=(last,)), guess)
+            if isinstance(verdict, Norm):
+                return {last: verdict}
+        return dict(zip(region.exits, self._proofs.verdicts(region, guess), strict=True))
 
 
 def _before_rows(parts: Sequence[_Part]) -> list[Value]:
@@ -159,17 +192,6 @@ def _is_of_channels(part: _Part) -> bool:
     plain = part.norm.is_plain_weight and part.norm.is_plain_bias
     channels = part.norm.kind in ("group_norm", "instance_norm")
     return channels and (len(part.entry.shape or ()) > 2 or not plain)
-
-
-def _verdicts(graph: Graph, region: Region) -> dict[Value, Verdict]:
-    """What the exits of a region are; the last one alone if it is a norm and they are in a row,
-    for then the norm is no smaller."""
-    last = _last_in_row(graph, region)
-    if last is not None:
-        (verdict,) = prove(graph, replace(region, exits=(last,)))
-        if isinstance(verdict, Norm):
-            return {last: verdict}
-    return dict(zip(region.exits, prove(graph, region), strict=True))
 
 
 def _last_in_row(graph: Graph, region: Region) -> Value | None:

@@ -11,7 +11,7 @@ import numpy as np
 from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array, Graph, Runner, Value
 from normswap.norms.constants import known_constant
-from normswap.norms.formula import Statistics
+from normswap.norms.formula import Norm, Statistics
 from normswap.norms.regions import Region
 
 WHOLE = 20_000_000
@@ -24,6 +24,7 @@ _OTHER_BATCH = 2  # the size of the first axis where it is the first of those al
 _ROUNDED = (np.dtype(np.float32), np.dtype(np.float16))
 _LARGE, _TINY, _VANISHING = 1e5, 1e-9, 1e-30
 _OUTLIER = 1e2
+_OUTLYING = 3  # the place of outliers among the sorts of rows
 _NUDGE = 3.0
 _LINE = 3  # rows at least to fit a line to: one goes through any two
 
@@ -33,33 +34,39 @@ class RegionRunner:
 
     Args:
         graph, region: what to evaluate.
-        averages: other numbers for some of its constants (see ``rounded_averages``).
+        constants: other numbers for some of its constants (see ``rounded_averages``), in calls as
+            well.
 
     Attributes:
         problem: why the region cannot be evaluated, or failed when it was; '' if nothing is wrong.
     """
 
     def __init__(
-        self, graph: Graph, region: Region, averages: dict[Value, Array] | None = None
+        self, graph: Graph, region: Region, constants: dict[Value, Array] | None = None
     ) -> None:
         self.region = region
-        averages = averages or {}
-        inputs = [region.entry, *region.sizes, *averages]
+        constants = constants or {}
+        inputs = [region.entry, *region.sizes, *constants]
         self.problem = ""
+        self._sizes: list[Array] = []
+        self._constants: list[Array] = []
         self._run: Runner | None = None
         try:
             _check_growth(region)
-            self._fixed = [*_known_sizes(graph, region), *averages.values()]
+            self._sizes, self._constants = _known_sizes(graph, region), list(constants.values())
             self._run = graph.slice(inputs, region.exits, np.float64)
         except Exception as error:  # a file may hold any operator, and damage any attribute
             self.problem = first_line(error)
 
-    def __call__(self, probes: Array) -> list[Array | None]:
+    def __call__(
+        self, probes: Array, constants: Sequence[Array] | None = None
+    ) -> list[Array | None]:
         """Each exit for each of ``probes`` [n, *shape]; None for one of another shape or dtype.
 
-        Where the region fails every exit is None and ``problem`` says why.
+        ``constants``: for those that the region was made with. Where the region fails every exit is
+        None and ``problem`` says why.
         """
-        results = self._results(probes)
+        results = self._results(probes, self._constants if constants is None else constants)
         if results is None:
             return [None] * len(self.region.exits)
         stacked = (np.stack(exits) for exits in zip(*results, strict=True))
@@ -67,19 +74,19 @@ class RegionRunner:
 
     def largest(self, probes: Array) -> list[float] | None:
         """The largest magnitude that each exit reaches, whatever its shape; None where it fails."""
-        results = self._results(probes)
+        results = self._results(probes, self._constants)
         if results is None:
             return None
         return [
             max(float(np.abs(y).max(initial=0)) for y in ys) for ys in zip(*results, strict=True)
         ]
 
-    def _results(self, probes: Array) -> list[list[Array]] | None:
+    def _results(self, probes: Array, constants: Sequence[Array]) -> list[list[Array]] | None:
         if self._run is None:
             return None
         try:
             with np.errstate(all="ignore"):
-                return [self._run([probe, *self._fixed]) for probe in probes]
+                return [self._run([probe, *self._sizes, *constants]) for probe in probes]
         except Exception as error:  # an operator may raise anything on shapes it does not take
             self.problem = first_line(error)
             return None
@@ -284,6 +291,26 @@ class Probes:
             x[(0, *row)] = 0
             self.inputs[name] = x
         return name
+
+
+def every_sort(shape: tuple[int, ...], norm: Norm) -> Array:
+    """Probes [n, *shape] with rows of every sort that ``Probes`` has, in turn: as few as have one
+    row of each for the statistics of ``norm``."""
+    axes = range(len(shape))
+    free = [axis for axis in axes if axis not in norm.statistics.axes]
+    rows = math.prod(shape[axis] for axis in free)
+    critical = math.sqrt(norm.epsilon) if norm.epsilon else _VANISHING
+    scales = np.array([1.0, critical, _LARGE, 1.0, _TINY])
+    count = -(-len(scales) // rows)
+    sort = np.arange(count * rows).reshape(count, *(shape[a] if a in free else 1 for a in axes))
+    sort = sort % len(scales)
+    random = np.random.default_rng(2)
+    unit = random.standard_normal((count, *shape))
+    means = random.standard_normal(sort.shape) * np.array([0.5, 0, 3, 0.5, 0])[sort]
+    x = scales[sort] * (unit + means)
+    outlying = np.broadcast_to(sort == _OUTLYING, x.shape)[..., shape[-1] // 3]
+    x[..., shape[-1] // 3] += np.where(outlying, _OUTLIER, 0)
+    return np.asarray(x)
 
 
 class _Made(dict[str, Array]):

@@ -65,7 +65,7 @@ def prove(graph: Graph, region: Region) -> list[Verdict]:
 
     In the order of ``region.exits``. Nothing is raised: an exit that cannot be evaluated (an
     operator without a float64 implementation, values beyond the bound on memory) proves nothing,
-    which is a reason too.
+    which is a reason too. An epsilon is as it was computed (see ``shortened``).
     """
     verdicts = _verdicts(graph, region, {})
     if len(verdicts) > 1 and all(_is_unknown(verdict) for verdict in verdicts):
@@ -74,10 +74,15 @@ def prove(graph: Graph, region: Region) -> list[Verdict]:
     averages = rounded_averages(graph, region)
     if averages and not any(isinstance(verdict, Norm) for verdict in verdicts):
         verdicts = _verdicts(graph, region, averages)
-    # Not before: rows of a small variance tell the decimal from the float32 in the file.
-    return [
-        replace(v, epsilon=_shortest(v.epsilon)) if isinstance(v, Norm) else v for v in verdicts
-    ]
+    return verdicts
+
+
+def shortened(verdict: Verdict) -> Verdict:
+    """A verdict with the epsilon that was meant: rows of a small variance tell the decimal from the
+    float32 in the file, so nothing may be computed with it."""
+    if isinstance(verdict, Norm):
+        return replace(verdict, epsilon=_shortest(verdict.epsilon))
+    return verdict
 
 
 def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> list[Verdict]:
@@ -151,7 +156,7 @@ def _fits(statistics: Statistics, over: tuple[int, ...], x: Array, y: Array) -> 
     weight, bias = fit_affine(normalised, y, over)
     rank = y.ndim - 1
     w, b = spread(weight, over, rank), spread(bias, over, rank)
-    return _close(normalised * w + b, y, np.abs(w) + np.abs(b))
+    return close(normalised * w + b, y, np.abs(w) + np.abs(b))
 
 
 def _with_epsilon(
@@ -188,15 +193,15 @@ def _with_epsilon(
     norm = Norm("", statistics, over, weight, bias, epsilon)
     slack = np.abs(spread(weight, over, rank)) + np.abs(spread(bias, over, rank))
     for name in checks:
-        if not _close(norm(x[name]), y.get(name, last), slack):
+        if not close(norm(x[name]), y.get(name, last), slack):
             return reason
-    kind = _kind_of(norm, rank)
+    kind = kind_of(norm, rank)
     if kind not in KINDS:
         return kind
     return replace(norm, kind=kind)
 
 
-def _close(x: Array, y: Array, slack: Array) -> bool:
+def close(x: Array, y: Array, slack: Array) -> bool:
     """To rounding, by the size of each position's own weight and bias."""
     error = np.abs(x - y)
     return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
@@ -213,7 +218,7 @@ def _confirmed(run: RegionRunner, shape: tuple[int, ...], verdicts: list[Verdict
         if isinstance(verdict, Norm):
             rank = x.ndim - 1
             weight, bias = (spread(a, verdict.over, rank) for a in (verdict.weight, verdict.bias))
-            agrees = y is not None and _close(verdict(x), y, np.abs(weight) + np.abs(bias))
+            agrees = y is not None and close(verdict(x), y, np.abs(weight) + np.abs(bias))
             checked.append(verdict if agrees else "it treats rows differently")
         else:
             checked.append(verdict)
@@ -265,7 +270,7 @@ def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistic
     return choices
 
 
-def _kind_of(norm: Norm, rank: int) -> str:
+def kind_of(norm: Norm, rank: int) -> str:
     """One of ``KINDS``, or the reason why the proven formula is none of them.
 
     A norm whose weight and bias go with the channels and not with what is normalised is an

@@ -12,8 +12,6 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.operators import operator
 from normswap.norms.constants import known_constant, known_scalar
@@ -139,14 +137,69 @@ class Region:
         return any(_counts(node) for node in self.nodes)
 
 
-def regions(graph: Graph, anchor: Node) -> Iterator[Region]:
-    """The candidate regions around ``anchor``, that with the nearest entry first."""
-    for entry in _entries(anchor):
-        between = _between(anchor, entry)
-        if between is not None and _condenses(anchor, entry, between[0]):
-            region = _grown(graph, anchor, entry, *between)
-            if region.exits and not (region.sizes and region.counts):
-                yield region
+class Regions:
+    """The candidate regions of a graph, which is not edited meanwhile."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._sizes: dict[Value, dict[Node, None] | None] = {}
+
+    def around(self, anchor: Node) -> Iterator[Region]:
+        """The candidate regions around ``anchor``, that with the nearest entry first."""
+        for entry in _entries(anchor):
+            between = _between(anchor, entry)
+            if between is not None and _condenses(anchor, entry, between[0]):
+                region = self._grown(anchor, entry, *between)
+                if region.exits and not (region.sizes and region.counts):
+                    yield region
+
+    def _grown(
+        self, anchor: Node, entry: Value, between: dict[Node, None], sizes: dict[Node, None]
+    ) -> Region:
+        """The region behind ``entry``: what reads it and it alone, up to barriers and the next
+        norm."""
+        known: set[Value] = {entry, *(v for n in between for v in n.outputs)}
+        behind: set[Value] = set(anchor.outputs)  # depends on the anchor
+        exits: dict[Value, None] = {}
+        extra, read_sizes = set(between), dict(sizes)
+        pending = [entry, *(v for n in between for v in n.outputs)]
+        if anchor.output.shape == entry.shape:
+            exits[anchor.output] = None
+        while pending and len(extra) < len(between) + _BEHIND:
+            for node in dict.fromkeys(n for n, _ in pending.pop(0).uses):
+                if node in extra or _is_barrier(node) or node.op == "Shape":
+                    continue
+                outside = [v for v in node.dynamic_inputs() if v not in known]
+                shape_nodes = self._sizes_of(outside, known)
+                if shape_nodes is None:
+                    continue
+                dependent = any(v in behind for v in node.dynamic_inputs())
+                if dependent and reduces(node):
+                    continue  # the next norm begins: two with plain affines would equal one
+                extra.add(node)
+                read_sizes |= shape_nodes
+                known |= {*node.outputs, *outside}
+                pending.extend(node.outputs)
+                if dependent:
+                    behind |= set(node.outputs)
+                    exits.update((v, None) for v in node.outputs if v.shape == entry.shape)
+        nodes = self._graph.ancestors(exits, stop=[entry, *(n.output for n in read_sizes)])
+        position = {node: index for index, node in enumerate(nodes)}
+        ordered = sorted(exits, key=lambda v: position[v.producer] if v.producer else -1)
+        return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
+
+    def _sizes_of(self, values: list[Value], known: set[Value]) -> dict[Node, None] | None:
+        """The Shape nodes that ``values`` are computed from, but for those of ``known`` values;
+        None if anything else that is dynamic."""
+        found: dict[Node, None] = {}
+        for value in values:
+            if value not in self._sizes:
+                self._sizes[value] = _sizes_behind(value)
+            shapes = self._sizes[value]
+            if shapes is None:
+                return None
+            found |= shapes
+        return {node: None for node in found if node.data_input() not in known}
 
 
 def narrowed(graph: Graph, region: Region, exit_value: Value) -> Region:
@@ -194,24 +247,24 @@ def _is_barrier(node: Node) -> bool:
     return (node.operator.is_barrier or _is_control_flow(node)) and not shrinks(node)
 
 
-def _entries(anchor: Node) -> list[Value]:
+def _entries(anchor: Node) -> Iterator[Value]:
     """Values upstream of the anchor that have room for a norm's axes, nearest first."""
-    order: dict[Value, None] = {}
+    seen: set[Value] = set()
     level = anchor.dynamic_inputs()
-    while level and len(order) < _BEFORE:
-        fresh = [v for v in dict.fromkeys(level) if v not in order]
-        order.update(dict.fromkeys(fresh))
+    while level and len(seen) < _BEFORE:
+        fresh = [v for v in dict.fromkeys(level) if v not in seen]
+        seen.update(fresh)
+        yield from (v for v in fresh if v.shape and max(v.shape) > 1 and _is_number(v))
         level = [
             w
             for v in fresh
             if v.producer is not None and not _is_barrier(v.producer)
             for w in v.producer.dynamic_inputs()
         ]
-    return [v for v in order if v.shape and max(v.shape) > 1 and _is_number(v)]
 
 
 def _is_number(value: Value) -> bool:
-    return value.dtype is None or not np.issubdtype(value.dtype, np.integer)
+    return value.dtype is None or value.dtype.kind not in "iu"
 
 
 def _between(anchor: Node, entry: Value) -> tuple[dict[Node, None], dict[Node, None]] | None:
@@ -246,46 +299,10 @@ def _condenses(anchor: Node, entry: Value, nodes: Iterable[Node]) -> bool:
     return min(sizes, default=0) < math.prod(entry.shape or ())
 
 
-def _grown(
-    graph: Graph, anchor: Node, entry: Value, between: dict[Node, None], sizes: dict[Node, None]
-) -> Region:
-    """The region behind ``entry``: what reads it and it alone, up to barriers and the next norm."""
-    known: set[Value] = {entry, *(v for n in between for v in n.outputs)}
-    behind: set[Value] = set(anchor.outputs)  # depends on the anchor
-    exits: dict[Value, None] = {}
-    extra, read_sizes = set(between), dict(sizes)
-    pending = [entry, *(v for n in between for v in n.outputs)]
-    if anchor.output.shape == entry.shape:
-        exits[anchor.output] = None
-    while pending and len(extra) < len(between) + _BEHIND:
-        for node in dict.fromkeys(n for n, _ in pending.pop(0).uses):
-            if node in extra or _is_barrier(node) or node.op == "Shape":
-                continue
-            outside = [v for v in node.dynamic_inputs() if v not in known]
-            shape_nodes = _sizes_behind(outside, known)
-            if shape_nodes is None:
-                continue
-            dependent = any(v in behind for v in node.dynamic_inputs())
-            if dependent and reduces(node):
-                continue  # the next norm begins: two with plain affines would equal one
-            extra.add(node)
-            read_sizes |= shape_nodes
-            known |= {*node.outputs, *outside}
-            pending.extend(node.outputs)
-            if dependent:
-                behind |= set(node.outputs)
-                exits.update((v, None) for v in node.outputs if v.shape == entry.shape)
-    nodes = graph.ancestors(exits, stop=[entry, *(n.output for n in read_sizes)])
-    position = {node: index for index, node in enumerate(nodes)}
-    ordered = sorted(exits, key=lambda v: position[v.producer] if v.producer else -1)
-    return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
-
-
-def _sizes_behind(values: list[Value], known: set[Value]) -> dict[Node, None] | None:
-    """The Shape nodes that ``values`` are computed from, but for those of ``known`` values; None if
-    anything else that is dynamic."""
+def _sizes_behind(value: Value) -> dict[Node, None] | None:
+    """The Shape nodes that a value is computed from; None if anything else that is dynamic."""
     shapes: dict[Node, None] = {}
-    pending, seen = list(values), set[Value]()
+    pending, seen = [value], set[Value]()
     while pending:
         value = pending.pop()
         if value in seen:
@@ -295,8 +312,7 @@ def _sizes_behind(values: list[Value], known: set[Value]) -> dict[Node, None] | 
         if node is None or len(seen) > _BEFORE:
             return None
         if node.op == "Shape":
-            if node.data_input() not in known:
-                shapes[node] = None
+            shapes[node] = None
         elif _counts(node):
             return None
         else:

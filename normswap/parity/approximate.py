@@ -31,7 +31,7 @@ def approximate_contract(
     batches: Iterable[Mapping[str, Array]],
     labels: Array | None = None,
     given: Collection[str] | None = None,
-    runs: Runs | None = None,
+    runs: Runs = (None, None),
 ) -> ValidationReport:
     """How close the outputs are: SQNR, cosine, top-1 and top-5 agreement, KL, accuracy, the
     distribution of errors, and for CLIPs retrieval. No tolerance decides.

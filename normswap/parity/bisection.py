@@ -15,11 +15,11 @@ from normswap.model import Model
 from normswap.norms.site import Site, site_nodes
 from normswap.parity.batches import has_dynamic_batch
 from normswap.parity.equal_values import Candidates, Known
-from normswap.parity.exact import Neighbours
+from normswap.parity.evaluations import value_runner
+from normswap.parity.neighbours import Neighbours
 from normswap.parity.pairing import Pair, RunFailed, matched_inputs
 from normswap.parity.probes import Probe
 from normswap.parity.report import Bisection, ValidationReport
-from normswap.parity.site_errors import value_runner
 from normswap.parity.site_pairs import SitePair
 
 Feeds = Mapping[str, Array]

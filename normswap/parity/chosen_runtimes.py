@@ -8,20 +8,23 @@ from collections.abc import Mapping
 
 from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.parity.pairing import Run, RunFailed, runner
+from normswap.parity.pairing import Run, RunFailed
 from normswap.runtimes.process import RuntimeFailed
 from normswap.runtimes.run_in import run_in
 
 
-def opened(model: Model, runtime: str | None, stack: contextlib.ExitStack) -> tuple[Run, str]:
-    """How ``model`` is run until ``stack`` closes, and the name of what runs it.
+def opened(
+    model: Model, runtime: str | None, stack: contextlib.ExitStack
+) -> tuple[Run | None, str]:
+    """How ``model`` is run until ``stack`` closes (None: as its graph does), and the name of what
+    runs it.
 
     ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run_in``. One that
     refuses the model or crashes is RunFailed at each run: a finding. Raises NormswapError for a
     runtime that is unknown, missing, or not for this kind of model.
     """
     if runtime is None:
-        return runner(model), _own_runtime(model)
+        return None, _own_runtime(model)
     try:
         run = stack.enter_context(run_in(model, runtime))
     except RuntimeFailed as failure:

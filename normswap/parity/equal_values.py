@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normswap.graph.graph import Array, Value
-from normswap.parity.exact import ulp
+from normswap.parity.bounds import ulp
 
 _FACTOR = 3.0  # times the reference's own error, which a few draws show
 _ULPS = 2.0

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Value, is_floating
+from normswap.graph.graph import Array
 from normswap.model import Model, Progress
-from normswap.parity.metrics import ErrorHistogram, ErrorTally
-from normswap.parity.pairing import Pair, RunFailed, Runs, agreeing_finite, runner
+from normswap.parity.bounds import SOME, BoundedErrors, draws_in_doubt, largest_excess, ulp
+from normswap.parity.evaluations import Evaluation, Feeds, few_rows
+from normswap.parity.metrics import ErrorHistogram
+from normswap.parity.neighbours import Neighbours
+from normswap.parity.pairing import Pair, RunFailed, Runs, agreeing_finite, matched_inputs
 from normswap.parity.probes import EXTREMES, LENGTHS, Probe
-from normswap.parity.report import (
-    ExactOutput,
-    OutputErrors,
-    ProbeErrors,
-    ValidationReport,
-)
+from normswap.parity.report import ExactOutput, OutputErrors, ProbeErrors, ValidationReport
+from normswap.parity.site_errors import SiteErrors
 
 
 def exact_contract(
@@ -29,7 +27,8 @@ def exact_contract(
     candidate: Model,
     probes: Sequence[Probe],
     progress: Progress | None = None,
-    runs: Runs | None = None,
+    runs: Runs = (None, None),
+    sites: SiteErrors | None = None,
 ) -> ValidationReport:
     """Whether ``candidate`` computes the function of ``reference``, up to rounding.
 
@@ -69,11 +68,12 @@ def exact_contract(
 
     ``probes``: feeds by the reference's input names. Inputs and outputs of the two models are
     matched by name where the names agree and by position otherwise. Integer outputs must be equal.
-    ``runs``: how both are run, by default as their own graphs do.
+    ``runs``: how both are run, by default as their own graphs do. ``sites``: takes the errors at
+    norms, on one probe of each kind, from the same runs.
     Raises NormswapError for models whose inputs or outputs cannot be matched, or whose reference
     cannot be evaluated in float64.
     """
-    exact = _Exact(Pair(reference, candidate, runs))
+    exact = _Exact(reference, candidate, runs, sites)
     groups: dict[str, list[Probe]] = {}
     for probe in probes:
         groups.setdefault(probe.name, []).append(probe)
@@ -89,21 +89,33 @@ def exact_contract(
 class _Exact:
     """The exact contract, one kind of probe after the other."""
 
-    def __init__(self, pair: Pair) -> None:
-        self._pair = pair
-        self._truth = runner(pair.reference, np.float64)
-        self._neighbours: Neighbours | None = None
+    def __init__(
+        self, reference: Model, candidate: Model, runs: Runs, sites: SiteErrors | None
+    ) -> None:
+        ours, theirs = (sites.ours, sites.theirs) if sites else ([], [])
+        self._sites, self._inside = sites, ours
+        self._truth = Evaluation(reference, ours, np.float64)
+        self._ours = Evaluation(reference, ours, run=runs[0])
+        self._theirs = Evaluation(candidate, theirs, run=runs[1])
+        self._pair = Pair(reference, candidate, (self._ours.outputs, self._theirs.outputs))
+        self._inputs = matched_inputs(reference, candidate)
+        self._neighbours: dict[tuple[bool, bool], Neighbours | None] = {}
         self._dtypes: dict[int, np.dtype[Any]] = {}
         self._histograms: dict[int, tuple[ErrorHistogram, ErrorHistogram]] = {}
         self._results: list[list[ProbeErrors]] = [[] for _ in self._pair.outputs]
 
     def examine(self, kind: str, probes: Sequence[Probe]) -> None:
         errors: dict[int, BoundedErrors] = {}
-        compared = [(probe, *r) for probe in probes if (r := self._compare(probe, errors))]
-        drawn = 0
-        while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
-            self._try_neighbours(compared, errors, draws)
-            drawn = draws.stop
+        compared = []
+        looked_at: Feeds | None = None  # on these the norms were
+        for number, probe in enumerate(probes):
+            if found := self._compare(probe, errors):
+                compared.append((probe, *found))
+            if not number and self._sites is not None:
+                looked_at = self._look_inside(self._sites, probe)
+        self._look_for_luck(compared, errors, looked_at)
+        if self._sites is not None:
+            self._sites.end()
         for output, tally in errors.items():
             result = tally.result()
             self._results[output].append(result)
@@ -116,6 +128,53 @@ class _Exact:
                 self._pair.found("error_bound", message, self._pair.outputs[output][0], kind)
         if kind not in EXTREMES:
             self._judge_reference(kind, compared, errors)
+
+    def _look_inside(self, sites: SiteErrors, probe: Probe) -> Feeds | None:
+        """Counts the errors at norms: on the probe, or on a few rows of it where its values there
+        are not at hand. The feeds; None where the models do not run so far."""
+        evaluations = self._truth, self._ours, self._theirs
+        if all(evaluation.held is not None for evaluation in evaluations):
+            feeds: Feeds = probe.feeds
+            arrays = [evaluation.held or [] for evaluation in evaluations]
+        else:
+            feeds = few_rows(self._pair.reference, probe.feeds)
+            renamed = {self._inputs[name]: array for name, array in feeds.items()}
+            try:
+                arrays = [self._truth.inside(feeds), self._ours.inside(feeds)]
+                arrays.append(self._theirs.inside(renamed))
+            except RunFailed:
+                return None
+        sites.begin(probe.name, *arrays)
+        return feeds
+
+    def _look_for_luck(
+        self,
+        compared: Sequence[tuple[Probe, list[Array], list[Array]]],
+        errors: dict[int, BoundedErrors],
+        looked_at: Feeds | None,
+    ) -> None:
+        """In doubt, adds how far the original's neighbours are from the truth, at outputs and at
+        norms; where none can be run, the original's own error is all there is."""
+        sites, drawn = self._sites, 0
+        while True:
+            outside = draws_in_doubt(largest_excess(errors.values()), drawn)
+            within = draws_in_doubt(sites.excess if sites else 0.0, drawn)
+            for draw in outside or within:
+                pending = looked_at if within else None
+                for probe, _, truths in compared if outside else ():
+                    both = probe.feeds is looked_at
+                    nearby = self._nearby(probe.feeds, draw, inside=both)
+                    for output, tally in errors.items() if nearby else ():
+                        tally.add_neighbour(draw, truths[output], nearby[output])
+                    if both and nearby and pending is not None and sites:
+                        sites.add_neighbour(draw, nearby[len(truths) :])
+                        pending = None
+                if pending is not None and sites:
+                    nearby = self._nearby(pending, draw, outputs=False, inside=True)
+                    sites.add_neighbour(draw, nearby)
+            if not outside and not within:
+                return
+            drawn = (outside or within).stop
 
     def _judge_reference(
         self,
@@ -130,11 +189,9 @@ class _Exact:
             return
         moved: dict[int, float] = {}
         for probe, ours, _ in compared:
-            for draw in range(_SOME):
+            for draw in range(SOME):
                 nearby = self._nearby(probe.feeds, draw)
-                if nearby is None:
-                    continue
-                for output in far:
+                for output in far if nearby else ():
                     if nearby[output].shape == ours[output].shape:
                         most = _largest_difference(nearby[output], ours[output])
                         moved[output] = max(moved.get(output, 0.0), most)
@@ -156,6 +213,7 @@ class _Exact:
     ) -> tuple[list[Array], list[Array]] | None:
         """Counts the errors on one probe; the reference's outputs in its own dtypes and in float64,
         if both models ran."""
+        self._truth.held = self._ours.held = self._theirs.held = None
         results = self._pair.run(probe.feeds, probe.name)
         if results is None:
             return None
@@ -190,34 +248,25 @@ class _Exact:
             other.add(exact, rewritten)
         return results[0], truths
 
-    def _try_neighbours(
-        self,
-        compared: Sequence[tuple[Probe, list[Array], list[Array]]],
-        errors: dict[int, BoundedErrors],
-        draws: Iterable[int],
-    ) -> None:
-        """Adds how far the original's neighbours are from the truth; where none can be run, the
-        original's own error is all there is."""
-        for probe, _, truths in compared:
-            for draw in draws:
-                nearby = self._nearby(probe.feeds, draw)
-                if nearby is None:
-                    continue
-                for output, tally in errors.items():
-                    tally.add_neighbour(draw, truths[output], nearby[output])
-
-    def _nearby(self, feeds: Mapping[str, Array], draw: int) -> list[Array] | None:
-        """What a neighbour of the original yields; None where none can be run."""
-        model = self._pair.reference
+    def _nearby(
+        self, feeds: Feeds, draw: int, outputs: bool = True, inside: bool = False
+    ) -> list[Array]:
+        """What a neighbour of the original yields at its outputs and at its norms; nothing where
+        none can be run."""
+        model, asked = self._pair.reference, (outputs, inside)
+        values = [*(model.graph.outputs if outputs else ()), *(self._inside if inside else ())]
         try:
-            self._neighbours = self._neighbours or Neighbours(model, model.graph.outputs)
-            return self._neighbours.run(feeds, draw)
+            if asked not in self._neighbours:
+                self._neighbours[asked] = None
+                self._neighbours[asked] = Neighbours(model, values)
+            neighbours = self._neighbours[asked]
+            return neighbours.run(feeds, draw) if neighbours else []
         except NormswapError:
-            return None
+            return []
 
     def _in_double(self, feeds: Mapping[str, Array]) -> list[Array]:
         try:
-            return self._truth(feeds)
+            return self._truth.outputs(feeds)
         except RunFailed as failure:
             name = self._pair.reference.name
             raise NormswapError(f"{name}: cannot be evaluated in float64: {failure}") from failure
@@ -241,170 +290,10 @@ class _Exact:
         return replace(self._pair.report("exact", outputs), errors=errors)
 
 
+_ROUNDINGS = 100.0  # by how many times what an ulp moves rounding may move an original
+
+
 def _largest_difference(a: Array, b: Array) -> float:
     """Between two arrays of one shape, where both are finite."""
     apart = np.abs(np.subtract(a, b, dtype=np.float64))
     return float(np.max(apart, where=np.isfinite(apart), initial=0))
-
-
-_FACTOR = 2.0
-_ULPS = 1.0
-_DOUBLE_ULPS = 64.0  # of a float64 value, whose own error nothing here can measure
-# In doubt, draws of the original's neighbours: some, more unless the error is hopelessly many times
-# its bound, and many where it is close to it.
-_SOME, _MORE, _MANY = 2, 16, 64
-_HOPELESS, _CLOSE = 8.0, 1.25
-_ROUNDINGS = 100.0  # by how many times what an ulp moves rounding may move an original
-
-
-def ulp(dtype: np.dtype[Any], magnitude: Array | float) -> Array:
-    """The unit in the last place of numbers of ``magnitude`` >= 0 in ``dtype``, in float64.
-
-    eps * magnitude, but never less than eps * smallest_normal: subnormal numbers all have that
-    spacing (2^-149 in float32, 2^-24 in float16, 2^-133 in bfloat16), so rounding to one is off by
-    up to half of it, however small the number: fl(a op b) = (a op b)(1 + d) + h with |d| <= eps/2
-    and |h| <= eps * smallest_normal / 2 (Higham, Accuracy and Stability of Numerical Algorithms,
-    2002, section 2.1).
-    """
-    info = ml_dtypes.finfo(dtype)
-    return np.asarray(float(info.eps) * np.maximum(magnitude, float(info.smallest_normal)))
-
-
-@dataclass
-class BoundedErrors:
-    """The errors at one value over the probes of one kind, against float64.
-
-    Allowed is e(candidate) <= 2 e(original) + one ulp, for the largest error and for the root mean
-    square; ulp is that of max |truth| (64 of them for float64). e(original) is its largest over the
-    original and those ``neighbours`` of it (by draw) that were run.
-    """
-
-    kind: str
-    dtype: np.dtype[Any]
-    scale: float = 0.0
-    original: ErrorTally = field(default_factory=ErrorTally)
-    candidate: ErrorTally = field(default_factory=ErrorTally)
-    neighbours: dict[int, ErrorTally] = field(default_factory=dict)
-
-    def result(self) -> ProbeErrors:
-        ulps = _DOUBLE_ULPS if self.dtype == np.float64 else _ULPS
-        slack = ulps * float(ulp(self.dtype, self.scale))
-        draws = [self.original, *self.neighbours.values()]
-        largest, rms = max(d.maximum for d in draws), max(d.rms for d in draws)
-        return ProbeErrors(
-            self.kind, self.candidate.count, self.scale, largest, self.candidate.maximum,
-            _FACTOR * largest + slack, rms, self.candidate.rms, _FACTOR * rms + slack,
-        )  # fmt: skip
-
-    def add(self, truth: Array, original: Array, candidate: Array) -> None:
-        """Counts arrays of one shape, in float64, the first two of them finite; where the candidate
-        is not, its error is infinite."""
-        self.scale = max(self.scale, float(np.abs(truth).max(initial=0)))
-        self.original.add(original - truth)
-        error = candidate - truth
-        self.candidate.add(np.where(np.isfinite(error), error, np.inf))
-
-    def add_neighbour(self, draw: int, truth: Array, nearby: Array) -> None:
-        """Counts what the original's neighbour ``draw`` gives, where that is finite."""
-        if nearby.shape != truth.shape:
-            return
-        with np.errstate(invalid="ignore"):
-            error = np.asarray(nearby, np.float64) - truth
-        self.neighbours.setdefault(draw, ErrorTally()).add(error[np.isfinite(error)])
-
-    @property
-    def excess(self) -> float:
-        """The error as a multiple of its bound."""
-        result = self.result()
-        pairs = [(result.max_candidate, result.max_bound), (result.rms_candidate, result.rms_bound)]
-        return max(0.0 if not e else e / bound if bound else np.inf for e, bound in pairs)
-
-
-def largest_excess(errors: Iterable[BoundedErrors]) -> float:
-    return max((tally.excess for tally in errors), default=0.0)
-
-
-def draws_in_doubt(excess: float, drawn: int) -> range:
-    """Which neighbours to run next, after ``drawn`` of them, for a largest ``excess``."""
-    if not drawn:
-        return range(_SOME if excess > 1 else 0)
-    if drawn < _MORE:
-        return range(drawn, _MORE if 1 < excess < _HOPELESS else drawn)
-    return range(drawn, _MANY if 1 < excess < _CLOSE else drawn)
-
-
-_SMALL = 2**16  # elements of a constant that is varied
-
-
-class Neighbours:
-    """``model`` with inputs and small constants off by an ulp, each time in another way.
-
-    Every number of the floating inputs and of the constants of 2 to 65,536 elements (biases,
-    gammas, position embeddings: there are some in every block) is off by an ulp, up or down at
-    random; zeros are exact. What comes out differs from the model's ``values`` by as much as
-    rounding may. Constants that give a result its shape stay as they are.
-    Raises NormswapError where the runtime refuses to take constants as inputs.
-    """
-
-    def __init__(self, model: Model, values: Sequence[Value]) -> None:
-        graph = model.graph
-        self._names = [spec.name for spec in model.inputs]
-        constants = [value for value in graph.values() if _is_small_constant(value)]
-        self._constants = _Packed([np.asarray(graph.constant(value)) for value in constants])
-        inputs = [graph.value(name) for name in self._names]
-        self._run = graph.slice([*inputs, *constants], values)
-
-    def run(self, feeds: Mapping[str, Array], draw: int) -> list[Array]:
-        """The values in order, in the graph's own dtypes; another ``draw``, other neighbours.
-
-        Raises NormswapError for one that cannot run: sizes may be computed from its numbers.
-        """
-        rng = np.random.default_rng(draw)
-        inputs = [one_ulp_off(rng, feeds[name]) for name in self._names]
-        outputs = self._run([*inputs, *self._constants.one_ulp_off(rng)])
-        return [np.asarray(array) for array in outputs]
-
-
-class _Packed:
-    """Arrays that are varied together: a model has hundreds of small ones."""
-
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        self._arrays = arrays
-        self._flat: dict[np.dtype[Any], Array] = {}
-        for dtype in dict.fromkeys(array.dtype for array in arrays):  # in an order of theirs
-            same = [array.reshape(-1) for array in arrays if array.dtype == dtype]
-            self._flat[dtype] = np.concatenate(same)
-
-    def one_ulp_off(self, rng: np.random.Generator) -> list[Array]:
-        varied = {dtype: one_ulp_off(rng, flat) for dtype, flat in self._flat.items()}
-        places = dict.fromkeys(varied, 0)
-        found = []
-        for array in self._arrays:
-            start = places[array.dtype]
-            places[array.dtype] += array.size
-            found.append(varied[array.dtype][start : start + array.size].reshape(array.shape))
-        return found
-
-
-def _is_small_constant(value: Value) -> bool:
-    if not value.is_constant or value.producer is not None or not value.uses:
-        return False
-    if value.dtype is None or not is_floating(value.dtype) or value.shape is None:
-        return False
-    if any(node.operator.takes_sizes and index for node, index in value.uses):
-        return False
-    return 1 < math.prod(value.shape) <= _SMALL
-
-
-def one_ulp_off(rng: np.random.Generator, array: Array) -> Array:
-    """Every number of a floating array but zeros off by an ulp (``ulp``), up or down; others
-    as they are."""
-    if not is_floating(array.dtype):
-        return array
-    wide = array.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        away = np.copysign(ulp(array.dtype, np.abs(wide)), wide) * rng.choice(
-            [-1.0, 1.0], wide.shape
-        )
-        moved = np.where(wide == 0, wide, wide + away).astype(array.dtype)
-    return np.where(np.isfinite(moved), moved, array)

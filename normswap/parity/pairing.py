@@ -23,8 +23,9 @@ from normswap.parity.report import (
 )
 
 Run = Callable[[Mapping[str, Array]], list[Array]]
-Runs = tuple[Run, Run]
-"""How the reference and the candidate are run: feeds by input name to all outputs in order."""
+Runs = tuple[Run | None, Run | None]
+"""How the reference and the candidate are run: feeds by input name to all outputs in order; None is
+as their own graphs do."""
 
 
 def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
@@ -105,7 +106,7 @@ class RunFailed(Exception):
 class Pair:
     """Two models with their inputs and outputs matched, and what was found so far."""
 
-    def __init__(self, reference: Model, candidate: Model, runs: Runs | None = None) -> None:
+    def __init__(self, reference: Model, candidate: Model, runs: Runs = (None, None)) -> None:
         shared_inputs(reference, candidate)
         self.reference, self.candidate = reference, candidate
         self.findings: list[Finding] = []
@@ -113,7 +114,8 @@ class Pair:
         names = matched_outputs(reference, candidate)
         self.outputs = list(names.items())
         self._order = matched_positions(reference, candidate)
-        self._run_reference, self._run_candidate = runs or (runner(reference), runner(candidate))
+        self._run_reference = runs[0] or runner(reference)
+        self._run_candidate = runs[1] or runner(candidate)
         self._variations = [(Variation(), Variation()) for _ in self.outputs]
         self.ran = False
 

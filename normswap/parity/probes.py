@@ -14,6 +14,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, is_floating
 from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model
+from normswap.parity.site_pairs import layers
 
 ROWS: Final = 8  # of each kind; the batch where it is dynamic
 EXTREMES: Final = ("large_values", "subnormal")
@@ -32,13 +33,14 @@ Fill = Callable[[np.random.Generator, tuple[int, ...], np.dtype[Any]], Array]
 @dataclass(frozen=True)
 class Kind:
     """``fill``: float64 numbers for a floating input of a shape and dtype. ``batch``: the size of
-    dynamic batch axes. ``rows``: how many at least, all probes together. ``length``: what becomes
-    of other dynamic axes. ``only_for``: which inputs a model must have for the kind to tell
-    anything new."""
+    dynamic batch axes. ``rows``: how many at least, all probes together; ``few`` of them show
+    what the kind is for. ``length``: what becomes of other dynamic axes. ``only_for``: which inputs
+    a model must have for the kind to tell anything new."""
 
     fill: Fill
     batch: int = ROWS
     rows: int = ROWS
+    few: int = ROWS
     length: Literal["same", "shorter", "longer"] = "same"
     only_for: Literal["all", "floats", "features", "images", "lengths"] = "floats"
 
@@ -104,12 +106,12 @@ def _subnormal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> 
 
 KINDS: Final[dict[str, Kind]] = {
     "normal": Kind(_normal, only_for="all"),
-    "batch_1": Kind(_normal, batch=1, only_for="all"),
+    "batch_1": Kind(_normal, batch=1, few=2, only_for="all"),
     "large_mean": Kind(_large_mean),
     "tiny_variance": Kind(_tiny_variance),
     "constant": Kind(_constant, only_for="all"),
     "outlier_channel": Kind(_outlier_channel),
-    "batch_3": Kind(_normal, batch=3, only_for="all"),
+    "batch_3": Kind(_normal, batch=3, few=3, only_for="all"),
     "shorter": Kind(_normal, length="shorter", only_for="lengths"),
     "longer": Kind(_normal, batch=3, rows=3, length="longer", only_for="lengths"),
     "large_values": Kind(_large_values),
@@ -121,6 +123,9 @@ KINDS: Final[dict[str, Kind]] = {
 
 _LARGE = 100_000_000  # parameters; each row of such a model takes seconds in float64
 _FEW_ROWS = 3
+Effort = Literal["quick", "full"]
+_QUICK = 2**32  # multiplications that the rows of one quick kind may take
+_LEAST_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -131,13 +136,15 @@ class Probe:
     feeds: dict[str, Array]
 
 
-def make_probes(model: Model, seed: int = 0) -> list[Probe]:
+def make_probes(model: Model, seed: int = 0, effort: Effort = "full") -> list[Probe]:
     """The probes of every kind that applies to ``model``, kind by kind.
 
     The same model and seed give the same probes. Each kind has 8 rows or a few more (``longer``
     three), in models of more than 100 million parameters 3 at most, or one batch where the batch is
-    fixed and larger. Kinds, by what floating inputs hold (a
-    channel is axis 1 of inputs of rank 4 and more, which are taken as NCHW, else the last axis):
+    fixed and larger. With a quick ``effort`` the batches of one and three have as few rows as show
+    what they are for, and models of more than half a billion multiplications a row have fewer
+    rows of every kind, down to 2. Kinds, by what floating inputs hold (a channel is axis 1 of
+    inputs of rank 4 and more, which are taken as NCHW, else the last axis):
 
     * ``normal``: standard normal, a batch of 8 where the batch is dynamic.
     * ``batch_1``, ``batch_3``: the same in batches of one and of three (left out where every batch
@@ -168,11 +175,14 @@ def make_probes(model: Model, seed: int = 0) -> list[Probe]:
 
     Raises NormswapError for an input of a dtype that no probe can be drawn for.
     """
+    most = _FEW_ROWS if _is_large(model) else ROWS
+    if effort == "quick":
+        most = min(most, max(_LEAST_ROWS, _QUICK // max(_multiplications(model), 1)))
     return [
         probe
         for name, kind in KINDS.items()
         if _applies(kind, model)
-        for probe in _probes(model, name, seed)
+        for probe in _probes(model, name, seed, min(kind.few if effort == "quick" else ROWS, most))
     ]
 
 
@@ -189,11 +199,14 @@ def _applies(kind: Kind, model: Model) -> bool:
     }[kind.only_for]
 
 
-def _probes(model: Model, name: str, seed: int) -> Iterator[Probe]:
-    kind, most = KINDS[name], _FEW_ROWS if _is_large(model) else ROWS
-    rows = draw = 0
+def _probes(model: Model, name: str, seed: int, most: int) -> Iterator[Probe]:
+    """``most``: how many rows at most, unless a batch has more."""
+    kind, rows = KINDS[name], 0
+    # Where there are few rows, those of other kinds end elsewhere ([EOS]).
+    draw = list(KINDS).index(name) if most < _FEW_ROWS else 0
     while rows < min(kind.rows, most):
-        feeds = draw_feeds(model, name, min(kind.batch, most), [seed, draw])
+        batch = min(kind.batch, most) if kind.batch == ROWS else kind.batch
+        feeds = draw_feeds(model, name, batch, [seed, draw])
         yield Probe(name, feeds)
         rows += max(1, *(len(array) if array.ndim else 1 for array in feeds.values()))
         draw += 1
@@ -202,6 +215,16 @@ def _probes(model: Model, name: str, seed: int) -> Iterator[Probe]:
 def _is_large(model: Model) -> bool:
     constants = (v for v in model.graph.values() if v.is_constant and v.producer is None)
     return sum(math.prod(value.shape or ()) for value in constants) > _LARGE
+
+
+def _multiplications(model: Model) -> int:
+    """Of the linear layers and convolutions, for one row."""
+    rows = max((len(a) for a in model.examples.values() if a.ndim), default=1)
+    total = 0
+    for layer in layers(model.graph):
+        places = math.prod(layer.output.shape or ()) // max(layer.sizes[0], 1)
+        total += places * math.prod(layer.sizes)
+    return total // max(rows, 1)
 
 
 def draw_feeds(model: Model, kind: str, batch: int, seed: list[int]) -> dict[str, Array]:

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Graph, Value
-from normswap.model import Model
+from normswap.graph.graph import Array, Graph
+from normswap.model import Model, Progress
 from normswap.norms.site import Site
-from normswap.parity.batches import has_dynamic_batch
-from normswap.parity.exact import (
-    BoundedErrors,
-    Neighbours,
-    draws_in_doubt,
-    largest_excess,
-    one_ulp_off,
-)
+from normswap.parity.bounds import BoundedErrors, draws_in_doubt, largest_excess
+from normswap.parity.evaluations import value_runner
 from normswap.parity.metrics import Similarity, finite_or_none
-from normswap.parity.pairing import RunFailed, reported_failures
+from normswap.parity.neighbours import one_ulp_off
+from normswap.parity.pairing import RunFailed, Runs, reported_failures
 from normswap.parity.probes import Probe
 from normswap.parity.report import Finding, ProbeErrors, SiteComparison
 from normswap.parity.site_pairs import SitePair
-
-_ROWS = 2  # of each probe, where the batch is dynamic: the values of all norms are held at once
-Feeds = Mapping[str, Array]
 
 
 @dataclass
@@ -58,78 +49,74 @@ class SiteErrors:
     ) -> None:
         self._reference, self._candidate = reference, candidate
         self._inputs, self._pairs = inputs, pairs
-        self._ours = [pair.ours for pair in pairs]
-        self._neighbours: Neighbours | None = None
+        self.ours = [pair.ours for pair in pairs]
+        self.theirs = [pair.theirs for pair in pairs]
         self._tallies = [_Tally() for _ in pairs]
-        self._run_ours = value_runner(reference, self._ours)
-        self._run_truths = value_runner(reference, self._ours, np.float64)
-        self._run_theirs = value_runner(candidate, [pair.theirs for pair in pairs])
+        self._truths: Sequence[Array] = ()
+        self._errors: dict[int, BoundedErrors] = {}
+        self._runs: Runs = (None, None)
 
-    def add_exact(self, probe: Probe) -> None:
-        """Counts errors against the reference in float64 on (some rows of) a probe."""
-        feeds = _few_rows(self._reference, probe.feeds)
-        try:
-            truths = self._run_truths(feeds)
-            ours, theirs = self._run_ours(feeds), self._theirs(feeds)
-        except RunFailed:
-            return
-        errors: dict[int, BoundedErrors] = {}
+    def begin(
+        self, kind: str, truths: Sequence[Array], ours: Sequence[Array], theirs: Sequence[Array]
+    ) -> None:
+        """Counts errors against the reference in float64 on the probe of a kind: the values at
+        ``self.ours`` (in float64 and as it runs) and at ``self.theirs``."""
+        self._truths, self._errors = truths, {}
         for index, (truth, own, other) in enumerate(zip(truths, ours, theirs, strict=True)):
             if truth.shape != other.shape or own.shape != truth.shape:
                 continue
             exact, original, rewritten = (np.asarray(a, np.float64) for a in (truth, own, other))
             if not np.isfinite(exact).all() or not np.isfinite(original).all():
                 continue
-            errors[index] = BoundedErrors(probe.name, own.dtype)
-            errors[index].add(exact, original, rewritten)
+            self._errors[index] = BoundedErrors(kind, own.dtype)
+            self._errors[index].add(exact, original, rewritten)
             self._tallies[index].similarity.add(exact, rewritten)
-        drawn = 0
-        while draws := draws_in_doubt(largest_excess(errors.values()), drawn):
-            for draw in draws:
-                self._add_neighbour(feeds, draw, truths, errors)
-            drawn = draws.stop
-        for index, tally in errors.items():
-            self._tallies[index].add(tally)
+
+    @property
+    def excess(self) -> float:
+        """The largest error since ``begin``, as a multiple of its bound."""
+        return largest_excess(self._errors.values())
+
+    def add_neighbour(self, draw: int, nearby: Sequence[Array]) -> None:
+        """Counts what a neighbour of the reference yields at ``self.ours``, if anything."""
+        for index, tally in self._errors.items() if nearby else ():
+            tally.add_neighbour(draw, self._truths[index], nearby[index])
+
+    def end(self) -> None:
+        """Keeps what ``begin`` and the neighbours since have shown."""
+        for index, errors in self._errors.items():
+            self._tallies[index].add(errors)
+        self._truths, self._errors = (), {}
 
     def add(self, probe: Probe) -> None:
         """Counts how alike the values are on a batch, both models as they run."""
+        run_ours = self._runs[0] or value_runner(self._reference, self.ours)
+        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs)
+        self._runs = run_ours, run_theirs
         try:
-            ours, theirs = self._run_ours(probe.feeds), self._theirs(probe.feeds)
+            ours = run_ours(probe.feeds)
+            theirs = run_theirs({self._inputs[n]: array for n, array in probe.feeds.items()})
         except RunFailed:
             return
         for tally, own, other in zip(self._tallies, ours, theirs, strict=True):
             if own.shape == other.shape:
                 tally.similarity.add(own, other)
 
-    def add_norms_alone(self) -> None:
+    def add_norms_alone(self, progress: Progress | None = None) -> None:
         """Counts the errors of norms that should be the same on inputs of their own."""
         graphs = self._reference.graph, self._candidate.graph
-        for pair, tally in zip(self._pairs, self._tallies, strict=True):
+        for done, (pair, tally) in enumerate(zip(self._pairs, self._tallies, strict=True)):
+            if progress:
+                progress(done, len(self._pairs), "each norm alone")
             same = pair.twin is not None and pair.twin.kind == pair.site.kind
             if pair.at == "output" and pair.twin is not None and same:
                 for errors in errors_alone(*graphs, pair.site, pair.twin):
                     tally.add(errors)
+        if progress:
+            progress(len(self._pairs), len(self._pairs), "done")
 
     def results(self) -> list[SiteComparison]:
         return [_comparison(p, t) for p, t in zip(self._pairs, self._tallies, strict=True)]
-
-    def _theirs(self, feeds: Feeds) -> list[Array]:
-        return self._run_theirs({self._inputs[name]: array for name, array in feeds.items()})
-
-    def _add_neighbour(
-        self,
-        feeds: Feeds,
-        draw: int,
-        truths: Sequence[Array],
-        errors: Mapping[int, BoundedErrors],
-    ) -> None:
-        try:
-            self._neighbours = self._neighbours or Neighbours(self._reference, self._ours)
-            nearby = self._neighbours.run(feeds, draw)
-        except NormswapError:  # then the original's own error is all there is
-            return
-        for index, tally in errors.items():
-            tally.add_neighbour(draw, truths[index], nearby[index])
 
 
 def comparable(
@@ -156,35 +143,6 @@ def judged(sites: Sequence[SiteComparison]) -> list[Finding]:
         message = f"the error{at} is {site.excess:.3g} times what is allowed"
         findings.append(Finding("site", message, site.name, site.probe))
     return findings
-
-
-def value_runner(
-    model: Model, values: Sequence[Value], dtype: Any = None
-) -> Callable[[Feeds], list[Array]]:
-    """A function from feeds by name to ``values``; whatever goes wrong in it is RunFailed."""
-    distinct = list(dict.fromkeys(values))
-    places = [distinct.index(value) for value in values]
-    try:
-        run = model.graph.slice(model.graph.inputs, distinct, dtype)
-    except NormswapError as error:
-        reason = str(error)
-
-        def refuse(_feeds: Feeds) -> list[Array]:
-            raise RunFailed(reason)
-
-        return refuse
-
-    def call(feeds: Feeds) -> list[Array]:
-        with reported_failures():
-            found = run([feeds[spec.name] for spec in model.inputs])
-        return [np.asarray(found[place]) for place in places]
-
-    return call
-
-
-def _few_rows(model: Model, feeds: Feeds) -> dict[str, Array]:
-    dynamic = has_dynamic_batch(model)
-    return {name: array[:_ROWS] if dynamic else array for name, array in feeds.items()}
 
 
 def _comparison(pair: SitePair, tally: _Tally) -> SiteComparison:

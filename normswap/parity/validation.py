@@ -23,7 +23,7 @@ from normswap.parity.bisection import bisected
 from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
 from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
-from normswap.parity.probes import Probe, draw_feeds, make_probes
+from normswap.parity.probes import Effort, Probe, draw_feeds, make_probes
 from normswap.parity.report import Finding, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
@@ -39,6 +39,7 @@ def validate(
     data: Any = None,
     labels: Any = None,
     contract: Literal["exact", "approximate"] = "exact",
+    effort: Effort = "quick",
     bisect: bool = False,
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
@@ -58,6 +59,8 @@ def validate(
         labels: integers [N], for the approximate contract; by default the data's own.
         contract: 'exact' (exact.py): as close to ``reference`` in float64 as ``reference`` itself
             is, up to a factor of two. 'approximate' (approximate.py): how alike the outputs are.
+        effort: of the exact contract. 'quick': as few rows of each kind of probe as show what it is
+            for, and fewer of costly models. 'full': eight rows of every kind.
         bisect: also look for the first place at which the models part.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
@@ -82,24 +85,29 @@ def validate(
     """
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
+    if effort not in ("quick", "full"):
+        raise NormswapError(f"the effort '{effort}' is neither quick nor full")
     shared = replace(reference, inputs=shared_inputs(reference, candidate))
     matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
     with reference.at_fault(), candidate.at_fault():
-        make = _exact_inputs if contract == "exact" else _approximate_inputs
-        used = make(shared, data, labels)
+        if contract == "exact":
+            used = _exact_inputs(shared, data, labels, effort)
+        else:
+            used = _approximate_inputs(shared, data, labels)
+        ours, theirs = (list(model.sites) for model in (reference, candidate))
+        pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
+        sites = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
         runtimes = (reference_runtime, candidate_runtime)
-        report = _at_outputs(reference, candidate, contract, used, runtimes, progress)
+        report = _at_outputs(reference, candidate, contract, used, runtimes, sites, progress)
         findings = [*used.findings, *found_unchanged(reference, candidate)]
         report = _with_findings(report, findings)
         if report.answers is not None and data is not None:
             report = replace(report, answers=with_pictures(report.answers, reference, data))
-        ours, theirs = (list(model.sites) for model in (reference, candidate))
-        pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
         report = replace(report, unmatched=unmatched)
         if pairs:
-            report = _with_norms(reference, candidate, pairs, used.probes, report, progress)
+            report = _with_norms(sites, used.probes, report, progress)
         if bisect:
             if progress:
                 progress(0, 1, "bisecting")
@@ -128,10 +136,10 @@ class _Inputs:
     given: Collection[str] | None = None
 
 
-def _exact_inputs(shared: Model, data: Data | None, labels: Any) -> _Inputs:
+def _exact_inputs(shared: Model, data: Data | None, labels: Any, effort: Effort) -> _Inputs:
     if labels is not None:
         raise NormswapError("labels are for the approximate contract")
-    probes = make_probes(shared)
+    probes = make_probes(shared, effort=effort)
     if data is None:
         return _Inputs(probes, [])
     batches, findings = batches_of(shared, data)
@@ -161,14 +169,16 @@ def _at_outputs(
     contract: str,
     used: _Inputs,
     runtimes: tuple[str | None, str | None],
+    sites: SiteErrors,
     progress: Progress | None,
 ) -> ValidationReport:
-    """The contract at the outputs. What runs the models holds their weights, and ends with this."""
+    """The contract at the outputs, and, where it is exact, the errors at norms, of the same runs.
+    What runs the models holds their weights, and ends with this."""
     with contextlib.ExitStack() as stack:
         runs = opened(reference, runtimes[0], stack), opened(candidate, runtimes[1], stack)
         calls = runs[0][0], runs[1][0]
         if contract == "exact":
-            report = exact_contract(reference, candidate, used.probes, progress, calls)
+            report = exact_contract(reference, candidate, used.probes, progress, calls, sites)
         else:
             batches = _reported([probe.feeds for probe in used.probes], progress)
             report = approximate_contract(
@@ -191,32 +201,23 @@ def _paired_norms(
 
 
 def _with_norms(
-    reference: Model,
-    candidate: Model,
-    pairs: Sequence[SitePair],
-    probes: Sequence[Probe],
-    report: ValidationReport,
-    progress: Progress | None,
+    sites: SiteErrors, probes: Sequence[Probe], report: ValidationReport, progress: Progress | None
 ) -> ValidationReport:
-    """The report with what holds at norms: on one probe of each kind, or the first batches."""
-    found = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
+    """The report with what holds at norms: under the exact contract also on inputs of their own,
+    else on the first batches."""
     if report.contract == "exact":
-        chosen = list({probe.name: probe for probe in reversed(probes)}.values())[::-1]
-        add = found.add_exact
+        sites.add_norms_alone(progress)
     else:
-        chosen, add = list(probes[:_BATCHES_AT_NORMS]), found.add
-    for done, probe in enumerate(chosen):
+        chosen = probes[:_BATCHES_AT_NORMS]
+        for done, probe in enumerate(chosen):
+            if progress:
+                progress(done, len(chosen), f"norms: {probe.name}")
+            sites.add(probe)
         if progress:
-            progress(done, len(chosen), f"norms: {probe.name}")
-        add(probe)
-    if report.contract == "exact":
-        found.add_norms_alone()
-    if progress:
-        progress(len(chosen), len(chosen), "done")
-    compared = found.results()
-    sites, rewritten = comparable(compared, report.passed)
+            progress(len(chosen), len(chosen), "done")
+    compared, rewritten = comparable(sites.results(), report.passed)
     unmatched = [*report.unmatched, *rewritten]
-    return replace(_with_findings(report, judged(sites)), sites=sites, unmatched=unmatched)
+    return replace(_with_findings(report, judged(compared)), sites=compared, unmatched=unmatched)
 
 
 def _with_findings(report: ValidationReport, more: Sequence[Finding]) -> ValidationReport:

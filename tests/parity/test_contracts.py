@@ -16,7 +16,8 @@ from torch.nn import functional
 from normswap.errors import NormswapError
 from normswap.model import Model
 from normswap.parity.approximate import approximate_contract
-from normswap.parity.exact import BoundedErrors, exact_contract
+from normswap.parity.bounds import BoundedErrors
+from normswap.parity.exact import exact_contract
 from normswap.parity.probes import Probe, make_probes
 from normswap.parity.report import ApproximateOutput, ExactOutput, ValidationReport
 from tests.effort import ALL

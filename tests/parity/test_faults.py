@@ -49,6 +49,22 @@ def test_found_where_it_is(build: Builder, fault: Fault, kind: str) -> None:
     assert report.bisection.site in fault.sites, report.bisection
 
 
+@pytest.mark.parametrize(
+    "name",
+    [fault.name for fault in FAULTS] if ALL else ["overflow_of_half_precision", "dropped_bias"],
+)
+def test_found_in_two_rows_of_each_kind(
+    build: Builder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As many as a costly model is given."""
+    monkeypatch.setattr("normswap.parity.probes._QUICK", 0)
+    fault = by_name(name)
+    report = validate(clip(build, "fx", Clip(), "clip"), faulty(build, "fx", fault), bisect=True)
+    assert not report.passed
+    assert report.bisection is not None
+    assert report.bisection.site in fault.sites, report.bisection
+
+
 def by_name(name: str) -> Fault:
     return next(fault for fault in FAULTS if fault.name == name)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from normswap.model import Model
-from normswap.parity.exact import Neighbours, one_ulp_off
+from normswap.parity.neighbours import Neighbours, one_ulp_off
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])

@@ -64,6 +64,37 @@ def test_kinds_and_sizes_of_an_image_model(image_model: Model) -> None:
         assert np.isfinite(probe.feeds["x"]).all()
 
 
+def test_quick_ones_are_of_every_kind_in_fewer_rows(image_model: Model) -> None:
+    probes = make_probes(image_model, effort="quick")
+    assert list(dict.fromkeys(p.name for p in probes)) == KINDS
+    for kind in KINDS:
+        rows = [len(p.feeds["x"]) for p in probes if p.name == kind]
+        assert rows == {"batch_1": [1] * 2, "batch_3": [3]}.get(kind, [8])
+
+
+def test_quick_ones_of_a_costly_model_are_two_rows(onnx_model: Callable[..., Model]) -> None:
+    """2048 places by 1024 channels by 1024 are two billion multiplications."""
+    model = onnx_model(
+        [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "y", {})],
+        {"x": (("batch", 2048, 1024), np.float32)},
+        ["y"],
+        {"w": np.ones((1024, 1024), np.float32)},
+    )
+    sizes = {p.name: len(p.feeds["x"]) for p in make_probes(model, effort="quick")}
+    assert set(sizes) == {*KINDS, "huge_mean"}
+    assert {n for k, n in sizes.items() if k not in ("batch_1", "batch_3")} == {2}
+    assert (sizes["batch_1"], sizes["batch_3"]) == (1, 3)
+
+
+def test_few_rows_end_elsewhere_in_other_kinds(
+    text_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normswap.parity.probes._QUICK", 0)
+    ends = [p.feeds["ids"].argmax(-1) for p in make_probes(text_model, effort="quick")]
+    assert [len(end) for end in ends] == [2, 1, 1, 2, 3]
+    assert len(set(np.concatenate(ends))) == 5
+
+
 def test_what_the_kinds_hold(image_model: Model) -> None:
     probes = make_probes(image_model)
     assert first(probes, "normal", "x").std() == pytest.approx(1, abs=0.1)

@@ -146,6 +146,8 @@ def test_bad_usage(linear: Make) -> None:
             validate(model, model, data=IMAGES, labels=labels, contract="approximate")
     with pytest.raises(NormswapError, match="'close' is neither exact nor approximate"):
         validate(model, model, contract="close")  # type: ignore[arg-type]
+    with pytest.raises(NormswapError, match="'some' is neither quick nor full"):
+        validate(model, model, effort="some")  # type: ignore[arg-type]
     other = linear(batch="batch", name="other")
     wider = replace(other, inputs=(replace(other.inputs[0], shape=("batch", 5)),))
     with pytest.raises(NormswapError, match=r"linear's input 'x' and other's 'x' differ"):

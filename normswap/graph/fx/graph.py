@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -208,6 +208,13 @@ class FxGraph(Graph):
             [self._handle(v) for v in outputs],
             double=dtype is not None,
         )
+
+    def signature(self, node: Node) -> Hashable | None:
+        call = self.call_of(node)
+        if call.op != "call_function":
+            return None  # a module holds what it computes with
+        numbers = {read: f"%{index}" for index, read in enumerate(call.all_input_nodes)}
+        return str(call.target), repr(fx.map_arg((call.args, call.kwargs), numbers.__getitem__))
 
     def _handle(self, value: Value) -> fx.Node | str:
         """The fx node of a value, or the path of an attribute."""

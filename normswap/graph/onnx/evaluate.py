@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner 
 SESSION_THREADS: ContextVar[int] = ContextVar("session_threads", default=0)
 """Threads of a session that is opened; 0 is ONNX Runtime's own choice, one for each core. Those of
 many small sessions cost more than they do, and wait busily."""
+DtypeOf = Callable[[str], np.dtype[Any] | None]
 Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
 """A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
 
@@ -144,16 +145,16 @@ def double_runner(
     model: ir.Model,
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
-    dtypes: Mapping[str, np.dtype[Any]],
+    dtype_of: DtypeOf,
     left_out: set[str],
 ) -> Runner:
     """The same by onnx's reference evaluator, node by node, with everything floating in float64.
 
-    An operator that the evaluator lacks is run by ONNX Runtime, in the ``dtypes`` of the values
-    that it reads (by name); its own name is then added to ``left_out``.
+    An operator that the evaluator lacks is run by ONNX Runtime, in the dtypes of the values
+    that it reads (``dtype_of`` their names); its own name is then added to ``left_out``.
     Raises ValueError as ``slice_parts`` does, and NormswapError for an operator that neither runs.
     """
-    return _stepwise(model, inputs, outputs, _Doubles(model, dtypes, left_out))
+    return _stepwise(model, inputs, outputs, _Doubles(model, dtype_of, left_out))
 
 
 def reference_runner(
@@ -187,18 +188,16 @@ class _Doubles(_Own):
 
     double = True
 
-    def __init__(
-        self, model: ir.Model, dtypes: Mapping[str, np.dtype[Any]], left_out: set[str]
-    ) -> None:
+    def __init__(self, model: ir.Model, dtype_of: DtypeOf, left_out: set[str]) -> None:
         super().__init__(model)
-        self._dtypes, self._left_out = dtypes, left_out
+        self._dtype_of, self._left_out = dtype_of, left_out
 
     def convert(self, result: Result) -> Result:
         return in_double(result)
 
     def for_runtime(self, name: str, result: Result) -> Result:
         wide = result.dtype == np.float64
-        return result.astype(self._dtypes.get(name) or np.float32) if wide else result
+        return result.astype(self._dtype_of(name) or np.float32) if wide else result
 
     def left(self, node: ir.Node, results: Sequence[Result]) -> None:
         if any(is_floating(array.dtype) for array in results):

@@ -11,7 +11,7 @@ the ``Value`` and ``Node`` objects::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +46,7 @@ from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
 
 _LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
+_SHORT = 64  # bytes, or items, of an attribute that is compared
 
 
 def read_graph(model: ir.Model) -> OnnxGraph:
@@ -160,12 +161,33 @@ class OnnxGraph(Graph):
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
         wanted = [v.raw for v in outputs]
         if dtype is not None:
-            dtypes = {v.name: v.dtype for v in self._values.values() if v.dtype is not None}
             given = [v.raw for v in inputs]
-            return double_runner(self.model, given, wanted, dtypes, self.not_in_double)
+            return double_runner(self.model, given, wanted, self._dtype_of, self.not_in_double)
         # The sizes of a list of sizes and of a scalar are fixed, others may be any.
         typed: list[Input] = [(v.raw, v.dtype, v.shape if _is_sized(v) else None) for v in inputs]
         return runtime_runner(self.model, typed, wanted)
+
+    def _dtype_of(self, name: str) -> np.dtype[Any] | None:
+        value = self._values.get(name)
+        return None if value is None else value.dtype
+
+    def signature(self, node: Node) -> Hashable | None:
+        raw = cast(ir.Node, node.raw)
+        written = tuple(bool(value.name) for value in raw.outputs)
+        attributes = []
+        for attribute in raw.attributes.values():
+            found = _in_short(attribute)
+            if found is None:
+                return None
+            attributes.append((attribute.name, found))
+        # Inputs that are attributes in the view, by what they hold.
+        rest: list[Hashable] = []
+        for value in raw.inputs[len(node.inputs) :]:
+            tensor = None if value is None else value.const_value
+            if value is not None and (tensor is None or tensor.nbytes > _SHORT):
+                return None
+            rest.append(None if tensor is None else (str(tensor.dtype), tensor.tobytes()))
+        return raw.domain, raw.op_type, tuple(sorted(attributes)), written, tuple(rest)
 
     def extract(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> onnx.ModelProto:
         """A slice as a model of its own, whose outputs are in the order of ``outputs``.
@@ -398,6 +420,18 @@ def _reading(node: Node) -> tuple[Any, ...]:
 def _attribute(attribute: ir.Attr) -> Any:
     value = attribute.value
     return tuple(value) if isinstance(value, list) else value
+
+
+def _in_short(attribute: ir.Attr) -> Hashable | None:
+    """What an attribute holds, where it is a number, a text, a few of them or a small tensor."""
+    value = attribute.value
+    if attribute.type == ir.AttributeType.TENSOR:
+        short = value.nbytes <= _SHORT
+        return (str(value.dtype), str(value.shape), value.tobytes()) if short else None
+    simple = isinstance(value, int | float | str | bytes)
+    if isinstance(value, list | tuple):
+        simple = len(value) <= _SHORT and all(isinstance(v, int | float | str) for v in value)
+    return repr(value) if simple else None
 
 
 def _is_sized(value: Value) -> bool:
