@@ -145,9 +145,9 @@ class PredictedStop(SwapStop):
         return new
 
     def is_about_the_tokens_of(self, log_scale: Value) -> bool:
-        """Whether ``log_scale`` [..., 1] has a row for each of the input [..., C]."""
+        """Whether ``log_scale`` [..., 1] has a row for each of the input [..., C], in its dtype."""
         shape = self.reads[0].shape
-        if shape is None or log_scale.shape is None:
+        if shape is None or log_scale.shape is None or log_scale.dtype != self.reads[0].dtype:
             return False
         axis = self._fitted.axis
         return (*shape[:axis], *shape[axis + 1 :], 1) == log_scale.shape
@@ -163,6 +163,7 @@ class PredictedStop(SwapStop):
 
         def parts() -> Iterator[tuple[Array, Array | None, Array]]:
             for part in self._rows(readings, before):
+                check_finite(site, part.arrays[0])
                 yield part.arrays[0], _before(part), part.held_out
 
         scales = log_scales(parts, size, site.epsilon, self._centred, self._counts)

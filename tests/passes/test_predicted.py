@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -160,3 +161,61 @@ def test_one_sample_is_too_few(to: str) -> None:
     one = load_digits_split().train_images[:1]
     with pytest.raises(ns.NormswapError, match=f"--to {to}: one sample is too few"):
         ns.swap(ns.load(DIGITS_VIT), to=to, data=one)
+
+
+class _OneNorm(nn.Module):
+    def __init__(self, size: int = 16) -> None:
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(size), nn.Linear(size, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(x))
+
+
+def test_activations_that_are_not_finite() -> None:
+    class Overflows(_OneNorm):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * 1e20 * 1e20)
+
+    x = torch.randn(20, 4, 16)
+    model = ns.load(Overflows().eval(), example_inputs=(x[:2],))
+    with pytest.raises(ns.NormswapError, match=r"'norm': its activations .* are not finite"):
+        ns.swap(model, to="predicted", data=x.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 6, 16) * (0.3 + torch.rand(100, 6, 1)) + 0.5
+    module = _OneNorm().eval()
+    half = ns.load(copy.deepcopy(module).to(dtype), example_inputs=(x[:2].to(dtype),))
+    whole = ns.load(module, example_inputs=(x[:2],))
+    data = half.inputs[0].dtype
+    result = ns.swap(half, to="predicted", data=np.asarray(x.numpy(), data))
+    folded = ns.fold(result.model)
+    (got,) = folded.model.run({"x": np.asarray(x.numpy(), data)}).values()
+    (expected,) = (
+        ns.swap(whole, to="predicted", data=x.numpy()).model.run({"x": x.numpy()}).values()
+    )
+    assert got.dtype == data
+    tolerance = {torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    np.testing.assert_allclose(got.astype(float), expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_hostile_rows(mean: float, size: float) -> None:
+    """Large means, tiny variances, an outlier channel, as many tokens as channels, batch 1."""
+    random = np.random.default_rng(0)
+    x = size * random.standard_normal((60, 16, 16)) * random.uniform(0.5, 2, (60, 16, 1))
+    x[..., 3] *= 50
+    x = (x + mean).astype(np.float32)
+    torch.manual_seed(0)
+    model = ns.load(_OneNorm().eval(), example_inputs=(torch.from_numpy(x[:2]),))
+    result = ns.swap(model, to="predicted", data=x)
+    folded = ns.fold(result.model).model
+    for batch in (x, x[:1]):
+        (expected,), (got,) = model.run({"x": batch}).values(), folded.run({"x": batch}).values()
+        assert np.isfinite(got).all()
+        if result.done and mean < 100 * size:
+            assert np.square(got - expected).mean() < 0.1 * np.square(expected).mean()
