@@ -50,7 +50,7 @@ _EVERY_SECONDS = 10.0  # a line of progress where there is no terminal
     "--progressive",
     is_flag=True,
     help="Start with the original's LayerNorms, and go over to BatchNorms in the first half of the "
-    "steps. By default all BatchNorms are there at once.",
+    "steps; predicted scales taper to 1 and are gone. By default all is there at once.",
 )
 @click.option(
     "--residual", is_flag=True, help="With --progressive: BN(x) + alpha x (RepBN) on the way."

@@ -125,7 +125,7 @@ class PredictedStop(SwapStop):
     ) -> None:
         super().__init__(plan, fitted)
         most = fitted.channels // _SHARE if directions is None else directions
-        most = min(most, fitted.channels)
+        most = min(most, fitted.channels - 1)  # a square matrix would seem to be one to fold
         self._counts = sorted({0, most // _FEWER, most})
         self._chain, self._absorbed = chain, absorbed
         self._centred = fitted.site.kind == "layer_norm"

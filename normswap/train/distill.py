@@ -37,6 +37,7 @@ from normswap.train.progressive import (
 )
 from normswap.train.samples import Samples, in_folder, in_memory
 from normswap.train.sharded_data import shard_samples
+from normswap.train.tapered import drop_tapered, make_tapered
 from normswap.train.taps import arguments, parameters_of, tapped, without_effect
 
 SAMPLES = 1024
@@ -140,7 +141,8 @@ def distill(
         skip_bad: leave out images of a folder, and samples of shards, that cannot be used, with
             warnings that name them.
         labels: also learn the data's labels, by cross-entropy.
-        progressive: each BatchNorm starts as the LayerNorm that it replaces and takes over in the
+        progressive: each predicted scale tapers to 1 in the first half of the steps and is gone
+            then; each BatchNorm starts as the LayerNorm that it replaces and takes over in the
             first half of the steps.
         residual: with ``progressive``, also SLAB's term alpha * x meanwhile.
         checkpoints: a folder to keep the last one in.
@@ -251,6 +253,8 @@ class _Run:
         if progressive:
             norms = {name: LayerNormOf.at(site) for name, site in found.norms.items()}
             make_progressive(self.module, norms, residual)
+            if tapered := make_tapered(self.module):
+                self.notes.append(f"{tapered} predicted scales tapered to 1 and are gone")
         over_group(self.module)
         matches = [*found.blocks, *found.outputs]
         self.student = tapped(self.module, [m.theirs.name for m in matches])
@@ -369,6 +373,7 @@ class _Run:
         set_share(self.student, 0.0)
         without_group(self.module)
         collapse(self.module)
+        drop_tapered(self.module)
         self.student = tapped(self.module, [m.theirs.name for m in self.matches]).eval()
         norms = batch_norms(self.student)
         loss_with = {"running": self._loss()}

@@ -18,6 +18,7 @@ from normswap.graph.fx.module_tree import get_path, put_module
 from normswap.graph.graph import Array
 from normswap.norms.site import Site
 from normswap.train.batch_norms import BatchNorm
+from normswap.train.tapered import TaperedScale
 
 
 class ProgressiveNorm(nn.Module):
@@ -100,9 +101,9 @@ def make_progressive(
 
 
 def set_share(module: nn.Module, share: float) -> None:
-    """Sets lambda everywhere."""
+    """Sets lambda, and the share of tapered scales, everywhere."""
     for child in module.modules():
-        if isinstance(child, ProgressiveNorm):
+        if isinstance(child, ProgressiveNorm | TaperedScale):
             child.share = share
 
 

@@ -274,6 +274,8 @@ def _squares(graph: Graph, edits: WeightEdits, inside: Set[Node]) -> Iterator[Af
         linear = edits.weight_at(node) if node not in inside else None
         if not isinstance(linear, Linear) or linear.sizes[0] != linear.sizes[1]:
             continue
+        if linear.sizes[0] == 1:  # a number
+            continue
         x, y = linear.input, linear.output
         if x.rank is None or x.rank != y.rank or linear.axis != linear.output_axis:
             continue
