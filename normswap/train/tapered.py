@@ -1,7 +1,7 @@
 """A predicted scale that becomes 1 bit by bit while the model around it is trained.
 
-y = x exp(t u) with t from 1 to 0, where u is the logarithm that was predicted (``Predicted``). What is
-left is the affine map behind it, which folds away (TaperNorm has this idea for norms).
+y = x exp(t u) with t from 1 to 0, where u is the logarithm that was predicted (``Predicted``). What
+is left is the affine map behind it, which folds away (TaperNorm has this idea for norms).
 """
 
 from __future__ import annotations
