@@ -119,6 +119,10 @@ def score(
         figures = task.score(draw, original, original)
         return Score(name, method, 0, number, 0, len(sites), 0.0, figures)
     how = METHODS[method]
+    held = len(next(iter(draw.calibration.values())))
+    if held < samples:
+        reason = f"a draw holds {held} calibration samples"
+        return Score(name, method, samples, number, 0, len(sites), 0.0, reason=reason)
     data = {key: array[:samples] for key, array in draw.calibration.items()}
     start = time.process_time()
     try:
