@@ -23,6 +23,7 @@ Parts = Callable[[], Iterator[tuple[Array, Array | None, Array]]]
 """Called as often as needed, gives rows in parts: x [N, C], the logarithm that was predicted for
 them at the norm before [N] if there is one, and which rows are held out [N]."""
 
+_STILL = 1e-12  # of the largest variance of a feature: less is rounding
 _JUDGES = 16384  # rows held out that choose a strength, at most and about, in each process
 
 
@@ -115,27 +116,26 @@ def log_scales(
 
 
 class Range:
-    """The least and the largest of what each of some scales predicts."""
+    """The least and the largest of what a norm multiplies rows by, as logarithms."""
 
-    def __init__(self, count: int) -> None:
-        self.low, self.high = np.full(count, np.inf), np.full(count, -np.inf)
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
 
-    def add(self, predicted: Array) -> None:
-        """Takes in ``predictions`` [S, N]."""
-        if predicted.size:
-            self.low = np.minimum(self.low, predicted.min(1))
-            self.high = np.maximum(self.high, predicted.max(1))
+    def add(self, factors: Array) -> None:
+        """Takes in ``log_factor`` [N]."""
+        if factors.size:
+            self.low = min(self.low, float(factors.min()))
+            self.high = max(self.high, float(factors.max()))
 
     def merged(self, other: Range) -> Range:
-        both = Range(len(self.low))
-        both.low, both.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        both = Range()
+        both.low, both.high = min(self.low, other.low), max(self.high, other.high)
         return both
 
-    def bounded(self, scales: Sequence[LogScale]) -> list[LogScale]:
-        """The scales clipped to the range of all processes."""
+    def bounded(self, scale: LogScale) -> LogScale:
+        """The scale clipped to the range of all processes."""
         whole = over_processes(self)
-        bounds = zip(scales, whole.low, whole.high, strict=True)
-        return [replace(s, low=float(low), high=float(high)) for s, low, high in bounds]
+        return replace(scale, low=whole.low, high=whole.high)
 
 
 def _directions(parts: Parts, channels: int, centred: bool, count: int) -> Array:
@@ -177,7 +177,7 @@ def _fit(
     """The ridge regression of the logarithm on the first ``size`` features, each scaled to unit
     deviation: [size] and the constant."""
     variance = moments.xx.diagonal()[:size] / max(moments.count, 1)
-    alive = varies(variance, moments.x_mean[:size])
+    alive = varies(variance, moments.x_mean[:size]) & (variance > _STILL * variance.max(initial=0))
     scale = np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0)
     means, xx, xy = moments.x_mean[:size], moments.xx[:size, :size], moments.xy[:size]
     some = JointMoments(moments.count, means, moments.y_mean, xx, xy, moments.yy)

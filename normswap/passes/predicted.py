@@ -58,10 +58,10 @@ class Predicted(Calibrated):
     with P, v and w, an Exp and one product per token; no sum over channels, no square, no root, no
     division. Where they are not, the mean is one more column of products. Each norm has the
     cheapest form whose error of r on held-out samples is within a tenth of the best form's: a
-    constant r, no directions, a quarter of them, all. What is predicted is clipped to its range on
-    the calibration data. A norm whose output would be further off on held-out samples than its mean
-    is, stays. Raises NormswapError for too few samples to hold one out. Skips norms of other kinds
-    and over several axes. The options of all fitted passes are those of ``Calibrated``.
+    constant r, no directions, a quarter of them, all. What is predicted is clipped to the range of
+    log r on the calibration data. A norm whose output would be further off on held-out samples than
+    its mean is, stays. Raises NormswapError for too few samples to hold one out. Skips norms of
+    other kinds and over several axes. The options of all fitted passes are those of ``Calibrated``.
 
     Attributes:
         directions: K, at most; a quarter of the channels by default.
@@ -166,13 +166,16 @@ class PredictedStop(SwapStop):
                 check_finite(site, part.arrays[0])
                 yield part.arrays[0], _before(part), part.held_out
 
+        range_ = Range()
+        for x, _, _ in parts():
+            range_.add(log_factor(x, site.epsilon, self._centred))
         scales = log_scales(parts, size, site.epsilon, self._centred, self._counts)
+        scales = [range_.bounded(scale) for scale in scales]
         sums = [[GroupMoments(1, size) for _ in range(2)] for _ in scales]
-        wrong, range_, rows = np.zeros(len(scales)), Range(len(scales)), 0
+        wrong, rows = np.zeros(len(scales)), 0
         for part in self._rows(readings, before):
             x, y = part.arrays[0].astype(np.float64), part.arrays[-1]
             predicted = predictions(scales, x, _before(part))
-            range_.add(predicted)
             off = np.exp(predicted - log_factor(x, site.epsilon, self._centred)) - 1
             wrong += np.square(off[:, part.held_out]).sum(1)
             rows += int(part.held_out.sum())
@@ -187,7 +190,7 @@ class PredictedStop(SwapStop):
         train, held_out = (over_processes(moments) for moments in sums[least])
         check_finite(site, train.x_mean, train.y_mean, train.x_variance)
         fit = least_squares(site, train, held_out)
-        return range_.bounded(scales)[least], fit, share_left(held_out, fit)
+        return scales[least], fit, share_left(held_out, fit)
 
     def _rows(self, readings: Readings, before: Value | None) -> Iterator[Rows]:
         """Rows of the input, of the logarithm at the norm before if there is one, and of the
@@ -223,7 +226,7 @@ class PredictedStop(SwapStop):
         if not self._absorbed and self._centred:
             rest = insert_centred(graph, inner, name, like)
         if scale.is_constant:
-            gamma = gamma * np.exp(scale.low)
+            gamma = gamma * np.exp(scale.constant)
         else:
             log_scale = insert_log_scale(graph, inner, scale, before, name, like)
             factor = graph.insert("Exp", [log_scale], name=f"{name}.factor", like=like)
