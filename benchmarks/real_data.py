@@ -18,8 +18,6 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from normswap.graph.graph import Array
 
-Image.MAX_IMAGE_PIXELS = None  # wallpapers of packages whose hashes are known
-
 _SMALLEST, _COLOURS, _APART = 220, 400, 40  # pixels; of 128 x 128; of 256 bits
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 LINE, WIDTH = 48, 320  # pixels of a line of text
@@ -60,7 +58,7 @@ def _photograph(path: Path) -> Image.Image | None:
                 return None
             file.draft("RGB", (512, 512))
             image = file.convert("RGB")
-    except (OSError, SyntaxError):  # no image after all
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # no image after all
         return None
     small = np.asarray(image.resize((128, 128), Image.Resampling.BILINEAR)) // 8
     return image if len(np.unique(small.reshape(-1, 3), axis=0)) >= _COLOURS else None

@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parent / "other_package"
 
 def test_the_word_of_a_swap_names_its_file() -> None:
     known = passes()
-    assert set(known) == {"fused", "rmsnorm", "batchnorm", "affine"}
+    assert set(known) == {"fused", "rmsnorm", "batchnorm", "affine", "predicted", "auto"}
     for word, kind in known.items():
         assert pass_called(word) is kind
         assert kind.summary
