@@ -84,8 +84,8 @@ def predictions(scales: Sequence[LogScale], x: Array, before: Array | None) -> A
 def log_scales(
     parts: Parts, channels: int, epsilon: float, centred: bool, counts: Sequence[int]
 ) -> list[LogScale]:
-    """A fit with each of ``counts`` of directions, and before them one that is a constant; none is
-    bounded.
+    """A fit with each of ``counts`` of directions, and before them one that is a constant; all are
+    clipped to the range of the logarithm over the rows.
 
     ``centred``: the norm is a LayerNorm. The directions are those of the largest mean square of the
     (centred) rows to fit. Raises NormswapError for numbers that are not finite.
@@ -93,12 +93,13 @@ def log_scales(
     directions = _directions(parts, channels, centred, max(counts))
     chained = next(iter(parts()))[1] is not None
     start = channels + int(chained)
-    sums, judges = JointSums(start + max(counts), 1), _Thinned(_JUDGES)
+    sums, judges, range_ = JointSums(start + max(counts), 1), _Thinned(_JUDGES), Range()
     for x, before, held_out in parts():
         own = x.astype(np.float64)
         columns = [] if before is None else [before[:, None]]
         features = np.concatenate([*columns, own, np.abs(own @ directions)], 1)
         target = log_factor(own, epsilon, centred)[:, None]
+        range_.add(target)
         sums.add(features, target, ~held_out)
         judges.add(features[held_out], target[held_out])
     moments = over_processes(sums.moments())
@@ -112,7 +113,7 @@ def log_scales(
         linear, absolute = weight[start - channels : start], weight[start:]
         fit = LogScale(linear, directions[:, :count], absolute, before_factor, constant)
         fitted.append(fit)
-    return fitted
+    return range_.bounded(fitted)
 
 
 class Range:
@@ -122,7 +123,7 @@ class Range:
         self.low, self.high = float("inf"), float("-inf")
 
     def add(self, factors: Array) -> None:
-        """Takes in ``log_factor`` [N]."""
+        """Takes in ``log_factor``, of any shape."""
         if factors.size:
             self.low = min(self.low, float(factors.min()))
             self.high = max(self.high, float(factors.max()))
@@ -132,10 +133,10 @@ class Range:
         both.low, both.high = min(self.low, other.low), max(self.high, other.high)
         return both
 
-    def bounded(self, scale: LogScale) -> LogScale:
-        """The scale clipped to the range of all processes."""
+    def bounded(self, scales: Sequence[LogScale]) -> list[LogScale]:
+        """The scales clipped to the range of all processes."""
         whole = over_processes(self)
-        return replace(scale, low=whole.low, high=whole.high)
+        return [replace(scale, low=whole.low, high=whole.high) for scale in scales]
 
 
 def _directions(parts: Parts, channels: int, centred: bool, count: int) -> Array:

@@ -78,7 +78,9 @@ class HeldOut:
         return tallies
 
     def agreement(self, model: Model) -> list[Agreement]:
-        """A row for each output."""
+        """A row for each of ``outputs``."""
+        if not self.outputs:
+            return []
         found = self.similarities(model, self.outputs)
         return [
             Agreement(

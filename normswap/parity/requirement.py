@@ -59,10 +59,10 @@ class Judge:
         self, model: Model, batches: Sequence[Mapping[str, Array]], requirement: Requirement
     ) -> None:
         self.requirement = requirement
-        self._held_out = HeldOut(model, batches)
-        self._outputs = self._held_out.outputs
+        self.held_out = HeldOut(model, batches)
+        self._outputs = self.held_out.outputs
         if requirement.metric == "top1":
-            scores = self._held_out.scores
+            scores = self.held_out.scores
             self._outputs = [] if scores is None else [scores]
         if not self._outputs:
             wanted = "class scores" if requirement.metric == "top1" else "an output"
@@ -73,7 +73,7 @@ class Judge:
 
     @property
     def samples(self) -> int:
-        return self._held_out.samples
+        return self.held_out.samples
 
     def measure(self, model: Model) -> float:
         """The requirement's metric, of the original and ``model``."""
@@ -85,7 +85,7 @@ class Judge:
 
     def verdict(self, model: Model) -> tuple[float, float]:
         """``measure`` and ``error``, from one run."""
-        found = self._held_out.similarities(model, self._outputs)
+        found = self.held_out.similarities(model, self._outputs)
         shares = [10 ** (-s.sqnr_db / 10) for s in found]
         metric = np.min([_METRIC[self.requirement.metric](s) for s in found])  # NaN if any is
         return float(metric), float(np.max(np.where(np.isnan(shares), np.inf, shares)))

@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from normswap.errors import NormswapError
 from normswap.fit.channelwise import ChannelFit, least_squares, share_left
 from normswap.fit.covariance import held_out_rows, joint_moments
 from normswap.fit.moments import GroupMoments
 from normswap.fit.ridge import RidgeFits, share_left_by
-from normswap.fit.sweep import HELD_OUT, Readings
+from normswap.fit.sweep import Readings
 from normswap.fit.tokens import Rows
 from normswap.graph.graph import Array, Node, Value
 from normswap.options import option
@@ -24,6 +23,7 @@ from normswap.passes.calibrated import (
     Plan,
     SwapStop,
     check_finite,
+    check_held_out,
     check_useful,
 )
 from normswap.passes.insert import insert_linear
@@ -66,12 +66,7 @@ class Affine(Calibrated):
     )
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
-        count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
-        if count < HELD_OUT:
-            raise NormswapError(
-                f"--to affine: {count} samples are too few, every fifth is held out to choose how "
-                f"far to trust the others; give it hundreds"
-            )
+        check_held_out(plan, self.to)
         fits = RidgeFits()
         plan.stops += [AffineStop(plan, fitted, self.tokens, fits) for fitted in sites]
         if self.refit_writers:

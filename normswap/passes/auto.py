@@ -14,7 +14,7 @@ from normswap.norms.site import Site
 from normswap.parity.requirement import Judge
 from normswap.passes.affine import AffineStop
 from normswap.passes.base import NormsFitted, PassResult
-from normswap.passes.calibrated import Calibrated, Fitted, Plan
+from normswap.passes.calibrated import Calibrated, Fitted, Plan, check_held_out
 from normswap.passes.predicted import predicted_stops
 from normswap.passes.rms_norm import RmsNorm
 
@@ -59,6 +59,7 @@ class Auto(Calibrated):
         return super().run(model)
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
+        check_held_out(plan, self.to)
         fits = RidgeFits()
         predicted = [f for f in sites if self._choice[f.site] == PREDICTED]
         gone = [f for f in sites if self._choice[f.site] == GONE]

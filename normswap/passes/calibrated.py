@@ -159,7 +159,7 @@ class Calibrated(Pass):
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
             result = self.swapping(model, located, todo, data)(todo)
-            result = _measured(model, result, todo, data.split(HELD_OUT)[1])
+            held_out = _held_out(model, todo, data.split(HELD_OUT)[1])
         else:
             fitting, judging = data.split(_JUDGED)
             if not judging.count:
@@ -170,7 +170,9 @@ class Calibrated(Pass):
             requirement = Requirement.parse(self.ensure)
             judge = Judge(model, calibration_batches(model, todo, judging), requirement)
             result = self.ensured(model, todo, fitting, judge)
-            result = _measured(model, result, todo, judging)
+            held_out = judge.held_out
+        if held_out is not None and isinstance(result, NormsFitted) and result.modified:
+            result = replace(result, agreement=held_out.agreement(result.model))
         return replace(result, skipped=[*skipped, *result.skipped], notes=[*notes, *result.notes])
 
     def ensured(self, model: Model, todo: Sequence[Site], data: Data, judge: Judge) -> PassResult:
@@ -217,16 +219,12 @@ class Calibrated(Pass):
         """Adds the stops that swap ``sites``, and notes."""
 
 
-def _measured(model: Model, result: PassResult, sites: Sequence[Site], samples: Data) -> PassResult:
-    """``result`` with the agreement of its outputs with the original's on ``samples``."""
-    if not isinstance(result, NormsFitted) or not result.modified:
-        return result
+def _held_out(model: Model, sites: Sequence[Site], samples: Data) -> HeldOut | None:
+    """The model's outputs on ``samples``; None where these are fewer than fill a batch."""
     try:
-        batches = calibration_batches(model, sites, samples)
-    except NormswapError:  # fewer than fill a batch
-        return result
-    held_out = HeldOut(model, batches)
-    return replace(result, agreement=held_out.agreement(result.model) if held_out.outputs else [])
+        return HeldOut(model, calibration_batches(model, sites, samples))
+    except NormswapError:
+        return None
 
 
 def fitted_sites(
@@ -270,6 +268,16 @@ def check_finite(site: Site, *arrays: Array) -> None:
         raise NormswapError(
             f"'{site.name}': its activations on the calibration data are not finite, or overflow; "
             f"calibrate the model in float32"
+        )
+
+
+def check_held_out(plan: Plan, to: str) -> None:
+    """Raises NormswapError where the samples are too few for a fit that holds every fifth out."""
+    count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
+    if count < HELD_OUT:
+        raise NormswapError(
+            f"--to {to}: {count} samples are too few, every fifth is held out to choose how far to "
+            f"trust the others; give it hundreds"
         )
 
 

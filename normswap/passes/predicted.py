@@ -12,9 +12,9 @@ from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.calibration import over_processes
 from normswap.fit.channelwise import ChannelFit, least_squares, share_left
-from normswap.fit.log_scale import LogScale, Range, log_factor, log_scales, predictions
+from normswap.fit.log_scale import LogScale, log_factor, log_scales, predictions
 from normswap.fit.moments import GroupMoments
-from normswap.fit.sweep import HELD_OUT, Readings
+from normswap.fit.sweep import Readings
 from normswap.fit.tokens import Rows
 from normswap.graph.graph import Array, Node, Value
 from normswap.options import option
@@ -27,6 +27,7 @@ from normswap.passes.calibrated import (
     Plan,
     SwapStop,
     check_finite,
+    check_held_out,
     check_useful,
     with_special,
 )
@@ -90,19 +91,14 @@ class Predicted(Calibrated):
             raise NormswapError("--to predicted: its scale is each token's own; leave --tokens out")
 
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
+        check_held_out(plan, self.to)
         plan.stops += predicted_stops(plan, sites, self.directions)
 
 
 def predicted_stops(
     plan: Plan, sites: Sequence[Fitted], directions: int | None
 ) -> list[PredictedStop]:
-    """A stop for each of ``sites``. Raises NormswapError for too few samples."""
-    count = sum(len(next(iter(batch.values()))) for batch in plan.batches)
-    if count < HELD_OUT:
-        raise NormswapError(
-            f"swap: {count} samples are too few, every fifth is held out to choose "
-            f"how far to trust the others; give it hundreds"
-        )
+    """A stop for each of ``sites``."""
     chains: dict[str, list[PredictedStop]] = {}
     edits, closed = WeightEdits(plan.graph), norm_nodes(plan.graph, plan.located)
     for fitted in with_special(plan.original, plan.located, sites, plan.batches):
@@ -166,11 +162,7 @@ class PredictedStop(SwapStop):
                 check_finite(site, part.arrays[0])
                 yield part.arrays[0], _before(part), part.held_out
 
-        range_ = Range()
-        for x, _, _ in parts():
-            range_.add(log_factor(x, site.epsilon, self._centred))
         scales = log_scales(parts, size, site.epsilon, self._centred, self._counts)
-        scales = [range_.bounded(scale) for scale in scales]
         sums = [[GroupMoments(1, size) for _ in range(2)] for _ in scales]
         wrong, rows = np.zeros(len(scales)), 0
         for part in self._rows(readings, before):
