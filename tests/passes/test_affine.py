@@ -13,6 +13,8 @@ from torch import nn
 import normswap as ns
 from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.passes.base import PassResult
+from tests.passes.unlabelled import feeds as unseen
+from tests.passes.unlabelled import images
 from tests.zoo.exports import FX, model_as, zoo_model
 
 _SAME = 2e-4  # relative to the largest output, as between the kinds of graph elsewhere
@@ -24,19 +26,6 @@ _OPTIONS: dict[str, ns.Affine] = {
     "position": ns.Affine(tokens="position"),
     "class": ns.Affine(tokens="class", refit_writers=True),
 }
-
-
-def _images(name: str, count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
-    zoo = zoo_model(name)
-    shape = (count, *zoo.inputs[zoo.image].shape[1:])
-    images = np.random.default_rng(seed).standard_normal(shape)
-    return {zoo.image: (0.5 + 2 * images).astype(np.float32)}
-
-
-def _feeds(name: str) -> dict[str, np.ndarray]:
-    """Images that no fit has seen, and the texts that the model takes beside them."""
-    feeds = {key: tensor.numpy() for key, tensor in zoo_model(name).inputs.items()}
-    return {**feeds, **_images(name, 12, seed=1)}
 
 
 def _error(original: ns.Model, other: ns.Model, feeds: dict[str, np.ndarray]) -> float:
@@ -54,16 +43,16 @@ def _done(result: PassResult, sites: int) -> ns.Model:
 
 @functools.lru_cache
 def _reference(name: str, option: str) -> ns.Model:
-    result = ns.swap(model_as(name, FX), _OPTIONS[option], data=_images(name))
+    result = ns.swap(model_as(name, FX), _OPTIONS[option], data=images(name))
     return _done(result, zoo_model(name).image_sites)
 
 
 @pytest.mark.parametrize("option", _OPTIONS)
 @pytest.mark.parametrize(("name", "form"), _EXPORTS)
 def test_the_kinds_of_graph_agree(name: str, form: str, option: str) -> None:
-    model, feeds = model_as(name, form), _feeds(name)
+    model, feeds = model_as(name, form), unseen(name)
     before = {key: array.tobytes() for key, array in model.run(feeds).items()}
-    result = ns.swap(model, _OPTIONS[option], data=_images(name))
+    result = ns.swap(model, _OPTIONS[option], data=images(name))
     got = _done(result, zoo_model(name).image_sites).run(feeds).values()
     expected = _reference(name, option).run(feeds).values()
     for a, b in zip(got, expected, strict=True):
@@ -74,8 +63,8 @@ def test_the_kinds_of_graph_agree(name: str, form: str, option: str) -> None:
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_it_comes_nearer_than_a_scale_and_shift(name: str) -> None:
-    model, feeds = model_as(name, FX), _feeds(name)
-    moments = ns.swap(model, to="batchnorm", data=_images(name)).model
+    model, feeds = model_as(name, FX), unseen(name)
+    moments = ns.swap(model, to="batchnorm", data=images(name)).model
     error = _error(model, _reference(name, "plain"), feeds)
     assert error < 0.5 * _error(model, moments, feeds)
 
@@ -114,7 +103,7 @@ def test_of_a_trained_model_more_freedom_leaves_less_error() -> None:
 @pytest.mark.parametrize("tokens", ["class", "position"])
 def test_groups_of_tokens_leave_a_scale_and_shift(tokens: str) -> None:
     model = model_as("hf_vit", FX)
-    result = ns.swap(model, ns.Affine(tokens=tokens), data=_images("hf_vit"))
+    result = ns.swap(model, ns.Affine(tokens=tokens), data=images("hf_vit"))
     assert result.notes == ["a scale and shift for each of 17 tokens stay at 5 sites, unfolded"]
     added = _ops(result.model) - _ops(model)
     constants = {v.name: v.shape for v in result.model.graph.values() if v.is_constant}
@@ -162,21 +151,21 @@ def test_groups_of_tokens_need_a_fixed_number_of_them(kind: type[ns.Affine | ns.
 
 def test_unknown_groups() -> None:
     with pytest.raises(ns.NormswapError, match="'words' is none of all, class, position"):
-        ns.swap(model_as("hf_vit", FX), ns.Affine(tokens="words"), data=_images("hf_vit"))
+        ns.swap(model_as("hf_vit", FX), ns.Affine(tokens="words"), data=images("hf_vit"))
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "one sample is"), (4, "4 samples are")])
 def test_fewer_samples_than_one_can_be_held_out_of(count: int, said: str) -> None:
     with pytest.raises(ns.NormswapError, match=f"{said} too few") as caught:
-        ns.swap(model_as("hf_vit", FX), to="affine", data=_images("hf_vit", count))
+        ns.swap(model_as("hf_vit", FX), to="affine", data=images("hf_vit", count))
     assert "\n" not in str(caught.value)
-    assert ns.swap(model_as("hf_vit", FX), to="affine", data=_images("hf_vit", 5)).modified
+    assert ns.swap(model_as("hf_vit", FX), to="affine", data=images("hf_vit", 5)).modified
 
 
 def test_an_rms_norm_goes_like_a_layer_norm() -> None:
-    model, feeds = model_as("timm_rms_norm", FX), _feeds("timm_rms_norm")
+    model, feeds = model_as("timm_rms_norm", FX), unseen("timm_rms_norm")
     assert {site.kind for site in ns.locate(model)} == {"rms_norm"}
-    data = _images("timm_rms_norm")
+    data = images("timm_rms_norm")
     copied = ns.BatchNorm(fit="copy", tokens="class")
     for how in (copied, ns.BatchNorm(tokens="class"), ns.Affine(tokens="class")):
         result = ns.swap(model, how, data=data)
@@ -199,12 +188,12 @@ def test_post_norm_models_are_swapped_too() -> None:
 
 def test_half_precision() -> None:
     model = model_as("timm_rms_norm", "fx-half")
-    data = {"x": _images("timm_rms_norm")["x"].astype(np.float16)}
+    data = {"x": images("timm_rms_norm")["x"].astype(np.float16)}
     result = ns.swap(model, ns.Affine(tokens="class", refit_writers=True), data=data)
     swapped = _done(result, 5)
     constants = (v for v in swapped.graph.values() if v.is_constant and v.dtype is not None)
     assert {v.dtype for v in constants if v.dtype.kind == "f"} == {np.dtype(np.float16)}
-    feeds = {"x": _feeds("timm_rms_norm")["x"].astype(np.float16)}
+    feeds = {"x": unseen("timm_rms_norm")["x"].astype(np.float16)}
     assert _error(model, swapped, feeds) < 0.02
 
 

@@ -13,27 +13,17 @@ from torch import nn
 import normswap as ns
 from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.passes.base import NormsFitted
+from tests.passes.unlabelled import feeds as unseen
+from tests.passes.unlabelled import images
 from tests.zoo.exports import FX, model_as, zoo_model
 
 _SAME = 5e-4  # relative to the largest output
 _EXPORTS = [("hf_vit", "torchscript-14"), ("open_clip_clip", "dynamo-18")]
 
 
-def _images(name: str, count: int = 60, seed: int = 0) -> dict[str, np.ndarray]:
-    zoo = zoo_model(name)
-    shape = (count, *zoo.inputs[zoo.image].shape[1:])
-    images = np.random.default_rng(seed).standard_normal(shape)
-    return {zoo.image: (0.5 + 2 * images).astype(np.float32)}
-
-
-def _feeds(name: str) -> dict[str, np.ndarray]:
-    feeds = {key: tensor.numpy() for key, tensor in zoo_model(name).inputs.items()}
-    return {**feeds, **_images(name, 12, seed=1)}
-
-
 @functools.lru_cache
 def _swapped(name: str, form: str) -> NormsFitted:
-    result = ns.swap(model_as(name, form), to="predicted", data=_images(name))
+    result = ns.swap(model_as(name, form), to="predicted", data=images(name))
     assert isinstance(result, NormsFitted)
     assert (len(result.done), result.skipped) == (zoo_model(name).image_sites, [])
     return result
@@ -45,7 +35,7 @@ def _operators(model: ns.Model) -> list[str]:
 
 @pytest.mark.parametrize(("name", "form"), _EXPORTS)
 def test_the_kinds_of_graph_agree(name: str, form: str) -> None:
-    feeds = _feeds(name)
+    feeds = unseen(name)
     got = _swapped(name, form).model.run(feeds).values()
     expected = _swapped(name, FX).model.run(feeds).values()
     for a, b in zip(got, expected, strict=True):
@@ -57,7 +47,7 @@ def test_what_remains_is_a_product_and_an_exponential(name: str, form: str) -> N
     swapped = _swapped(name, form)
     folded = ns.fold(swapped.model)
     assert len(folded.done) == len(swapped.done)
-    feeds = _feeds(name)
+    feeds = unseen(name)
     for a, b in zip(
         folded.model.run(feeds).values(), swapped.model.run(feeds).values(), strict=True
     ):
