@@ -8,6 +8,8 @@ which is printed with the command that repeats a failure.
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import os
 import random
@@ -21,6 +23,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from normswap.graph.onnx.evaluate import SESSION_THREADS
 from tests.effort import ALL, FRESH, SEED
@@ -116,6 +119,21 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The zoo's models come last: many of a few seconds each, so that all workers end at once."""
     items.sort(key=lambda item: model_of(item.nodeid) is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torchlib_read_once() -> Iterator[None]:
+    """Torch's exporter compiles its library of functions anew for each file: a second each."""
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(*args: Any, **kwargs: Any) -> ONNXRegistry:
+        registry = copy.copy(read(*args, **kwargs))
+        registry.functions = {name: list(found) for name, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 def pytest_collection_finish() -> None:

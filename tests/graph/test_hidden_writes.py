@@ -11,8 +11,7 @@ import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.torch_model import model_from_module
 from tests.effort import examples_of
-from tests.zoo.exports import FX, model_as, zoo_model
-from tests.zoo.models import FAMILIES
+from tests.zoo.exports import FX, captured_families, model_as, zoo_model
 
 
 class _Writes(nn.Module):
@@ -46,7 +45,10 @@ def test_a_bare_module_that_writes_into_views_is_refused() -> None:
 
 
 # torch.export's own program of AIMv2 masks its texts otherwise than the module does.
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"hf_aimv2"})[:: examples_of(3, 1)])
+FAMILIES = sorted(set(captured_families()) - {"hf_aimv2"})
+
+
+@pytest.mark.parametrize("family", FAMILIES[:: examples_of(3, 1)])
 def test_the_view_computes_what_the_module_does(family: str) -> None:
     zoo, model = zoo_model(family), model_as(family, FX)
     feeds = {name: tensor.numpy() for name, tensor in zoo.inputs.items()}

@@ -15,6 +15,7 @@ from normswap.norms.site import Site
 from normswap.passes.auto import GONE, KEPT, PREDICTED, _Search
 from normswap.passes.base import NormsFitted, PassResult
 
+_SITES = "*.layers.[01].*,*.layernorm"  # five of thirteen
 _IMAGES = 200
 
 
@@ -31,34 +32,40 @@ def _cosine(model: ns.Model) -> float:
     return float(np.mean((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
 
 
-def test_what_stays_is_an_exact_rms_norm_and_the_requirement_is_met() -> None:
-    result = ns.swap(ns.load(DIGITS_VIT), ns.Auto(ensure="cosine>=0.998"), data=_images())
+def _swapped(ensure: str) -> NormsFitted:
+    result = ns.swap(ns.load(DIGITS_VIT), ns.Auto(ensure=ensure), data=_images(), sites=_SITES)
     assert isinstance(result, NormsFitted)
+    return result
+
+
+def test_what_stays_is_an_exact_rms_norm_and_the_requirement_is_met() -> None:
+    result = _swapped("cosine>=0.999")
     assert result.done
     assert result.kept
-    assert _cosine(result.model) >= 0.998
-    folded = ns.fold(result.model).model
-    assert [s.kind for s in folded.sites] == ["rms_norm"] * len(result.kept)
+    assert _cosine(result.model) >= 0.999
+    kinds = [site.kind for site in ns.fold(result.model).model.sites]
+    assert kinds.count("rms_norm") == len(result.kept)
+    assert kinds.count("layer_norm") == 13 - len(result.done) - len(result.kept)
     assert all("it is an exact RMSNorm now" in reason for _, reason in result.kept)
     assert {fit.site.name for fit in result.fits} == {site.name for site in result.done}
     (output,) = result.agreement
     assert output.samples == 40
     assert output.cosine == pytest.approx(_cosine(result.model), abs=1e-5)
     (note,) = result.notes
-    assert f"{len(result.done)} predicted, {len(result.kept)} kept for cosine >= 0.998" in note
+    assert f"{len(result.done)} predicted, {len(result.kept)} kept for cosine >= 0.999" in note
 
 
 def test_a_weak_requirement_lets_norms_go() -> None:
-    result = ns.swap(ns.load(DIGITS_VIT), ns.Auto(ensure="cosine>=0.97"), data=_images())
-    assert isinstance(result, NormsFitted)
+    result = _swapped("cosine>=0.97")
     assert not result.kept
     assert "an affine map" in {fit.form for fit in result.fits}
     assert _cosine(result.model) >= 0.97
 
 
 def test_a_requirement_that_nothing_meets_keeps_all() -> None:
-    result = ns.swap(ns.load(DIGITS_VIT), ns.Auto(ensure="cosine>=1"), data=_images())
-    assert (result.done, len(result.kept)) == ([], 13)
+    how = ns.Auto(ensure="cosine>=1")
+    result = ns.swap(ns.load(DIGITS_VIT), how, data=_images(), sites=_SITES)
+    assert (result.done, len(result.kept)) == ([], 5)
 
 
 class _Costs:

@@ -22,8 +22,8 @@ from normswap.report.outline.items import (
     pattern,
     steps,
 )
-from tests.zoo.exports import model_as
-from tests.zoo.models import BUILDERS, FAMILIES, PRE_NORM_BLOCKS
+from tests.zoo.exports import captured_families, model_as
+from tests.zoo.models import BUILDERS, PRE_NORM_BLOCKS
 
 FORMS = ("fx", "torchscript-14", "dynamo-18")
 
@@ -131,7 +131,7 @@ def test_the_folded_image_tower_of_a_clip() -> None:
     assert {site.tower for site in folded.sites()} == {"text"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", captured_families())
 def test_every_norm_is_in_one_place(name: str) -> None:
     model = model_as(name, "fx")
     sites = model.sites

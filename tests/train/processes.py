@@ -50,7 +50,7 @@ def start(task: str, folder: Path, world: int = 1) -> list[subprocess.Popen[str]
 
 
 def distilled(folder: Path) -> None:
-    """A distillation, and fits of ``swap``, saved in ``folder``; then the second process dies."""
+    """A distillation, and fits of ``swap``, saved in ``folder``."""
     teacher = tiny.teacher()
     data = tiny.inputs(96)
     with distributed.process_group(timeout=60):
@@ -63,10 +63,17 @@ def distilled(folder: Path) -> None:
         result = distill(
             swapped["batchnorm"], teacher, data, steps=6, batch=16, warm_up=1, accumulate=2
         )
+        if distributed.rank() == 0:
+            for name, model in {**swapped, "distilled": result.model}.items():
+                torch.save(model.to_torch().state_dict(), folder / f"{name}.pt")
+
+
+def dying(_: Path) -> None:
+    """Two processes that know of each other, of which the second one dies without a word."""
+    with distributed.process_group(timeout=60):
+        distributed.gathered(0)
         if distributed.rank() == 1:
-            os._exit(3)  # without a word
-        for name, model in {**swapped, "distilled": result.model}.items():
-            torch.save(model.to_torch().state_dict(), folder / f"{name}.pt")
+            os._exit(3)
         distributed.gathered(0)
 
 
@@ -92,7 +99,7 @@ def killable(folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    tasks = {"distilled": distilled, "killable": killable}
+    tasks = {"distilled": distilled, "dying": dying, "killable": killable}
     try:
         tasks[sys.argv[1]](Path(sys.argv[2]))
     except ns.NormswapError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,29 +11,26 @@ from tests.effort import thorough
 from tests.train import kills, processes
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The folders of one process and of two, and how the two ended."""
-
-    one: Path
-    two: Path
-    statuses: list[int]
-    errors: list[str]
+def _finished(task: str, folder: Path) -> list[tuple[int, str]]:
+    """The status and the standard error of each of two processes."""
+    started = processes.start(task, folder, 2)
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    return [(process.returncode, told) for process, told in zip(started, errors, strict=True)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of one process and of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    started = processes.start("distilled", two, 2)
     processes.distilled(one)
-    errors = [process.communicate(timeout=300)[1] for process in started]
-    return Runs(one, two, [process.returncode for process in started], errors)
+    assert [status for status, _ in _finished("distilled", two)] == [0, 0]
+    return one, two
 
 
 @thorough
 @pytest.mark.parametrize("name", ["batchnorm", "affine", "distilled"])
-def test_two_processes_give_the_weights_of_one(runs: Runs, name: str) -> None:
-    one, two = (torch.load(folder / f"{name}.pt") for folder in (runs.one, runs.two))
+def test_two_processes_give_the_weights_of_one(trained: tuple[Path, Path], name: str) -> None:
+    one, two = (torch.load(folder / f"{name}.pt") for folder in trained)
     assert one.keys() == two.keys()
     compared = [key for key in one if one[key].is_floating_point()]
     if name != "affine":
@@ -44,12 +40,13 @@ def test_two_processes_give_the_weights_of_one(runs: Runs, name: str) -> None:
         assert error <= 2e-5 * max(float(one[key].double().abs().max()), 0.1), key
 
 
-def test_a_process_that_dies_is_told_of_in_one_line(runs: Runs) -> None:
-    assert runs.statuses == [1, 3]
-    told = [line for line in runs.errors[0].splitlines() if line.startswith("normswap:")]
+def test_a_process_that_dies_is_told_of_in_one_line(tmp_path: Path) -> None:
+    (status, errors), (other, _) = _finished("dying", tmp_path)
+    assert (status, other) == (1, 3)
+    told = [line for line in errors.splitlines() if line.startswith("normswap:")]
     assert len(told) == 1
     assert "another one died or did not answer" in told[0]
-    assert "Traceback" not in runs.errors[0]
+    assert "Traceback" not in errors
 
 
 @thorough

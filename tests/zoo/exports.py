@@ -29,6 +29,7 @@ __all__ = [
     "ONNX",
     "ONNX_FORMS",
     "NotExportable",
+    "captured_families",
     "exported",
     "formats_of",
     "forms_of",
@@ -56,11 +57,13 @@ ONNX_FORMS = (
     "dynamo-18-half",
 )
 FORMS = (*FX_FORMS, *ONNX_FORMS)  # in which norms are looked for
-# Exports take most of the time. So norms are looked for in every other model as captured and in the
-# rest in one of the other forms in turn. Passes are tested as captured and as one of torch's
-# exporters writes the model, in turn.
+# Exports take most of the time. So norms are looked for in every other model as captured, in one of
+# four in a form that takes a capture and more, and in one of four in one that takes no capture.
+# Passes are tested as captured and as one of torch's exporters writes the model, in turn.
 EXPORTED_IN_TURN = ("torchscript-14", "dynamo-18")
 IN_TURN = tuple(form for form in FORMS if form != FX)
+TRACED = tuple(f for f in IN_TURN if f.startswith("torchscript") or f == "fx-traced")
+CAPTURED = tuple(form for form in IN_TURN if form not in TRACED)
 # A ViT and a CLIP, as both write them: one with norms spelled out, one with masks.
 ALL_EXPORTERS_FOR = ("spelled_vit", "hf_clip")
 
@@ -69,10 +72,15 @@ def forms_of(name: str) -> tuple[str, ...]:
     """The forms that the norms of ``name`` are looked for in; all with NORMSWAP_ZOO=all."""
     if ALL:
         return FORMS
-    number = list(FAMILIES).index(name)
-    turn = IN_TURN[number // 2 % len(IN_TURN)] if number % 2 else FX
-    chosen = {turn, *(formats_of(name) if name in BUILDERS else ())}
+    four, number = divmod(list(FAMILIES).index(name), 4)
+    turns = (FX, CAPTURED[four % len(CAPTURED)], FX, TRACED[four % len(TRACED)])
+    chosen = {turns[number], *(formats_of(name) if name in BUILDERS else ())}
     return tuple(form for form in FORMS if form in chosen)
+
+
+def captured_families() -> list[str]:
+    """The models whose norms are looked for as captured, which other tests can share."""
+    return [name for name in FAMILIES if FX in forms_of(name)]
 
 
 def formats_of(name: str) -> tuple[str, ...]:
