@@ -95,10 +95,10 @@ def _command(tool: str, source: Path, output: Path, layout: str) -> list[str]:
     if tool == SWAP:
         program = [sys.executable, "-m", "normswap_cli.main"]
         return [*program, "swap", str(source), "--to", "fused", "-o", str(output)]
-    return _own("tool", tool, source, output, layout)
+    return own_command("tool", tool, source, output, layout)
 
 
-def _own(task: str, *arguments: object) -> list[str]:
+def own_command(task: str, *arguments: object) -> list[str]:
     """The command that does a task of this file in a new process."""
     return [sys.executable, "-m", "benchmarks.tool", "--task", task, *map(str, arguments)]
 
@@ -154,7 +154,7 @@ TASKS: dict[str, Callable[..., None]] = {"make": _make, "tool": _tool, "count": 
 
 
 def _needed(task: str, *arguments: object) -> None:
-    cost = measured(_own(task, *arguments))
+    cost = measured(own_command(task, *arguments))
     if cost.error:
         sys.exit(f"{task} {' '.join(map(str, arguments))}: {cost.error}")
 

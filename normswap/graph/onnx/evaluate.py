@@ -24,6 +24,7 @@ from normswap.graph.graph import Array, Runner, is_floating, topological
 from normswap.graph.onnx import nodes
 from normswap.graph.onnx.nodes import captured_values
 from normswap.graph.onnx.reference import Reference, Result, as_arrays, in_double
+from normswap.graph.onnx.segments import Input, release, segmented
 from normswap.graph.operators import operator
 
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -32,8 +33,6 @@ SESSION_THREADS: ContextVar[int] = ContextVar("session_threads", default=0)
 """Threads of a session that is opened; 0 is ONNX Runtime's own choice, one for each core. Those of
 many small sessions cost more than they do, and wait busily."""
 DtypeOf = Callable[[str], np.dtype[Any] | None]
-Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
-"""A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
 
 
 def slice_parts(
@@ -68,9 +67,13 @@ def slice_parts(
 def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]) -> Runner:
     """A function from arrays for ``inputs`` to arrays of ``outputs``, by ONNX Runtime on the CPU.
 
+    Of a slice that reads many weights it holds those of one segment at a time (``segments.py``).
     Raises ValueError as ``slice_parts`` does, and NormswapError where the runtime refuses the
     slice.
     """
+    parts = slice_parts([value for value, _, _ in inputs], outputs)
+    if (run_segments := segmented(model, inputs, outputs, parts, runtime_runner)) is not None:
+        return run_segments
     proto, fetched = slice_proto(model, inputs, outputs)
     session = runtime_session(proto)
     names = [str(value.name) for value, _, _ in inputs]
@@ -260,6 +263,7 @@ def _stepwise(
         tensor = constants[name].const_value
         assert tensor is not None  # else it would be an input or the result of a step
         array: Array = kind.convert(_as_fed(tensor))
+        release(tensor)
         if array.nbytes <= room[0]:
             kept[name] = array
             room[0] -= array.nbytes

@@ -25,7 +25,6 @@ from normswap.graph.onnx import emit
 from normswap.graph.onnx import ops as onnx_ops
 from normswap.graph.onnx.check import is_declared
 from normswap.graph.onnx.evaluate import (
-    Input,
     double_runner,
     reference_runner,
     runtime_runner,
@@ -42,6 +41,7 @@ from normswap.graph.onnx.nodes import (
 )
 from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
+from normswap.graph.onnx.segments import Input
 from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
 

@@ -20,9 +20,10 @@ import onnx
 import onnx_ir as ir
 
 from normswap.graph.graph import Array
-from normswap.graph.onnx.evaluate import Input, slice_proto
+from normswap.graph.onnx.evaluate import slice_proto
 from normswap.graph.onnx.nodes import captured_values, repeats_a_body
 from normswap.graph.onnx.reference import Reference
+from normswap.graph.onnx.segments import Input
 from normswap.graph.operators import operator
 
 Shape = tuple[int, ...]

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from normswap.errors import plain
-from normswap.io.mapped import stream
+from normswap.io.mapped import release_pages, stream
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,10 @@ class MappedTensor(ir.ExternalTensor):
     def release(self) -> None:
         """Does nothing: the mapping is shared, and closed with the last tensor that uses it."""
 
+    def release_pages(self) -> None:
+        if self.raw is not None:
+            release_pages(self.raw, *self.span)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> MappedTensor:
         return self
 
@@ -180,6 +184,9 @@ class InlineTensor(ir.Tensor[Any]):
 
     def tofile(self, file: Any) -> None:
         stream(self._mapping, self._start, self._start + self.nbytes, file)
+
+    def release_pages(self) -> None:
+        release_pages(self._mapping, self._start, self._start + self.nbytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InlineTensor:
         return self
