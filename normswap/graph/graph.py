@@ -217,7 +217,8 @@ class Graph(abc.ABC):
         """A function that computes ``outputs`` from arrays for ``inputs``.
 
         ``dtype=None`` computes as the graph's own runtime does, ``numpy.float64`` computes every
-        floating-point operator in float64 (casts between float types are identities there).
+        floating-point operator in float64 (casts between float types are identities there), and
+        ``numpy.float16`` or bfloat16 rounds every value to it (see ``simulation.py``).
         Raises ValueError if an output depends on a graph input that is not covered.
         """
 

@@ -44,6 +44,8 @@ from normswap.graph.onnx.opset import opset_of, raise_opset
 from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
+from normswap.graph.rounding import is_half
+from normswap.graph.simulation import Simulation
 
 _LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
 _SHORT = 64  # bytes, or items, of an attribute that is compared
@@ -159,6 +161,8 @@ class OnnxGraph(Graph):
         return opset_of(self.model)
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        if is_half(dtype):
+            return Simulation(self, inputs, outputs, dtype)
         wanted = [v.raw for v in outputs]
         if dtype is not None:
             given = [v.raw for v in inputs]

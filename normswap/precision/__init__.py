@@ -1,0 +1,1 @@
+"""What floating-point formats hold, and models in them."""
