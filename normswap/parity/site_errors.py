@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +37,8 @@ class _Tally:
 class SiteErrors:
     """The values of two models at matched norms, on one set of inputs after the other.
 
-    ``inputs``: the candidate's input for each of the reference's. Models that cannot be run up to
+    ``inputs``: the candidate's input for each of the reference's. ``dtype``: in which the candidate
+    is evaluated by ``add``; None is as it runs. Models that cannot be run up to
     their norms have no figures there: that they cannot be run is told where outputs are compared.
     """
 
@@ -46,7 +48,9 @@ class SiteErrors:
         candidate: Model,
         inputs: Mapping[str, str],
         pairs: Sequence[SitePair],
+        dtype: Any = None,
     ) -> None:
+        self._dtype = dtype
         self._reference, self._candidate = reference, candidate
         self._inputs, self._pairs = inputs, pairs
         self.ours = [pair.ours for pair in pairs]
@@ -89,9 +93,9 @@ class SiteErrors:
         self._truths, self._errors = (), {}
 
     def add(self, probe: Probe) -> None:
-        """Counts how alike the values are on a batch, both models as they run."""
+        """Counts how alike the values are on a batch."""
         run_ours = self._runs[0] or value_runner(self._reference, self.ours)
-        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs)
+        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs, self._dtype)
         self._runs = run_ours, run_theirs
         try:
             ours = run_ours(probe.feeds)
