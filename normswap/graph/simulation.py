@@ -30,9 +30,10 @@ import ml_dtypes
 import numpy as np
 
 from normswap.graph.graph import Array, Graph, Node, Runner, Value, is_floating
-from normswap.graph.rounding import as_half, rounded
+from normswap.graph.rounding import STANDS_FOR_INFINITY, as_half, rounded
 
 _KEPT_LIMIT = 1_000_000_000  # bytes of rounded constants that are kept from run to run
+_NO_MORE = -1e3  # of which the exponential is 0
 Rounder = Callable[[Array], Array]
 
 
@@ -54,13 +55,22 @@ class _Rounding:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
-        self.most = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets what was too large so far."""
+        self.most, self.all_below_zero = 0.0, True
+
+    def note(self, beyond: Array) -> None:
+        """Takes note of numbers that were too large."""
+        if beyond.size:
+            self.most = max(self.most, float(np.abs(beyond).max()))
+            self.all_below_zero &= bool((beyond < 0).all())
 
     def __call__(self, array: Array) -> Array:
         found = rounded(array, self.dtype)
         if not np.isfinite(found).all():
-            over = np.isinf(found) & np.isfinite(array)
-            self.most = max(self.most, float(np.abs(array[over]).max(initial=0.0)))
+            self.note(array[np.isinf(found) & np.isfinite(array)])
         return found
 
     def constant(self, array: Array) -> Array:
@@ -71,15 +81,14 @@ class _Watching(_Rounding):
     """Rounds nothing."""
 
     def __call__(self, array: Array) -> Array:
-        magnitudes = np.abs(array[np.isfinite(array)])
-        most = float(magnitudes.max(initial=0.0))
-        if most > float(ml_dtypes.finfo(self.dtype).max):
-            self.most = max(self.most, most)
+        most = float(ml_dtypes.finfo(self.dtype).max)
+        self.note(array[np.isfinite(array) & (np.abs(array) > most)])
         return array
 
     def constant(self, array: Array) -> Array:
-        self(np.asarray(as_half(array, self.dtype), np.float64))
-        return np.asarray(array, np.float64)
+        rounded_once = np.asarray(as_half(array, self.dtype), np.float64)
+        stands = np.isfinite(rounded_once) & (np.abs(array) >= STANDS_FOR_INFINITY)
+        return self(np.where(stands, rounded_once, np.asarray(array, np.float64)))
 
 
 class Simulation:
@@ -133,9 +142,9 @@ class Simulation:
 
         for index, step in enumerate(self._steps):
             narrow = self._narrows(step.node.output)
-            self._rounding.most = 0.0
+            self._rounding.begin()
             reads = [load(value) for value in step.reads]
-            self._rounding.most = 0.0
+            self._rounding.begin()
             rounder = self._rounding if narrow else _exact
             for value, result in zip(step.writes, step.run(reads, rounder), strict=True):
                 known[value] = self._written(index, step, value, result, tainted)
@@ -155,7 +164,7 @@ class Simulation:
     def _taken(self, value: Value, array: Array, tainted: set[Value]) -> Array:
         if not is_floating(array.dtype):
             return array
-        self._rounding.most = 0.0
+        self._rounding.begin()
         array = np.asarray(array, np.float64)
         array = self._rounding(array) if self._narrows(value) else array
         self._judge(-1, None, value, array, tainted, True)
@@ -169,7 +178,7 @@ class Simulation:
             array = np.asarray(held)
             if is_floating(array.dtype):
                 was_finite = bool(np.isfinite(np.asarray(array, np.float64)).all())
-                self._rounding.most = 0.0
+                self._rounding.begin()
                 if self._narrows(value):
                     array = self._rounding.constant(array)
                 array = np.asarray(array, np.float64)
@@ -207,6 +216,9 @@ class Simulation:
         finite = bool(np.isfinite(array).all())
         if not finite:
             tainted.add(value)
+        weighed = all(reader.operator.attention == "softmax" for reader in value.readers)
+        if most and self._rounding.all_below_zero and value.readers and weighed:
+            return  # a masked logit, of no weight either way
         if most or (from_finite and not finite):
             known = self._found.setdefault((index, value), Overflow(value, node, most))
             known.magnitude = max(known.magnitude, most)
@@ -354,7 +366,9 @@ def _softmax(step: _Step, reads: Reads, rounder: Rounder) -> Found:
 
 
 def _softmaxed(x: Array, rounder: Rounder) -> Array:
-    powers = rounder(np.exp(rounder(x - x.max(-1, keepdims=True))))
+    below = x - x.max(-1, keepdims=True)
+    below = np.where(below < _NO_MORE, -np.inf, below)  # harmless, and not to be told of
+    powers = rounder(np.exp(rounder(below)))
     found: Array = powers / rounder(powers.sum(-1, keepdims=True))
     return found
 

@@ -45,7 +45,7 @@ class SimulatedModel:
         if not self.overflows:
             return ""
         first, name = self.overflows[0], self.format.name
-        beyond = f"{first.magnitude:.4g} is beyond {self.format.largest:.4g}"
+        beyond = f"{first.magnitude:.4g} is beyond {self.format.largest:.6g}"
         cause = beyond if first.magnitude else "it gives NaN or infinity of finite values"
         others = len(self.overflows) - 1
         more = f"; {others} more {'places' if others > 1 else 'place'} behind it" if others else ""

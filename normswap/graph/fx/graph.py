@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from normswap.graph.fx import aten
+from normswap.graph.fx.half import Converter
 from normswap.graph.fx.meta import (
     as_fake,
     call_arguments,
@@ -258,6 +259,13 @@ class FxGraph(Graph):
         duplicate = FxGraph(module)
         duplicate._wanted_modules = dict(self._wanted_modules)
         return duplicate
+
+    def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> FxGraph:
+        module = self.copy().module
+        names = {self.call_of(node).name for node in wide}
+        Converter(module, names, to_torch(np.empty(0, dtype)).dtype, keep_io).run()
+        drop_unused(module)
+        return FxGraph(module)
 
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""

@@ -11,7 +11,7 @@ the ``Value`` and ``Node`` objects::
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ from normswap.graph.onnx.evaluate import (
     runtime_runner,
     slice_proto,
 )
+from normswap.graph.onnx.half import Converter, why_not_half
 from normswap.graph.onnx.loading import refusal
 from normswap.graph.onnx.nodes import (
     DOMAINS,
@@ -206,6 +207,33 @@ class OnnxGraph(Graph):
 
     def as_attribute(self, number: float) -> float:
         return float(np.float32(number))
+
+    def why_not_half(self, node: Node, dtype: np.dtype[Any]) -> str:
+        half = ir.DataType.from_numpy(dtype)
+        return why_not_half(cast(ir.Node, node.raw), self.model.opset_imports, half)
+
+    def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> OnnxGraph:
+        duplicate = self.copy()
+        held = [value for node in duplicate.nodes for value in node.outputs]
+        views = {cast(ir.Value, v.raw): v for v in [*held, *duplicate.values()]}
+        dtypes = {
+            raw: None if v.dtype is None else ir.DataType.from_numpy(v.dtype)
+            for raw, v in views.items()
+        }
+        kept = [duplicate.value(node.output.name).producer for node in wide]
+        raw_nodes = [cast(ir.Node, node.raw) for node in kept if node is not None]
+        converter = Converter(
+            duplicate.model, dtypes, raw_nodes, ir.DataType.from_numpy(dtype), keep_io
+        )
+        converter.run()
+        shapes = {raw: v.shape for raw, v in views.items()}
+        shapes |= {made: shapes.get(of) for made, of in converter.casts.items()}
+        types = {
+            str(raw.name): (shapes[raw], None if found is None else found.numpy())
+            for raw, found in converter.dtypes.items()
+        }
+        RemoveUnusedNodesPass()(duplicate.model)
+        return view(duplicate.model, types)
 
     def settle_weights(self) -> list[str]:
         """In files before IR version 4 every initializer has to be an input, and none can be
