@@ -24,10 +24,10 @@ from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
 from normswap.parity.pairing import (
     Run,
-    matched_inputs,
     matched_positions,
     reported_failures,
     shared_inputs,
+    shared_sizes,
 )
 from normswap.parity.probes import Effort, Probe, draw_feeds, make_probes
 from normswap.parity.report import Finding, ValidationReport
@@ -60,7 +60,8 @@ def validate(
 
     Args:
         reference: the model as it was.
-        candidate: one with the same inputs and outputs, by name or by position.
+        candidate: one with the same inputs and outputs, by name or by position; under the
+            approximate contract they may be of another floating dtype.
         data: whatever ``load_data`` takes, or a ``Data``. The exact contract takes it in addition
             to the probes, as the kind ``data``; the approximate one in place of random inputs.
             Inputs that it lacks are drawn at random.
@@ -104,7 +105,8 @@ def validate(
         raise NormswapError(f"the effort '{effort}' is neither quick nor full")
     if simulate is not None:
         _check_simulated(contract, bisect, candidate_runtime)
-    shared = replace(reference, inputs=shared_inputs(reference, candidate))
+    fitting = shared_inputs if contract == "exact" else shared_sizes
+    shared = replace(reference, inputs=fitting(reference, candidate))
     matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
@@ -116,9 +118,8 @@ def validate(
         ours, theirs = (list(model.sites) for model in (reference, candidate))
         pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
         simulated = None if simulate is None else SimulatedModel(candidate, simulate)
-        inputs = matched_inputs(reference, candidate)
         dtype = None if simulated is None else simulated.format.dtype
-        sites = SiteErrors(reference, candidate, inputs, pairs, dtype)
+        sites = SiteErrors(reference, candidate, pairs, dtype)
         sides = (
             _Side(reference, reference_runtime),
             _Side(candidate, candidate_runtime, simulated),
