@@ -37,8 +37,8 @@ class _Tally:
 class SiteErrors:
     """The values of two models at matched norms, on one set of inputs after the other.
 
-    ``dtype``: in which the candidate is evaluated by ``add``; None is as it runs. Models that cannot
-    be run up to their norms have no figures there: that is told where outputs are compared.
+    ``dtype``: in which the candidate is evaluated by ``add``; None is as it runs. Models that
+    cannot be run up to their norms have no figures there: that is told where outputs are compared.
     """
 
     def __init__(
