@@ -225,7 +225,7 @@ def _simulation_findings(simulated: SimulatedModel | None) -> list[Finding]:
         return []
     overflow = simulated.overflow_text()
     found = [Finding("overflow", overflow, fatal=False)] if overflow else []
-    vanished = dict.fromkeys(simulated.vanished_texts())
+    vanished = simulated.vanished_texts()
     return found + [Finding("underflow", message, fatal=False) for message in vanished]
 
 

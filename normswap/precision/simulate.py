@@ -53,9 +53,13 @@ class SimulatedModel:
 
     def vanished_texts(self) -> Iterator[str]:
         """A sentence on each number, such as an epsilon, that the format makes 0."""
-        for value, number, node in vanishing(self.model, self.format.name):
-            where = self._place(Overflow(node.output, node, 0.0))
-            yield f"{number:.4g} ('{value.name}') is 0 in {self.format.name}, read by {where}"
+        readers: dict[float, list[Node]] = {}
+        for _, number, node in vanishing(self.model, self.format.name):
+            readers.setdefault(number, []).append(node)
+        for number, nodes in readers.items():
+            first = self._place(Overflow(nodes[0].output, nodes[0], 0.0))
+            where = f"in {len(nodes)} places, first by " if len(nodes) > 1 else ""
+            yield f"{number:.4g} is 0 in {self.format.name}, read {where or 'by '}{first}"
 
     def _place(self, found: Overflow) -> str:
         name = f"'{found.value.name}'"
