@@ -151,7 +151,7 @@ class _Wide:
             limit = f"{self._format.largest:.6g}"
             notes.append(f"numbers that stand for infinity are {limit} now: {', '.join(clipped)}")
         if lost:
-            notes.append(f"{lost} weights, in {vanished} tensors, are too small and became 0")
+            notes.append(f"weights that are too small and became 0: {lost}, in {vanished} tensors")
         return notes
 
     def look_at_nodes(self) -> None:

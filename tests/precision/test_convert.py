@@ -164,7 +164,7 @@ def test_constants_beyond_the_format(onnx_model: Make) -> None:
     result = ns.convert(model, "float16")
     assert [island.name for island in result.islands] == ["z"]
     assert "7e+04 ('big'), beyond float16" in result.islands[0].reason
-    assert result.notes == ["1 weights, in 1 tensors, are too small and became 0"]
+    assert result.notes == ["weights that are too small and became 0: 1, in 1 tensors"]
 
 
 def test_a_constant_that_both_read(onnx_model: Make) -> None:
@@ -225,6 +225,23 @@ def test_a_batch_norm_of_torch(build: Builder) -> None:
     wide = ns.convert(model, "float16", keep=["0"])
     assert len(wide.islands) == 1
     assert sqnr(model, wide.model) > 40
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_stay_numbers(build: Builder, dtype: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * self.scale, self.scale.exp()
+
+    model = ns.load(Scaled(), example_inputs=(torch.from_numpy(SAMPLES[:2]),))
+    result = ns.convert(model, dtype).model
+    shapes = [array.shape for array in result.run({"x": SAMPLES}).values()]
+    assert shapes == [SAMPLES.shape, ()]
+    assert model.graph.whole(result.graph.nodes[0].output.dtype)([SAMPLES])[1].shape == ()
 
 
 def test_bad_usage(onnx_model: Make) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 
 from normswap.graph.fx.meta import as_fake, fake_mode_of
 from normswap.graph.fx.module_tree import free_path, get_path, put_tensor
@@ -97,7 +98,8 @@ class Converter:
     def _faked(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if self._mode is None:
             return function(*args, **kwargs)
-        with self._mode:
+        # As torch.export captures: some operators know symbolic sizes by their decompositions alone.
+        with self._mode, enable_python_dispatcher():
             return function(*args, **kwargs)
 
     def _retyped(self, value: Any) -> Any:
