@@ -70,6 +70,10 @@ def converted(
 ) -> Conversion:
     """``normswap.convert`` on ``batches`` of feeds."""
     format = format_called(name)
+    graph = model.graph.copy()
+    settled = graph.settle_weights()
+    if settled:
+        model = replace(model, graph=graph)
     graph = model.graph
     held = [value for value in graph.values() if value.producer is None and value.is_constant]
     if any(is_half(value.dtype) for value in held):
@@ -77,6 +81,8 @@ def converted(
     wide = _Wide(model, format)
     wide.ask(keep)
     notes = wide.look_at_constants(held)
+    if settled:
+        notes.append(f"weights that were also inputs are constants now: {', '.join(settled)}")
     wide.look_at_nodes()
     wide.look_at_data(batches)
     new = graph.in_half(format.dtype, list(wide.reasons), keep_io)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -188,6 +189,60 @@ def test_operators_that_have_no_form_in_half(onnx_model: Make) -> None:
         ("r", "ONNX has no float16 form of it in this opset")
     ]
     assert sqnr(model, result.model, SAMPLES[:, 0, :4]) > 50
+
+
+def test_branches_are_islands_that_read_float32() -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+
+    def branch(op: str) -> onnx.GraphProto:
+        node = helper.make_node(op, ["h", "w"], [f"{op}_out"])  # both from outside
+        return helper.make_graph(
+            [node], op, [], [helper.make_tensor_value_info(f"{op}_out", kind, None)]
+        )
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "w"], ["h"]),
+            helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+            helper.make_node("Less", ["s", "zero"], ["c"]),
+            helper.make_node("If", ["c"], ["z"], then_branch=branch("Add"),
+                             else_branch=branch("Sub")),
+            helper.make_node("Mul", ["z", "w"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4])],
+        [onnx.numpy_helper.from_array(np.float32([1.1, 2, 3, 4]), "w"),
+         onnx.numpy_helper.from_array(np.float32(0), "zero")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = ns.load(ir.serde.deserialize_model(proto))
+    result = ns.convert(model, "float16")
+    assert [(i.name, i.reason) for i in result.islands] == [
+        ("z", "it runs bodies of other operators")
+    ]
+    assert sqnr(model, result.model, SAMPLES[:, 0, :4]) > 50
+
+
+def test_weights_that_are_inputs_too(onnx_model: Make) -> None:
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Mul", ["x", "w"], ["y"])],
+            "g",
+            [
+                onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4])
+                for name in "xw"
+            ],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])],
+            [onnx.numpy_helper.from_array(np.float32([1, 2, 3, 4]), "w")],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    result = ns.convert(ns.load(ir.serde.deserialize_model(proto)), "float16")
+    assert result.notes == ["weights that were also inputs are constants now: w"]
+    (found,) = result.model.run({"x": np.ones(4, np.float32)}).values()
+    assert found.tolist() == [1, 2, 3, 4]
 
 
 def test_sizes_of_a_resize_stay_as_they_are(onnx_model: Make) -> None:

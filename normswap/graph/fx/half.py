@@ -98,7 +98,7 @@ class Converter:
     def _faked(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if self._mode is None:
             return function(*args, **kwargs)
-        # As torch.export captures: some operators know symbolic sizes by their decompositions alone.
+        # As torch.export does: some operators know symbolic sizes by their decompositions alone.
         with self._mode, enable_python_dispatcher():
             return function(*args, **kwargs)
 
