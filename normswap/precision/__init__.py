@@ -1,1 +1,1 @@
-"""What floating-point formats hold, and models in them."""
+"""What a floating-point format holds, and how much of it a model uses."""

@@ -158,6 +158,14 @@ def _rsub(a: Arguments) -> Reading:
     return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.rsub.alpha", _slots("other", "self"))
 
 
+@_reads(aten.scaled_dot_product_attention.default)
+def _attention(a: Arguments) -> Reading:
+    attributes: dict[str, Any] = {"is_causal": int(a["is_causal"])}
+    if a["scale"] is not None:
+        attributes["scale"] = float(a["scale"])
+    return Reading("Attention", _slots("query", "key", "value"), attributes)
+
+
 @_reads(aten.addmm.default)
 def _addmm(a: Arguments) -> Reading:
     attributes = {"alpha": float(a["alpha"]), "beta": float(a["beta"]), "transA": 0, "transB": 0}
@@ -298,14 +306,6 @@ def _interpolate(a: Arguments) -> Reading:
 @_reads(aten.softmax.int, aten._softmax.default)
 def _softmax(a: Arguments) -> Reading:
     return Reading("Softmax", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
-
-
-@_reads(aten.scaled_dot_product_attention.default)
-def _attention(a: Arguments) -> Reading:
-    attributes: dict[str, Any] = {"is_causal": int(a["is_causal"])}
-    if a["scale"] is not None:
-        attributes["scale"] = float(a["scale"])
-    return Reading("Attention", _slots("query", "key", "value"), attributes)
 
 
 def _spread(op: str) -> Callable[[Arguments], Reading]:

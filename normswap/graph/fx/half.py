@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
@@ -13,7 +12,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from normswap.graph.fx.meta import as_fake, fake_mode_of
 from normswap.graph.fx.module_tree import free_path, get_path, put_tensor
 from normswap.graph.rounding import as_half
-from normswap.graph.tensors import to_numpy, to_torch
+from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 
 _LENT = ("nn_module_stack", "stack_trace", "source_fn_stack")
 
@@ -59,18 +58,18 @@ class Converter:
             return  # its readers in half precision get one of their own
         tensor = get_path(self._module, target)
         if tensor.dtype != self._half:
-            put_tensor(
-                self._module, target, self._rounded(tensor), isinstance(tensor, nn.Parameter)
-            )
+            self._put(target, tensor)
         node.meta["val"] = as_fake(get_path(self._module, target), self._mode)
 
     def _same_attribute(self, node: fx.Node) -> list[fx.Node]:
         nodes = self._module.graph.nodes
         return [n for n in nodes if n.op == "get_attr" and n.target == node.target]
 
-    def _rounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        array = np.asarray(to_numpy(tensor), np.float64)
-        return to_torch(as_half(array, to_numpy(torch.empty(0, dtype=self._half)).dtype))
+    def _put(self, path: str, tensor: torch.Tensor) -> None:
+        """The tensor in half precision, a parameter if it is one, frozen if it is."""
+        half = to_torch(as_half(to_numpy(tensor), numpy_dtype(self._half)))
+        put_tensor(self._module, path, half, isinstance(tensor, nn.Parameter))
+        get_path(self._module, path).requires_grad_(tensor.requires_grad)
 
     def _convert_call(self, node: fx.Node) -> None:
         narrow = node.name not in self._wide
@@ -134,7 +133,7 @@ class Converter:
         tensor = get_path(self._module, str(argument.target))
         name = str(self._half).removeprefix("torch.")
         path = free_path(self._module, f"{argument.target}_{name}")
-        put_tensor(self._module, path, self._rounded(tensor), isinstance(tensor, nn.Parameter))
+        self._put(path, tensor)
         with self._module.graph.inserting_after(argument):
             made = self._module.graph.get_attr(path)
         made.meta["val"] = as_fake(get_path(self._module, path), self._mode)

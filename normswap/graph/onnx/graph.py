@@ -31,7 +31,7 @@ from normswap.graph.onnx.evaluate import (
     runtime_runner,
     slice_proto,
 )
-from normswap.graph.onnx.half import Converter, why_not_half
+from normswap.graph.onnx.half import convert, why_not_half
 from normswap.graph.onnx.loading import refusal
 from normswap.graph.onnx.nodes import (
     DOMAINS,
@@ -214,24 +214,10 @@ class OnnxGraph(Graph):
 
     def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> OnnxGraph:
         duplicate = self.copy()
-        held = [value for node in duplicate.nodes for value in node.outputs]
-        views = {cast(ir.Value, v.raw): v for v in [*held, *duplicate.values()]}
-        dtypes = {
-            raw: None if v.dtype is None else ir.DataType.from_numpy(v.dtype)
-            for raw, v in views.items()
-        }
-        kept = [duplicate.value(node.output.name).producer for node in wide]
-        raw_nodes = [cast(ir.Node, node.raw) for node in kept if node is not None]
-        converter = Converter(
-            duplicate.model, dtypes, raw_nodes, ir.DataType.from_numpy(dtype), keep_io
-        )
-        converter.run()
-        shapes = {raw: v.shape for raw, v in views.items()}
-        shapes |= {made: shapes.get(of) for made, of in converter.casts.items()}
-        types = {
-            str(raw.name): (shapes[raw], None if found is None else found.numpy())
-            for raw, found in converter.dtypes.items()
-        }
+        raw = [duplicate.value(node.output.name).producer for node in wide]
+        values = [*duplicate.values(), *(v for node in duplicate.nodes for v in node.outputs)]
+        kept = [cast(ir.Node, node.raw) for node in raw if node is not None]
+        types = convert(duplicate.model, values, kept, dtype, keep_io)
         RemoveUnusedNodesPass()(duplicate.model)
         return view(duplicate.model, types)
 

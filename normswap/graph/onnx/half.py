@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx.nodes import DOMAINS, captured_values, replace_captured, subgraphs
+from normswap.graph.onnx.single_nodes import Type
 from normswap.graph.operators import operator
 from normswap.graph.rounding import as_half
 
@@ -36,7 +37,31 @@ def why_not_half(node: ir.Node, opsets: Mapping[str, int], half: ir.DataType) ->
     return ""
 
 
-class Converter:
+def convert(
+    model: ir.Model,
+    values: Iterable[Value],
+    wide: Collection[ir.Node],
+    dtype: np.dtype[Any],
+    keep_io: bool,
+) -> dict[str, Type]:
+    """Converts ``model``, whose values these are, in place; the types of its values then. See
+    ``Graph.in_half``."""
+    views = {cast(ir.Value, value.raw): value for value in values}
+    dtypes = {
+        raw: None if value.dtype is None else ir.DataType.from_numpy(value.dtype)
+        for raw, value in views.items()
+    }
+    converter = _Converter(model, dtypes, wide, ir.DataType.from_numpy(dtype), keep_io)
+    converter.run()
+    shapes = {raw: value.shape for raw, value in views.items()}
+    shapes |= {made: shapes.get(of) for made, of in converter.casts.items()}
+    return {
+        str(raw.name): (shapes[raw], None if found is None else found.numpy())
+        for raw, found in converter.dtypes.items()
+    }
+
+
+class _Converter:
     """Brings ``model`` into the dtype ``half``, in place.
 
     ``dtypes``: of its values now, all of them. ``wide``: the nodes that go on computing as they do;
