@@ -1,4 +1,5 @@
 # The public names, and the modules that they are in: the only list of them (see lazy.py).
+from normswap.api import convert as convert
 from normswap.api import fold as fold
 from normswap.api import fold_affine as fold_affine
 from normswap.api import locate as locate

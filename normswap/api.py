@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from normswap.errors import NormswapError
@@ -12,6 +13,7 @@ from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.registry import pass_called, passes
 from normswap.passes.select import Selection
+from normswap.precision.convert import Conversion, converted
 
 
 def locate(model: Model) -> list[Site]:
@@ -153,3 +155,55 @@ def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
 
     with model.blamed():
         return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")
+
+
+def convert(
+    model: Model,
+    dtype: str,
+    *,
+    keep_io: bool = True,
+    keep: Sequence[str] = (),
+    data: Any = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """The model in half precision: weights, constants and operators; the last step before ``save``.
+
+    Norms that are one operator keep their epsilon and compute their statistics in float32, as the
+    standard has it. A norm that is spelled out is converted as it is written. Computed in float32
+    still, between casts, is what the format cannot hold: whole norms whose epsilon it makes 0,
+    what reads a constant beyond it, operators that have no such form, and what overflows on
+    ``data``.
+
+    Args:
+        model: of ``load`` or of a pass; it is not changed.
+        dtype: 'float16' or 'bfloat16'.
+        keep_io: whether inputs and outputs stay as they are, with casts behind and before them.
+        keep: what to compute in float32 too: globs on the names of norms, modules and values.
+        data: whatever ``load_data`` takes, to find what overflows.
+        samples: use that many of ``data``, drawn at random (always the same).
+        progress: ``progress(done, total, what)`` is called while data is read.
+
+    Returns:
+        The new ``model``, the ``islands`` in float32 with the reasons, and ``notes``: constants
+        that stand for infinity and became the largest number, and weights that became 0.
+
+    Raises:
+        NormswapError: another dtype, a model with weights in half precision, a pattern that matches
+            nothing, and a model that does not run in half precision.
+
+    Examples:
+        >>> result = convert(swap(model, to="fused").model, "float16")
+        >>> save(result.model, "vit-fp16.onnx")
+        >>> validate(model, result.model, data="images", simulate="float16").passed
+    """
+    with model.blamed():
+        if data is None:
+            return converted(model, dtype, keep_io, keep, ())
+        from normswap.io.data import Data, load_data
+        from normswap.parity.batches import batches_of
+
+        if not isinstance(data, Data):
+            data = load_data(data, model, samples, progress=progress)
+        batches, _ = batches_of(model, data)
+        return converted(model, dtype, keep_io, keep, batches)

@@ -39,8 +39,11 @@ def _imported(file: Path) -> set[str]:
     [
         ("passes", ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino")),
         ("passes", ("normswap.lowering", "normswap.runtimes")),
-        ("graph", ("normswap.lowering", "normswap.passes", "normswap.io")),
-        ("norms", ("normswap.lowering", "normswap.passes", "torch", "onnx_ir")),
+        ("graph", ("normswap.lowering", "normswap.passes", "normswap.precision", "normswap.io")),
+        ("norms", ("normswap.lowering", "normswap.passes", "normswap.precision")),
+        ("norms", ("torch", "onnx_ir")),
+        ("precision", ("torch", "onnx", "onnx_ir", "onnxruntime", "normswap.io")),
+        ("precision", ("normswap.lowering", "normswap.passes", "normswap.parity")),
     ],
 )
 def test_a_part_knows_nothing_of_others(part: str, others: tuple[str, ...]) -> None:

@@ -15,29 +15,36 @@ from normswap_cli.options import (
     output_option,
     trust_option,
 )
+from normswap_cli.precision_options import Precision, precision_options
 
 
 @click.command(
     epilog=examples(
         "normswap export timm:vit_tiny_patch16_224 -o vit.onnx",
         "normswap export clip-folder -o clip.pt2",
+        "normswap export vit.onnx -o vit-fp16.onnx --dtype float16",
     )
 )
 @model_argument
 @output_option
+@precision_options
 @trust_option
 @arch_option
-def export(model: str, output: Path, trust: bool, arch: str | None) -> None:
-    """Write MODEL unchanged to OUT.onnx or OUT.pt2.
+def export(model: str, output: Path, precision: Precision, trust: bool, arch: str | None) -> None:
+    """Write MODEL to OUT.onnx or OUT.pt2, unchanged or in half precision.
 
     A torch model goes to either; an ONNX model only to .onnx.
     """
     with working():
         from normswap import save
         from normswap.io.save import check_output
-        from normswap.report.terminal import written_view
+        from normswap.report.terminal import conversion_view, written_view
 
         check_output(output)
         (source,) = load_models([model], trust, arch)
-        save(source, output)
-    show(written_view(output, source))
+        conversion = precision.conversion(source, output)
+        written = source if conversion is None else conversion.model
+        save(written, output)
+    if conversion is not None:
+        show(conversion_view(conversion))
+    show(written_view(output, written))

@@ -17,6 +17,7 @@ from normswap_cli.options import (
     sites_option,
     trust_option,
 )
+from normswap_cli.precision_options import Precision, precision_options
 from normswap_cli.rewrite import save_if_passed, tell
 
 
@@ -29,11 +30,18 @@ from normswap_cli.rewrite import save_if_passed, tell
 @model_argument
 @output_option
 @sites_option
+@precision_options
 @json_option
 @trust_option
 @arch_option
 def fold(
-    model: str, output: Path, sites: str | None, as_json: bool, trust: bool, arch: str | None
+    model: str,
+    output: Path,
+    sites: str | None,
+    precision: Precision,
+    as_json: bool,
+    trust: bool,
+    arch: str | None,
 ) -> int:
     """Fold the evaluation-mode BatchNorms of MODEL into the neighbouring weights.
 
@@ -48,5 +56,5 @@ def fold(
         check_output(output)
         (source,) = load_models([model], trust, arch)
         steps = [("fold", normswap.fold(source, sites=sites))]
-        report = save_if_passed(Rewriting(source, steps, sites is not None), output)
+        report = save_if_passed(Rewriting(source, steps, sites is not None), output, precision)
     return tell(report, output, "no BatchNorm was found", as_json)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normswap_cli.console import complain, show, show_json
+from normswap_cli.precision_options import Precision
 
 if TYPE_CHECKING:
     from normswap.report.rewriting import Rewriting
 
 
-def save_if_passed(report: Rewriting, output: Path) -> Rewriting:
-    """Saves the model unless a gate was not met: then the file stays as it is."""
+def save_if_passed(report: Rewriting, output: Path, precision: Precision) -> Rewriting:
+    """Converts and saves the model unless a gate was not met: then the file stays as it is."""
     from normswap import save
 
     if not report.passed:
         return report
+    report = replace(report, conversion=precision.conversion(report.model, output))
     save(report.model, output)
     return report.saved_as(output)
 

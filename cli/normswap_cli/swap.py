@@ -22,6 +22,7 @@ from normswap_cli.options import (
     trust_option,
 )
 from normswap_cli.pass_options import PassCommand, To
+from normswap_cli.precision_options import Precision, precision_options
 from normswap_cli.rewrite import save_if_passed, tell
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     cls=PassCommand,
     epilog=examples(
         "normswap swap vit.onnx -o fused.onnx --to fused",
+        "normswap swap vit.onnx -o vit-fp16.onnx --to fused --dtype float16",
         "normswap swap vit.onnx -o rms.onnx --to rmsnorm --sites 'role=pre_*'",
         "normswap swap vit.pt2 -o free.pt2 --to affine --refit-writers --fold --data images",
     ),
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     help="Fitted swaps: use at most that many of DATA, drawn at random (always the same).",
 )
 @click.option("--fold", "then_fold", is_flag=True, help="Fitted swaps: fold what was swapped in.")
+@precision_options
 @json_option
 @trust_option
 @arch_option
@@ -72,6 +75,7 @@ def swap(
     images: ImageOptions,
     samples: int | None,
     then_fold: bool,
+    precision: Precision,
     as_json: bool,
     trust: bool,
     arch: str | None,
@@ -121,7 +125,7 @@ def swap(
             steps.append(("fold", normswap.fold(swapped.model)))
         if fold_affine:
             steps.append(("fold-affine", normswap.fold_affine(swapped.model)))
-        report = save_if_passed(Rewriting(source, steps, sites is not None), output)
+        report = save_if_passed(Rewriting(source, steps, sites is not None), output, precision)
     return tell(report, output, "no norm was found", as_json)
 
 

@@ -29,6 +29,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     epilog=examples(
         "normswap validate vit.onnx fused.onnx",
         "normswap validate vit.pt2 free.onnx --contract approximate --data test",
+        "normswap validate vit.onnx vit.onnx --simulate float16 --data test",
         "normswap validate vit.onnx fused.onnx --report report.html",
     )
 )
@@ -45,10 +46,9 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 @click.option(
     "--contract",
     type=click.Choice(["exact", "approximate"]),
-    default="exact",
-    show_default=True,
     help="exact: as close to REFERENCE in float64 as REFERENCE itself is, up to a factor of two. "
-    "approximate: figures of how alike the outputs are.",
+    "approximate: figures of how alike the outputs are. By default exact; approximate with "
+    "--simulate.",
 )
 @click.option(
     "--effort",
@@ -57,6 +57,12 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     show_default=True,
     help="Of the exact contract. quick: as few rows of each kind of probe as show what it is for, "
     "and fewer of costly models. full: eight rows of every kind.",
+)
+@click.option(
+    "--simulate",
+    type=click.Choice(["float16", "bfloat16"]),
+    help="Run CANDIDATE with every value rounded to this format, as a device without float32 "
+    "accumulation computes, and say where it is not finite first.",
 )
 @click.option("--reference-runtime", type=_RUNTIMES, help="Where to run REFERENCE.")
 @click.option(
@@ -89,8 +95,9 @@ def validate(
     candidate: str,
     data: str | None,
     images: ImageOptions,
-    contract: Literal["exact", "approximate"],
+    contract: Literal["exact", "approximate"] | None,
     effort: Literal["quick", "full"],
+    simulate: str | None,
     reference_runtime: str | None,
     candidate_runtime: str | None,
     bisect: bool,
@@ -126,6 +133,7 @@ def validate(
             data=images.data(data, before, progress, None),
             contract=contract,
             effort=effort,
+            simulate=simulate,
             bisect=bisect,
             reproducer=reproducer,
             reference_runtime=reference_runtime,

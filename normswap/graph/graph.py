@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -217,7 +217,8 @@ class Graph(abc.ABC):
         """A function that computes ``outputs`` from arrays for ``inputs``.
 
         ``dtype=None`` computes as the graph's own runtime does, ``numpy.float64`` computes every
-        floating-point operator in float64 (casts between float types are identities there).
+        floating-point operator in float64 (casts between float types are identities there), and
+        ``numpy.float16`` or bfloat16 rounds every value to it (see ``simulation.py``).
         Raises ValueError if an output depends on a graph input that is not covered.
         """
 
@@ -353,6 +354,19 @@ class Graph(abc.ABC):
     def load_refusal(self) -> str:
         """Why the graph's own runtime does not load it, in one line; '' if it does."""
         return ""
+
+    def why_not_half(self, node: Node, dtype: np.dtype[Any]) -> str:
+        """Why a node cannot compute in ``dtype``, float16 or bfloat16; '' if it can."""
+        return "it runs bodies of other operators" if node.operator.control_flow else ""
+
+    @abc.abstractmethod
+    def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> Graph:
+        """An independent graph in ``dtype``, float16 or bfloat16: all that is floating is in it,
+        but for the nodes ``wide``, which compute as they do, between casts.
+
+        Constants are rounded (``rounding.as_half``). ``keep_io``: the graph's inputs and outputs
+        keep their dtypes.
+        """
 
     def as_attribute(self, number: float) -> float:
         """``number`` in the precision that the graph stores an attribute in."""

@@ -20,7 +20,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     """The array's values as a CPU tensor of the same dtype, sharing memory where it can."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     if not array.flags.writeable:
         array = array.copy()  # torch has no read-only tensors
     if array.dtype == BFLOAT16:

@@ -5,14 +5,20 @@ ONNX needs no torch: it is imported only for torch models.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from normswap.errors import NormswapError
+from normswap.graph.graph import BFLOAT16
 from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io.atomic import check_writable
 from normswap.io.notes import notes_of
 from normswap.io.onnx import write_onnx
 from normswap.model import Model
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -51,7 +57,38 @@ def _write(model: Model, path: Path) -> None:
             raise NormswapError(f"{model.name}: an ONNX model has no torch graph; save it as .onnx")
         write_pt2(program_from_model(model, model.to_inference()), path, notes_of(model))
     else:
-        write_onnx(onnx_from_torch(model), path, notes_of(model))
+        exported = onnx_from_torch(model)
+        if any(value.dtype == BFLOAT16 for value in model.graph.values()):
+            _check_types(model, exported)
+        write_onnx(exported, path, notes_of(model))
+
+
+def _check_types(model: Model, exported: onnx_ir.Model) -> None:
+    """Raises NormswapError where the exporter has written bfloat16 into operators that have none in
+    their opset."""
+    from normswap.graph.onnx.loading import refusal
+
+    if (why := refusal(exported)) and "NOT_IMPLEMENTED" not in why:
+        raise NormswapError(
+            f"{model.name}: torch's exporter writes bfloat16 where ONNX has none ({why}); save it "
+            "as .onnx first and convert that"
+        )
+
+
+def as_onnx(model: Model) -> Model:
+    """A torch model as the ONNX model that ``save`` would write; any other as it is."""
+    if model.kind != "fx":
+        return model
+    from normswap.io.load import load
+    from normswap.io.torch_model import onnx_from_torch
+
+    return replace(
+        load(onnx_from_torch(model)),
+        name=model.name,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        history=model.history,
+    )
 
 
 def check_output(path: Path) -> None:

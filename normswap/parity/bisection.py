@@ -17,7 +17,7 @@ from normswap.parity.batches import has_dynamic_batch
 from normswap.parity.equal_values import Candidates, Known
 from normswap.parity.evaluations import value_runner
 from normswap.parity.neighbours import Neighbours
-from normswap.parity.pairing import Pair, RunFailed, matched_inputs
+from normswap.parity.pairing import Pair, RunFailed, feeds_for
 from normswap.parity.probes import Probe
 from normswap.parity.report import Bisection, ValidationReport
 from normswap.parity.site_pairs import SitePair
@@ -42,9 +42,8 @@ def bisected(
     starts = [values for values in (worst, _differing(reference, report)) if values]
     if not starts:
         return Bisection(None, note="the models agree: there is no parting to look for"), None
-    inputs = matched_inputs(reference, candidate)
     pair = Pair(reference, candidate)
-    bisector = Bisector(reference, candidate, inputs, sites)
+    bisector = Bisector(reference, candidate, sites)
     failure = ""
     for probe in _likely(probes, report):
         try:
@@ -170,13 +169,11 @@ class Bisector:
     candidate: where everything that an operator reads has one, the models part. Values that a
     rewrite moved into the next weights are passed over, since what those give is there again.
     Long models are looked at twice: at sums, norms and linear layers, then at all values between.
-    ``inputs``: the candidate's input for each of the reference's.
     """
 
-    def __init__(
-        self, reference: Model, candidate: Model, inputs: Mapping[str, str], sites: Sequence[Site]
-    ) -> None:
-        self._reference, self._candidate, self._inputs = reference, candidate, inputs
+    def __init__(self, reference: Model, candidate: Model, sites: Sequence[Site]) -> None:
+        self._reference, self._candidate = reference, candidate
+        self._feeds = feeds_for(reference, candidate)
         self._graph = reference.graph
         self._order = {node: index for index, node in enumerate(self._graph.nodes)}
         self._ends = {self._graph.value(name) for s in sites for name in (s.input, s.output)}
@@ -209,8 +206,7 @@ class Bisector:
         self, feeds: Feeds, starts: Sequence[Value], ours: Sequence[Value], others: Sequence[Value]
     ) -> _Search:
         known = self._known(feeds, ours)
-        renamed = {self._inputs[name]: array for name, array in feeds.items()}
-        arrays = value_runner(self._candidate, others)(renamed)
+        arrays = value_runner(self._candidate, others)(self._feeds(feeds))
         floats = [(v, a) for v, a in zip(others, arrays, strict=True) if is_floating(a.dtype)]
         candidates = Candidates([v for v, _ in floats], [a for _, a in floats])
         return _Search(self._graph, self._order, starts, known, candidates)

@@ -16,7 +16,14 @@ from normswap.parity.bounds import SOME, BoundedErrors, draws_in_doubt, largest_
 from normswap.parity.evaluations import Evaluation, Feeds, few_rows
 from normswap.parity.metrics import ErrorHistogram
 from normswap.parity.neighbours import Neighbours
-from normswap.parity.pairing import Pair, RunFailed, Runs, agreeing_finite, matched_inputs
+from normswap.parity.pairing import (
+    Pair,
+    RunFailed,
+    Runs,
+    agreeing_finite,
+    matched_inputs,
+    shared_inputs,
+)
 from normswap.parity.probes import EXTREMES, LENGTHS, Probe
 from normswap.parity.report import ExactOutput, OutputErrors, ProbeErrors, ValidationReport
 from normswap.parity.site_errors import SiteErrors
@@ -92,6 +99,7 @@ class _Exact:
     def __init__(
         self, reference: Model, candidate: Model, runs: Runs, sites: SiteErrors | None
     ) -> None:
+        shared_inputs(reference, candidate)  # of one dtype too
         ours, theirs = (sites.ours, sites.theirs) if sites else ([], [])
         self._sites, self._inside = sites, ours
         self._truth = Evaluation(reference, ours, np.float64)

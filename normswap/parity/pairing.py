@@ -34,12 +34,30 @@ def shared_inputs(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
     Raises NormswapError naming both models where no input can fit both.
     """
     names = matched_inputs(reference, candidate)
+    others = {spec.name: spec.dtype for spec in candidate.inputs}
+    for spec in reference.inputs:
+        if spec.dtype != others[names[spec.name]]:
+            both = _both(reference, candidate, spec.name)
+            other = others[names[spec.name]].name
+            raise NormswapError(f"{both} differ: {spec.dtype.name} and {other}")
+    return shared_sizes(reference, candidate)
+
+
+def _both(reference: Model, candidate: Model, name: str) -> str:
+    other = matched_inputs(reference, candidate)[name]
+    return f"{reference.name}'s input '{name}' and {candidate.name}'s '{other}'"
+
+
+def shared_sizes(reference: Model, candidate: Model) -> tuple[InputSpec, ...]:
+    """The same for a candidate that may take another floating dtype (see ``feeds_for``)."""
+    names = matched_inputs(reference, candidate)
     others = {spec.name: spec for spec in candidate.inputs}
     fixed: dict[str, int] = {}
     for spec in reference.inputs:
         other = others[names[spec.name]]
-        both = f"{reference.name}'s input '{spec.name}' and {candidate.name}'s '{other.name}'"
-        if spec.dtype != other.dtype:
+        both = _both(reference, candidate, spec.name)
+        floating = is_floating(spec.dtype) and is_floating(other.dtype)
+        if spec.dtype != other.dtype and not floating:
             raise NormswapError(f"{both} differ: {spec.dtype.name} and {other.dtype.name}")
         pairs = list(zip(spec.shape, other.shape, strict=False))
         unfit = [a != b for a, b in pairs if not isinstance(a, str) and not isinstance(b, str)]
@@ -68,6 +86,24 @@ def matched_inputs(reference: Model, candidate: Model) -> dict[str, str]:
     if len(ours) != len(theirs):
         raise _different_counts("inputs", reference.name, ours, candidate.name, theirs)
     return matched_names(ours, theirs)
+
+
+def feeds_for(
+    reference: Model, candidate: Model
+) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """A function from feeds of the reference to those of the candidate, in the dtypes it takes."""
+    names = matched_inputs(reference, candidate)
+    dtypes = {spec.name: spec.dtype for spec in candidate.inputs}
+
+    def feeds(given: Mapping[str, Array]) -> dict[str, Array]:
+        with np.errstate(over="ignore"):
+            named = {names[name]: np.asarray(array) for name, array in given.items()}
+            return {
+                name: array.astype(dtypes[name], copy=False) if is_floating(array.dtype) else array
+                for name, array in named.items()
+            }
+
+    return feeds
 
 
 def matched_outputs(reference: Model, candidate: Model) -> dict[str, str]:
@@ -107,10 +143,12 @@ class Pair:
     """Two models with their inputs and outputs matched, and what was found so far."""
 
     def __init__(self, reference: Model, candidate: Model, runs: Runs = (None, None)) -> None:
-        shared_inputs(reference, candidate)
+        shared_sizes(reference, candidate)
         self.reference, self.candidate = reference, candidate
         self.findings: list[Finding] = []
-        self._inputs = matched_inputs(reference, candidate)
+        self._feeds = feeds_for(reference, candidate)
+        kinds = [{spec.dtype for spec in m.inputs} for m in (reference, candidate)]
+        self._typed_alike = kinds[0] == kinds[1]
         names = matched_outputs(reference, candidate)
         self.outputs = list(names.items())
         self._order = matched_positions(reference, candidate)
@@ -129,7 +167,7 @@ class Pair:
             return None
         self.ran = True
         try:
-            results = self._run_candidate({self._inputs[n]: a for n, a in feeds.items()})
+            results = self._run_candidate(self._feeds(feeds))
         except RunFailed as failure:
             self.found("failed", f"the candidate cannot run: {failure}", probe=probe)
             return None
@@ -143,7 +181,10 @@ class Pair:
         """Whether errors can be computed; findings for shapes, dtypes and integers that differ."""
         name = self.outputs[output][0]
         if ours.dtype != theirs.dtype:
-            self.found("dtype", f"{ours.dtype.name} became {theirs.dtype.name}", name)
+            # A candidate with inputs of another dtype says that it is in another one.
+            message = f"{ours.dtype.name} became {theirs.dtype.name}"
+            both = is_floating(ours.dtype) and is_floating(theirs.dtype)
+            self.found("dtype", message, name, fatal=self._typed_alike or not both)
         if ours.shape != theirs.shape:
             self.found("shape", f"{_sizes(ours)} became {_sizes(theirs)}", name, probe)
             return False

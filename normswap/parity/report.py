@@ -55,6 +55,8 @@ class Finding:
     'non_finite', 'shape', 'dtype', 'constant' (the output does not depend on the input, so its
     agreement says nothing), 'failed' (a model could not be run), 'identical' (bit-equal outputs),
     'unchanged' (both models are the same, operator by operator),
+    'overflow' and 'underflow' (of a simulation: where values are not finite first, and numbers that
+    are 0 in the format),
     'site' (the contract is broken at a norm: ``output`` is its name), 'data' (how the data was
     used). ``output``: the reference's name; ``probe``: the kind of probe.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +17,7 @@ from normswap.parity.bounds import BoundedErrors, draws_in_doubt, largest_excess
 from normswap.parity.evaluations import value_runner
 from normswap.parity.metrics import Similarity, finite_or_none
 from normswap.parity.neighbours import one_ulp_off
-from normswap.parity.pairing import RunFailed, Runs, reported_failures
+from normswap.parity.pairing import RunFailed, Runs, feeds_for, reported_failures
 from normswap.parity.probes import Probe
 from normswap.parity.report import Finding, ProbeErrors, SiteComparison
 from normswap.parity.site_pairs import SitePair
@@ -36,19 +37,20 @@ class _Tally:
 class SiteErrors:
     """The values of two models at matched norms, on one set of inputs after the other.
 
-    ``inputs``: the candidate's input for each of the reference's. Models that cannot be run up to
-    their norms have no figures there: that they cannot be run is told where outputs are compared.
+    ``dtype``: in which the candidate is evaluated by ``add``; None is as it runs. Models that
+    cannot be run up to their norms have no figures there: that is told where outputs are compared.
     """
 
     def __init__(
         self,
         reference: Model,
         candidate: Model,
-        inputs: Mapping[str, str],
         pairs: Sequence[SitePair],
+        dtype: Any = None,
     ) -> None:
+        self._dtype = dtype
         self._reference, self._candidate = reference, candidate
-        self._inputs, self._pairs = inputs, pairs
+        self._feeds, self._pairs = feeds_for(reference, candidate), pairs
         self.ours = [pair.ours for pair in pairs]
         self.theirs = [pair.theirs for pair in pairs]
         self._tallies = [_Tally() for _ in pairs]
@@ -89,13 +91,13 @@ class SiteErrors:
         self._truths, self._errors = (), {}
 
     def add(self, probe: Probe) -> None:
-        """Counts how alike the values are on a batch, both models as they run."""
+        """Counts how alike the values are on a batch."""
         run_ours = self._runs[0] or value_runner(self._reference, self.ours)
-        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs)
+        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs, self._dtype)
         self._runs = run_ours, run_theirs
         try:
             ours = run_ours(probe.feeds)
-            theirs = run_theirs({self._inputs[n]: array for n, array in probe.feeds.items()})
+            theirs = run_theirs(self._feeds(probe.feeds))
         except RunFailed:
             return
         for tally, own, other in zip(self._tallies, ours, theirs, strict=True):

@@ -22,12 +22,19 @@ from normswap.parity.batches import BATCH, batches_of, checked_labels, masks_of
 from normswap.parity.bisection import bisected
 from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
-from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
+from normswap.parity.pairing import (
+    Run,
+    matched_positions,
+    reported_failures,
+    shared_inputs,
+    shared_sizes,
+)
 from normswap.parity.probes import Effort, Probe, draw_feeds, make_probes
 from normswap.parity.report import Finding, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
 from normswap.parity.summary import found_unchanged, model_summary, provenance
+from normswap.precision.simulate import SimulatedModel
 
 _BATCHES_AT_NORMS = 2  # of the data
 
@@ -38,8 +45,9 @@ def validate(
     *,
     data: Any = None,
     labels: Any = None,
-    contract: Literal["exact", "approximate"] = "exact",
+    contract: Literal["exact", "approximate"] | None = None,
     effort: Effort = "quick",
+    simulate: str | None = None,
     bisect: bool = False,
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
@@ -52,15 +60,20 @@ def validate(
 
     Args:
         reference: the model as it was.
-        candidate: one with the same inputs and outputs, by name or by position.
+        candidate: one with the same inputs and outputs, by name or by position; under the
+            approximate contract they may be of another floating dtype.
         data: whatever ``load_data`` takes, or a ``Data``. The exact contract takes it in addition
             to the probes, as the kind ``data``; the approximate one in place of random inputs.
             Inputs that it lacks are drawn at random.
         labels: integers [N], for the approximate contract; by default the data's own.
         contract: 'exact' (exact.py): as close to ``reference`` in float64 as ``reference`` itself
             is, up to a factor of two. 'approximate' (approximate.py): how alike the outputs are.
+            By default 'exact', and 'approximate' with ``simulate``.
         effort: of the exact contract. 'quick': as few rows of each kind of probe as show what it is
             for, and fewer of costly models. 'full': eight rows of every kind.
+        simulate: 'float16' or 'bfloat16': run ``candidate`` with every value rounded to it, as a
+            device without float32 accumulation does (graph/simulation.py); the report says where
+            it is the first time not finite. ``reference`` runs as it is.
         bisect: also look for the first place at which the models part.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
@@ -75,19 +88,25 @@ def validate(
 
     Raises:
         NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
-            that is missing or not for that model, and an unknown contract.
+            that is missing or not for that model, an unknown contract or format, and ``simulate``
+            with the exact contract, a bisection or a runtime for ``candidate``.
 
     Examples:
         >>> report = validate(load("vit.onnx"), load("fused.onnx"))
         >>> report.passed
         True
         >>> validate(model, swapped, data="images", contract="approximate").outputs[0].sqnr_db
+        >>> validate(model, model, data="images", simulate="float16").outputs[0].sqnr_db
     """
+    contract = contract or ("approximate" if simulate else "exact")
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
     if effort not in ("quick", "full"):
         raise NormswapError(f"the effort '{effort}' is neither quick nor full")
-    shared = replace(reference, inputs=shared_inputs(reference, candidate))
+    if simulate is not None:
+        _check_simulated(contract, bisect, candidate_runtime)
+    fitting = shared_inputs if contract == "exact" else shared_sizes
+    shared = replace(reference, inputs=fitting(reference, candidate))
     matched_positions(reference, candidate)  # before any work, for what it raises
     if data is not None and not isinstance(data, Data):
         data = load_data(data, reference, progress=progress)
@@ -98,10 +117,17 @@ def validate(
             used = _approximate_inputs(shared, data, labels)
         ours, theirs = (list(model.sites) for model in (reference, candidate))
         pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
-        sites = SiteErrors(reference, candidate, matched_inputs(reference, candidate), pairs)
-        runtimes = (reference_runtime, candidate_runtime)
-        report = _at_outputs(reference, candidate, contract, used, runtimes, sites, progress)
-        findings = [*used.findings, *found_unchanged(reference, candidate)]
+        simulated = None if simulate is None else SimulatedModel(candidate, simulate)
+        dtype = None if simulated is None else simulated.format.dtype
+        sites = SiteErrors(reference, candidate, pairs, dtype)
+        sides = (
+            _Side(reference, reference_runtime),
+            _Side(candidate, candidate_runtime, simulated),
+        )
+        report = _at_outputs(sides, contract, used, sites, progress)
+        findings = [*used.findings, *_simulation_findings(simulated)]
+        if simulated is None:
+            findings += found_unchanged(reference, candidate)
         report = _with_findings(report, findings)
         if report.answers is not None and data is not None:
             report = replace(report, answers=with_pictures(report.answers, reference, data))
@@ -163,19 +189,58 @@ def _approximate_inputs(shared: Model, data: Data | None, labels: Any) -> _Input
     return _Inputs([Probe("data", feeds) for feeds in batches], findings, counted, given)
 
 
+@dataclass(frozen=True)
+class _Side:
+    """A model, and how it is run."""
+
+    model: Model
+    runtime: str | None
+    simulated: SimulatedModel | None = None
+
+    def opened(self, stack: contextlib.ExitStack) -> tuple[Run | None, str]:
+        """As ``chosen_runtimes.opened`` has it."""
+        simulated = self.simulated
+        if simulated is None:
+            return opened(self.model, self.runtime, stack)
+
+        def call(feeds: Mapping[str, Array]) -> list[Array]:
+            with reported_failures():
+                return simulated.run(feeds)
+
+        return call, f"every value rounded to {simulated.format.name}"
+
+
+def _check_simulated(contract: str, bisect: bool, runtime: str | None) -> None:
+    """Raises NormswapError for what does not go with a simulation."""
+    if contract == "exact":
+        raise NormswapError("a simulation is another function: simulate needs contract approximate")
+    if bisect:
+        raise NormswapError("a simulation itself says where it begins: leave bisect out")
+    if runtime is not None:
+        raise NormswapError(f"a simulation runs in no runtime: leave {runtime} or simulate out")
+
+
+def _simulation_findings(simulated: SimulatedModel | None) -> list[Finding]:
+    if simulated is None:
+        return []
+    overflow = simulated.overflow_text()
+    found = [Finding("overflow", overflow, fatal=False)] if overflow else []
+    vanished = simulated.vanished_texts()
+    return found + [Finding("underflow", message, fatal=False) for message in vanished]
+
+
 def _at_outputs(
-    reference: Model,
-    candidate: Model,
+    sides: tuple[_Side, _Side],
     contract: str,
     used: _Inputs,
-    runtimes: tuple[str | None, str | None],
     sites: SiteErrors,
     progress: Progress | None,
 ) -> ValidationReport:
     """The contract at the outputs, and, where it is exact, the errors at norms, of the same runs.
     What runs the models holds their weights, and ends with this."""
+    reference, candidate = (side.model for side in sides)
     with contextlib.ExitStack() as stack:
-        runs = opened(reference, runtimes[0], stack), opened(candidate, runtimes[1], stack)
+        runs = sides[0].opened(stack), sides[1].opened(stack)
         calls = runs[0][0], runs[1][0]
         if contract == "exact":
             report = exact_contract(reference, candidate, used.probes, progress, calls, sites)

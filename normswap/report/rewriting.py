@@ -10,6 +10,7 @@ from typing import Any
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.base import NormsFitted, PassResult
+from normswap.precision.convert import Conversion
 
 SCHEMA = "normswap.rewriting/1"
 
@@ -18,17 +19,21 @@ SCHEMA = "normswap.rewriting/1"
 class Rewriting:
     """The passes that ran one after the other, by name, with their results.
 
-    ``asked``: the user named the sites. ``output``: where the result was saved, if it was.
+    ``asked``: the user named the sites. ``conversion``: to half precision, behind the passes.
+    ``output``: where the result was saved, if it was.
     """
 
     source: Model
     steps: Sequence[tuple[str, PassResult]]
     asked: bool
+    conversion: Conversion | None = None
     output: Path | None = None
 
     @property
     def model(self) -> Model:
-        """The model after the last pass."""
+        """The model after the last pass and the conversion."""
+        if self.conversion is not None:
+            return self.conversion.model
         return self.steps[-1][1].model
 
     @property
@@ -62,7 +67,8 @@ class Rewriting:
         """Keys: ``schema``, ``model``, ``kind``, ``passed``, ``output`` (null if nothing was
         saved) and ``passes``: ``pass``, ``modified``, ``done`` (sites as they stood before),
         ``skipped`` and ``kept`` ({site, reason}) and ``notes`` of each; of a swap that was fitted
-        also ``fits`` (``NormFit``) and ``agreement`` (``Agreement``).
+        also ``fits`` (``NormFit``) and ``agreement`` (``Agreement``); ``conversion`` (null if there
+        was none) as ``Conversion`` has it.
         """
         return {
             "schema": SCHEMA,
@@ -82,6 +88,7 @@ class Rewriting:
                 }
                 for name, result in self.steps
             ],
+            "conversion": None if self.conversion is None else self.conversion.to_json(),
         }
 
 

@@ -25,6 +25,7 @@ from normswap.parity.report import (
     ValidationReport,
 )
 from normswap.passes.base import NormsFitted, PassResult
+from normswap.precision.convert import Conversion
 from normswap.report.input_shapes import sizes_text
 from normswap.report.inspection import InspectedSite, Inspection, inspection
 from normswap.report.line import Line
@@ -162,6 +163,8 @@ def rewriting_view(report: Rewriting) -> RenderableType:
     parts.append(_outcomes(report.steps))
     parts += [line for _, result in report.steps for line in _cost(result)]
     parts += [Line(f"note: {note}") for _, result in report.steps for note in result.notes]
+    if report.conversion is not None:
+        parts.append(conversion_view(report.conversion))
     for name, reason in report.unmet:
         parts.append(Line(f"asked for and not done: {name}: {reason}", _BAD))
     if report.output is not None:
@@ -170,6 +173,17 @@ def rewriting_view(report: Rewriting) -> RenderableType:
             command = f"normswap validate {report.source.name} {report.output}"
             parts.append(Line(f"next: {command} --contract approximate --data DATA", _DIM))
     return Group(*parts)
+
+
+def conversion_view(found: Conversion) -> RenderableType:
+    """What a conversion to half precision kept in float32, and its notes."""
+    count = len(found.islands)
+    title = f"{found.format}: {count or 'no'} {'island' if count == 1 else 'islands'} of float32"
+    parts: list[RenderableType] = [Line(title, "bold")]
+    if count:
+        rows = [(Line(i.name), str(i.nodes), Line(i.reason, _WARN)) for i in found.islands]
+        parts.append(_filled(table("island", "operators", "why", numeric=("operators",)), rows))
+    return Group(*parts, *(Line(f"note: {note}") for note in found.notes))
 
 
 def result_view(result: PassResult) -> RenderableType:

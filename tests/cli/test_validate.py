@@ -117,6 +117,17 @@ def test_models_that_cannot_be_compared(
     assert "differ: batchx1x8x8 and batchx3x32x32" in refused(vit, other)
 
 
+def test_a_simulation(run: Run, files: Path) -> None:
+    model = files / "spelled-out.onnx"
+    told = run("validate", model, model, "--simulate", "float16")
+    assert told.status == 0
+    assert "approximate contract measured" in told.out
+    outcome = run("validate", files / "vit.pt2", model, "--simulate", "bfloat16", "--json")
+    assert outcome.json["candidate"]["runtime"] == "every value rounded to bfloat16"
+    refused = run("validate", model, model, "--simulate", "float16", "--contract", "exact")
+    assert "simulate needs contract approximate" in refused.error
+
+
 def test_data_that_does_not_fit(run: Run, files: Path, tmp_path: Path) -> None:
     model, file = files / "vit.pt2", tmp_path / "data.npy"
     np.save(file, np.zeros((4, 3, 8, 8), np.float32))

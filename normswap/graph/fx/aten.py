@@ -94,7 +94,6 @@ for _op, _names, _targets in [
     ("Gelu", ["self"], [aten.gelu.default]),
     ("Mul", ["self", "other"], [aten.mul.Tensor, aten.mul.Scalar]),
     ("Div", ["self", "other"], [aten.div.Tensor, aten.div.Scalar]),
-    ("Attention", ["query", "key", "value"], [aten.scaled_dot_product_attention.default]),
     ("MatMul", ["self", "other"], [aten.matmul.default]),
     ("MatMul", ["self", "mat2"], [aten.mm.default, aten.bmm.default]),
     ("Linear", ["input", "weight", "bias"], [aten.linear.default]),
@@ -157,6 +156,14 @@ def _sub(a: Arguments) -> Reading:
 @_reads(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(a: Arguments) -> Reading:
     return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.rsub.alpha", _slots("other", "self"))
+
+
+@_reads(aten.scaled_dot_product_attention.default)
+def _attention(a: Arguments) -> Reading:
+    attributes: dict[str, Any] = {"is_causal": int(a["is_causal"])}
+    if a["scale"] is not None:
+        attributes["scale"] = float(a["scale"])
+    return Reading("Attention", _slots("query", "key", "value"), attributes)
 
 
 @_reads(aten.addmm.default)
@@ -299,6 +306,26 @@ def _interpolate(a: Arguments) -> Reading:
 @_reads(aten.softmax.int, aten._softmax.default)
 def _softmax(a: Arguments) -> Reading:
     return Reading("Softmax", _slots("self"), {"axis": _axis(a["self"], a["dim"])})
+
+
+def _spread(op: str) -> Callable[[Arguments], Reading]:
+    """Of a variance or a deviation, which have the names that torch gives them."""
+
+    def read_spread(a: Arguments) -> Reading:
+        given = a.get("correction", int(a.get("unbiased", True)))
+        attributes = {
+            "axes": _axes(a["self"], a["dim"]),
+            "keepdims": int(a["keepdim"]),
+            "correction": 1 if given is None else given,
+        }
+        return Reading(op, _slots("self"), attributes)
+
+    return read_spread
+
+
+for _statistic in (aten.var, aten.std, aten.var_mean, aten.std_mean):
+    for _overload in (_statistic.correction, _statistic.dim):
+        _reads(_overload)(_spread(str(_overload)))
 
 
 @_reads(aten.clamp.default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from normswap.graph.fx import aten
+from normswap.graph.fx.half import Converter
 from normswap.graph.fx.meta import (
     as_fake,
     call_arguments,
@@ -32,8 +33,10 @@ from normswap.graph.fx.module_tree import (
     put_tensor,
     restore_batch_norms,
 )
-from normswap.graph.fx.runner import fx_runner, outputs_of
+from normswap.graph.fx.runner import Handle, Number, fx_runner, outputs_of
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.rounding import is_half
+from normswap.graph.simulation import Simulation
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 
 # What a new node takes over from the one that it replaces: what exporters read, and the notes of
@@ -51,9 +54,10 @@ class _Attribute:
 
 @dataclass
 class _Literal:
-    """A Python number in a call, or an array that no node reads yet."""
+    """A Python number in a call, which names it, or an array that no node reads yet."""
 
     array: Array
+    number: Number | None = None
 
 
 class FxGraph(Graph):
@@ -176,7 +180,8 @@ class FxGraph(Graph):
             return None
         array = np.asarray(argument)
         name = self._unique(f"{node.name}.{slot[0]}")
-        self._values[name] = Value(name, _Literal(array), (), array.dtype, is_constant=True)
+        raw = _Literal(array, Number(node, *slot))
+        self._values[name] = Value(name, raw, (), array.dtype, is_constant=True)
         return self._values[name]
 
     def _of(self, node: fx.Node) -> Value:
@@ -195,6 +200,8 @@ class FxGraph(Graph):
     # -- reading and evaluating ------------------------------------------------------------------
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        if is_half(dtype):
+            return Simulation(self, inputs, outputs, dtype)
         needed = self.ancestors(outputs, stop=inputs)
         known = set(inputs)
         for value in (v for n in needed for v in n.inputs if v is not None and v not in known):
@@ -216,9 +223,13 @@ class FxGraph(Graph):
         numbers = {read: f"%{index}" for index, read in enumerate(call.all_input_nodes)}
         return str(call.target), repr(fx.map_arg((call.args, call.kwargs), numbers.__getitem__))
 
-    def _handle(self, value: Value) -> fx.Node | str:
-        """The fx node of a value, or the path of an attribute."""
-        return value.raw.target if isinstance(value.raw, _Attribute) else cast(fx.Node, value.raw)
+    def _handle(self, value: Value) -> Handle:
+        """The fx node of a value, the path of an attribute, or the place of a number."""
+        if isinstance(value.raw, _Attribute):
+            return value.raw.target
+        if isinstance(value.raw, _Literal):
+            return cast(Number, value.raw.number)
+        return cast(fx.Node, value.raw)
 
     def _read(self, value: Value) -> Array:
         if isinstance(value.raw, _Literal):
@@ -248,6 +259,13 @@ class FxGraph(Graph):
         duplicate = FxGraph(module)
         duplicate._wanted_modules = dict(self._wanted_modules)
         return duplicate
+
+    def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> FxGraph:
+        module = self.copy().module
+        names = {self.call_of(node).name for node in wide}
+        Converter(module, names, to_torch(np.empty(0, dtype)).dtype, keep_io).run()
+        drop_unused(module)
+        return FxGraph(module)
 
     def to_module(self) -> fx.GraphModule:
         """A GraphModule with parameters of its own, in evaluation mode, ready to be trained."""

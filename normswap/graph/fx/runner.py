@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,18 @@ from normswap.graph.fx.module_tree import get_path
 from normswap.graph.graph import Array, Runner
 from normswap.graph.tensors import to_numpy, to_torch
 
-Handle = fx.Node | str
+
+@dataclass(frozen=True)
+class Number:
+    """A Python number in the arguments of a ``call``: the argument called ``name``, or, if that is
+    a list, its ``item``."""
+
+    call: fx.Node
+    name: str
+    item: int | None = None
+
+
+Handle = fx.Node | str | Number
 
 
 def fx_runner(
@@ -24,9 +36,14 @@ def fx_runner(
 ) -> Runner:
     """A function from arrays for ``inputs`` to arrays of ``outputs``.
 
-    ``calls``: the nodes to run, in order. A handle is a node or the path of an attribute.
+    ``calls``: the nodes to run, in order. A handle is a node, the path of an attribute, or, among
+    the inputs, a number in a call.
     ``double``: every floating-point value and every requested float dtype becomes float64.
     """
+    numbers: dict[fx.Node, list[Number]] = {}
+    for handle in inputs:
+        if isinstance(handle, Number):
+            numbers.setdefault(handle.call, []).append(handle)
     steps = [step for call in calls for step in (call, *_getitems(call)) if step not in inputs]
     last_use = _last_uses(steps, outputs)
     prepare: Callable[[Any], Any] = _as_double if double else lambda value: value
@@ -37,29 +54,26 @@ def fx_runner(
             for handle, array in zip(inputs, arrays, strict=True)
         }
 
-        def load(node: fx.Node) -> Any:
-            if node in known:
-                return known[node]
-            target = str(node.target)  # of an attribute, which may be one of the inputs
-            return known[target] if target in known else prepare(get_path(module, target))
+        def fetch(handle: Handle) -> Any:
+            return known[handle] if handle in known else prepare(get_path(module, str(handle)))
+
+        def load(node: fx.Node) -> Any:  # an attribute may be one of the inputs
+            return known[node] if node in known else fetch(str(node.target))
 
         with torch.no_grad():
             for index, step in enumerate(steps):
                 args, kwargs = fx.map_arg((step.args, step.kwargs), load)
+                for number in numbers.get(step, ()):
+                    args, kwargs = _with_number(number, known[number].item(), args, kwargs)
                 if double:
                     args, kwargs = _retype(args), _retype(kwargs)
                 if step.op == "call_module":
-                    known[step] = prepare(_call_module(module, step, args, kwargs, double))
+                    known[step] = prepare(_call_module(module, step, args, kwargs, double, known))
                 else:
                     known[step] = prepare(step.target(*args, **kwargs))  # type: ignore[operator]
                 for done in last_use.get(index, ()):
                     known.pop(done, None)
-            return [
-                to_numpy(torch.as_tensor(known[h] if h in known else prepare(get_path(module, h))))
-                if not isinstance(h, fx.Node)
-                else to_numpy(torch.as_tensor(known[h]))
-                for h in outputs
-            ]
+            return [to_numpy(torch.as_tensor(fetch(handle))) for handle in outputs]
 
     return run
 
@@ -105,13 +119,35 @@ def _last_uses(steps: Sequence[fx.Node], outputs: Sequence[Handle]) -> dict[int,
     return freed
 
 
+def _with_number(number: Number, value: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of a call with another number in them."""
+    if number.item is not None:
+        held = kwargs[number.name] if number.name in kwargs else args[_place(number)]
+        value = [value if i == number.item else other for i, other in enumerate(held)]
+    if number.name in kwargs:
+        return args, {**kwargs, number.name: value}
+    place = _place(number)
+    return (*args[:place], value, *args[place + 1 :]), kwargs
+
+
+def _place(number: Number) -> int:
+    target: Any = number.call.target
+    return [argument.name for argument in target._schema.arguments].index(number.name)
+
+
 def _call_module(
-    module: fx.GraphModule, step: fx.Node, args: Any, kwargs: Any, double: bool
+    module: fx.GraphModule,
+    step: fx.Node,
+    args: Any,
+    kwargs: Any,
+    double: bool,
+    known: Mapping[Handle, Any],
 ) -> Any:
     child = get_path(module, str(step.target))
     if not double:
         return child(*args, **kwargs)
-    state = {name: _as_double(t) for name, t in child.state_dict(keep_vars=True).items()}
+    held = child.state_dict(keep_vars=True).items()
+    state = {name: known.get(f"{step.target}.{name}", _as_double(t)) for name, t in held}
     return torch.func.functional_call(child, state, args, kwargs)
 
 

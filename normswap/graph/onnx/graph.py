@@ -11,7 +11,7 @@ the ``Value`` and ``Node`` objects::
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from normswap.graph.onnx.evaluate import (
     runtime_runner,
     slice_proto,
 )
+from normswap.graph.onnx.half import convert, why_not_half
 from normswap.graph.onnx.loading import refusal
 from normswap.graph.onnx.nodes import (
     DOMAINS,
@@ -44,6 +45,8 @@ from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.segments import Input
 from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
 from normswap.graph.operators import operator
+from normswap.graph.rounding import is_half
+from normswap.graph.simulation import Simulation
 
 _LARGEST_CONSTANT = 1 << 26  # elements of one that nodes compute
 _SHORT = 64  # bytes, or items, of an attribute that is compared
@@ -159,6 +162,8 @@ class OnnxGraph(Graph):
         return opset_of(self.model)
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value], dtype: Any = None) -> Runner:
+        if is_half(dtype):
+            return Simulation(self, inputs, outputs, dtype)
         wanted = [v.raw for v in outputs]
         if dtype is not None:
             given = [v.raw for v in inputs]
@@ -202,6 +207,19 @@ class OnnxGraph(Graph):
 
     def as_attribute(self, number: float) -> float:
         return float(np.float32(number))
+
+    def why_not_half(self, node: Node, dtype: np.dtype[Any]) -> str:
+        half = ir.DataType.from_numpy(dtype)
+        return why_not_half(cast(ir.Node, node.raw), self.model.opset_imports, half)
+
+    def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> OnnxGraph:
+        duplicate = self.copy()
+        raw = [duplicate.value(node.output.name).producer for node in wide]
+        values = [*duplicate.values(), *(v for node in duplicate.nodes for v in node.outputs)]
+        kept = [cast(ir.Node, node.raw) for node in raw if node is not None]
+        types = convert(duplicate.model, values, kept, dtype, keep_io)
+        RemoveUnusedNodesPass()(duplicate.model)
+        return view(duplicate.model, types)
 
     def settle_weights(self) -> list[str]:
         """In files before IR version 4 every initializer has to be an input, and none can be

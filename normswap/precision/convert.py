@@ -1,0 +1,219 @@
+"""A model in half precision, with islands of float32 only where they are needed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from normswap.errors import NormswapError, first_line
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
+from normswap.graph.rounding import STANDS_FOR_INFINITY, as_half, is_half
+from normswap.graph.simulation import Simulation
+from normswap.model import Model, Step
+from normswap.precision.formats import Format, format_called
+from normswap.precision.simulate import norm_of_nodes, vanishing
+
+_NO_KERNEL = "NOT_IMPLEMENTED"  # what ONNX Runtime says of a type that a device lacks
+
+
+@dataclass(frozen=True)
+class Island:
+    """Nodes that still compute in float32, those of one norm or one by itself: ``name``, how many
+    ``nodes``, and the ``reason``."""
+
+    name: str
+    nodes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A model that was converted.
+
+    Attributes:
+        model: the new model.
+        format: 'float16' or 'bfloat16'.
+        islands: what was kept in float32.
+        notes: what rounding did to constants that is more than rounding.
+
+    Examples:
+        >>> converted = convert(load("vit.onnx"), "float16")
+        >>> [(island.name, island.reason) for island in converted.islands]
+    """
+
+    model: Model
+    format: str
+    islands: list[Island] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Keys: ``format``, ``islands`` ({name, nodes, reason}) and ``notes``."""
+        islands = [
+            {"name": island.name, "nodes": island.nodes, "reason": island.reason}
+            for island in self.islands
+        ]
+        return {"format": self.format, "islands": islands, "notes": self.notes}
+
+
+def converted(
+    model: Model,
+    name: str,
+    keep_io: bool,
+    keep: Iterable[str],
+    batches: Sequence[Mapping[str, Array]],
+) -> Conversion:
+    """``normswap.convert`` on ``batches`` of feeds."""
+    format = format_called(name)
+    graph = model.graph.copy()
+    settled = graph.settle_weights()
+    if settled:
+        model = replace(model, graph=graph)
+    graph = model.graph
+    held = [value for value in graph.values() if value.producer is None and value.is_constant]
+    if any(is_half(value.dtype) for value in held):
+        raise NormswapError(f"{model.name}: it has weights in half precision already")
+    wide = _Wide(model, format)
+    wide.ask(keep)
+    notes = wide.look_at_constants(held)
+    if settled:
+        notes.append(f"weights that were also inputs are constants now: {', '.join(settled)}")
+    wide.look_at_nodes()
+    wide.look_at_data(batches)
+    new = graph.in_half(format.dtype, list(wide.reasons), keep_io)
+    why = "" if graph.load_refusal() else new.load_refusal()
+    if why and _NO_KERNEL not in why:
+        raise NormswapError(f"{model.name}: it cannot be loaded in {format.name}: {why}")
+    if why:  # a model as it should be, for other devices
+        notes.append(f"not run here: ONNX Runtime has no {format.name} on the CPU for all of it")
+    islands = wide.islands()
+    kept = [(island.name, f"in float32: {island.reason}") for island in islands]
+    step = Step(f"conversion to {format.name}", 0, kept, notes)
+    changed = replace(model, graph=new, path=None, history=(*model.history, step))
+    if not keep_io:
+        changed = _in_and_out(changed, format)
+    _check_it_runs(changed)
+    return Conversion(changed, format.name, islands, notes)
+
+
+class _Wide:
+    """Which nodes of a model compute in float32 still, each with the reason."""
+
+    def __init__(self, model: Model, format: Format) -> None:
+        self._model, self._graph, self._format = model, model.graph, format
+        self._norms = norm_of_nodes(model)
+        self._spelled = {site.name for site in model.sites if site.spelling != "op"}
+        self.reasons: dict[Node, str] = {}
+
+    def _add(self, node: Node, reason: str) -> None:
+        """A spelled-out norm is kept whole: its values belong together."""
+        norm = self._norms.get(node)
+        whole = norm in self._spelled
+        for other in [n for n, name in self._norms.items() if name == norm] if whole else [node]:
+            self.reasons.setdefault(other, reason)
+
+    def ask(self, patterns: Iterable[str]) -> None:
+        """Raises NormswapError for a pattern that matches nothing."""
+        for pattern in patterns:
+            found = [node for node in self._graph.nodes if self._is_called(node, pattern)]
+            if not found:
+                raise NormswapError(
+                    f"{self._model.name}: keep '{pattern}' matches no norm, module or value"
+                )
+            for node in found:
+                self.reasons.setdefault(node, "asked for")
+
+    def _is_called(self, node: Node, pattern: str) -> bool:
+        names = [self._norms.get(node, ""), node.scope, *(value.name for value in node.outputs)]
+        return any(name and fnmatchcase(name, pattern) for name in names)
+
+    def look_at_constants(self, held: Iterable[Value]) -> list[str]:
+        """Keeps what reads numbers that the format does not hold; notes of what it changes."""
+        name, clipped, vanished, lost = self._format.name, [], 0, 0
+        for value, number, node in vanishing(self._model, name):
+            self._add(node, f"its {number:.4g} ('{value.name}') is 0 in {name}")
+        for value in held:
+            if value.dtype is None or not is_floating(value.dtype) or not value.uses:
+                continue
+            array = np.asarray(self._graph.constant(value), np.float64)
+            half = np.asarray(as_half(array, self._format.dtype), np.float64)
+            finite = np.isfinite(array)
+            beyond = finite & ~np.isfinite(half)
+            if beyond.any():
+                most = float(np.abs(array[beyond]).max())
+                for node in value.readers:
+                    self._add(node, f"it reads {most:.4g} ('{value.name}'), beyond {name}")
+            if (finite & (np.abs(array) >= STANDS_FOR_INFINITY) & (half != array)).any():
+                clipped.append(value.name)
+            zeros = int(((half == 0) & (array != 0)).sum()) if math.prod(array.shape) > 1 else 0
+            vanished, lost = vanished + bool(zeros), lost + zeros
+        notes = []
+        if clipped:
+            limit = f"{self._format.largest:.6g}"
+            notes.append(f"numbers that stand for infinity are {limit} now: {', '.join(clipped)}")
+        if lost:
+            notes.append(f"weights that are too small and became 0: {lost}, in {vanished} tensors")
+        return notes
+
+    def look_at_nodes(self) -> None:
+        for node in self._graph.nodes:
+            values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+            if not any(v.dtype is not None and is_floating(v.dtype) for v in values):
+                continue
+            if why := self._graph.why_not_half(node, self._format.dtype):
+                self.reasons.setdefault(node, why)
+
+    def look_at_data(self, batches: Sequence[Mapping[str, Array]]) -> None:
+        """Keeps what computes or reads values that the format does not hold on the data."""
+        if not batches:
+            return
+        graph, dtype = self._graph, self._format.dtype
+        watch = Simulation(graph, graph.inputs, graph.outputs, dtype, watch=True)
+        for feeds in batches:
+            watch([np.asarray(feeds[spec.name]) for spec in self._model.inputs])
+        for place in watch.overflows:
+            if place.magnitude and (place.node is not None or not place.value.is_constant):
+                reason = f"{place.magnitude:.4g} on the data is beyond {self._format.name}"
+                for node in ([place.node] if place.node else []) + place.value.readers:
+                    self._add(node, reason)
+
+    def islands(self) -> list[Island]:
+        """Those of one norm together, the others by their first values, in order."""
+        found: dict[tuple[str, str], int] = Counter()
+        for node in self._graph.nodes:
+            if node in self.reasons:
+                norm = self._norms.get(node)
+                name = norm if norm in self._spelled and norm else node.output.name
+                found[name, self.reasons[node]] += 1
+        return [Island(name, nodes, reason) for (name, reason), nodes in found.items()]
+
+
+def _in_and_out(model: Model, format: Format) -> Model:
+    """The model with the dtypes that its graph's inputs have now."""
+    inputs = tuple(
+        replace(spec, dtype=format.dtype if is_floating(spec.dtype) else spec.dtype)
+        for spec in model.inputs
+    )
+    examples = {
+        spec.name: np.asarray(model.examples[spec.name]).astype(spec.dtype) for spec in inputs
+    }
+    return replace(model, inputs=inputs, examples=examples)
+
+
+def _check_it_runs(model: Model) -> None:
+    """Raises NormswapError where the converted model does not run on its examples."""
+    graph: Graph = model.graph
+    if graph.load_refusal():
+        return  # the original does not load either
+    try:
+        graph.whole()([model.examples[spec.name] for spec in model.inputs])
+    except Exception as error:  # the runtimes' exceptions share no base class
+        raise NormswapError(
+            f"{model.name}: it does not run in half precision ({first_line(error)}); keep what "
+            "does not in float32"
+        ) from error
