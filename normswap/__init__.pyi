@@ -21,6 +21,7 @@ from normswap.passes.batch_norm import BatchNorm as BatchNorm
 from normswap.passes.fused import Fused as Fused
 from normswap.passes.predicted import Predicted as Predicted
 from normswap.passes.rms_norm import RmsNorm as RmsNorm
+from normswap.precision.headroom import headroom as headroom
 from normswap.timing.bench import bench as bench
 from normswap.train.distill import distill as distill
 from normswap.train.study.compare import compare as compare

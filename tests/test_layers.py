@@ -39,8 +39,10 @@ def _imported(file: Path) -> set[str]:
     [
         ("passes", ("torch", "onnx", "onnx_ir", "onnxruntime", "openvino")),
         ("passes", ("normswap.lowering", "normswap.runtimes")),
-        ("graph", ("normswap.lowering", "normswap.passes", "normswap.io")),
-        ("norms", ("normswap.lowering", "normswap.passes", "torch", "onnx_ir")),
+        ("precision", ("normswap.lowering", "normswap.passes", "normswap.report", "torch")),
+        ("graph", ("normswap.lowering", "normswap.passes", "normswap.io", "normswap.precision")),
+        ("norms", ("normswap.lowering", "normswap.passes", "normswap.precision")),
+        ("norms", ("torch", "onnx_ir")),
     ],
 )
 def test_a_part_knows_nothing_of_others(part: str, others: tuple[str, ...]) -> None:

@@ -94,7 +94,6 @@ for _op, _names, _targets in [
     ("Gelu", ["self"], [aten.gelu.default]),
     ("Mul", ["self", "other"], [aten.mul.Tensor, aten.mul.Scalar]),
     ("Div", ["self", "other"], [aten.div.Tensor, aten.div.Scalar]),
-    ("Attention", ["query", "key", "value"], [aten.scaled_dot_product_attention.default]),
     ("MatMul", ["self", "other"], [aten.matmul.default]),
     ("MatMul", ["self", "mat2"], [aten.mm.default, aten.bmm.default]),
     ("Linear", ["input", "weight", "bias"], [aten.linear.default]),
@@ -157,6 +156,12 @@ def _sub(a: Arguments) -> Reading:
 @_reads(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(a: Arguments) -> Reading:
     return Reading("Sub" if a.get("alpha", 1) == 1 else "aten.rsub.alpha", _slots("other", "self"))
+
+
+@_reads(aten.scaled_dot_product_attention.default)
+def _attention(a: Arguments) -> Reading:
+    attributes = {} if a["scale"] is None else {"scale": float(a["scale"])}
+    return Reading("Attention", _slots("query", "key", "value"), attributes)
 
 
 @_reads(aten.addmm.default)
