@@ -79,9 +79,7 @@ def _exponent(
     return exponents[0] * operator.homogeneity
 
 
-def _scale_output(
-    y: Value, own: set[Node], writes: int, constants: dict[Constant, int]
-) -> None:
+def _scale_output(y: Value, own: set[Node], writes: int, constants: dict[Constant, int]) -> None:
     """Lets beta and gamma, the last constants that are added and multiplied, take a scale."""
     value = y
     while (node := value.producer) is not None and node in own:

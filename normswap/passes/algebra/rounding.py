@@ -55,8 +55,8 @@ def check_held(
     twice the rounding error of all numbers together."""
     if held_in is None:
         return
-    with np.errstate(over="ignore"):
-        lost = np.abs(array.astype(dtype).astype(np.float64) - array) > _EXACT * np.abs(array)
+    earlier = before.reshape((1,) * (array.ndim - before.ndim) + before.shape)
+    lost = _lost(array, dtype) > _EXACT + 2 * _lost(earlier, dtype)
     if np.any(lost):
         size = float(np.abs(array[lost]).min())
         raise OutOfRange(f"{name} would hold {size:.1e}, of which {dtype} loses bits")
@@ -64,10 +64,16 @@ def check_held(
         rounded(array, held_in, name)
     if vanishes(array, held_in):
         everywhere = [tuple(range(array.ndim))]
-        earlier = before.reshape((1,) * (array.ndim - before.ndim) + before.shape)
         check_precision(
             array, np.abs(array), earlier, dtype=held_in, channels=everywhere, name=name
         )
+
+
+def _lost(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The share of each number that rounding takes."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(array.astype(dtype).astype(np.float64) - array)
+    return np.asarray(error / np.where(array == 0, 1.0, np.abs(array)))
 
 
 def vanishes(array: Array, dtype: np.dtype[Any]) -> bool:
