@@ -77,7 +77,7 @@ class Plan:
             for site, why in self.as_operators.items()
         ]
         for reason, (first, *others) in refused.items():
-            more = f" (and {len(others)} more values)" if others else ""
+            more = f" (and {len(others)} more)" if others else ""
             said = self.limits.says(called(first), self._size(first))
             told.append(f"{said}{more}; it stays: {reason}")
         return [*self._notes, *told]
@@ -98,8 +98,9 @@ class Plan:
 
     def make(self) -> None:
         inside = {v for site in self.located for v in inside_of(self.graph, site)}
+        of_data = self.graph.descendants(self.graph.inputs)  # others are made of sizes
         for node in self.graph.nodes:
-            for value in node.outputs:
+            for value in (v for v in node.outputs if v in of_data):
                 whole = self._with_bias(value)
                 if whole not in self._mended and value not in inside and self._exceeds(whole):
                     self._mend(whole)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import normswap as ns
+from normswap.io.data import Data
 from normswap.passes.base import PassResult
 from normswap.passes.fused import Fused
 from normswap.precision.formats import FORMATS
@@ -60,8 +61,8 @@ def same_bits(first: ns.Model, second: ns.Model, feeds: Feeds) -> None:
         expected, got = first.run(given), second.run(given)
         for name, array in expected.items():
             assert array.dtype == got[name].dtype
-            differ = np.count_nonzero(array.view(np.uint8) != got[name].view(np.uint8))
-            assert np.array_equal(array, got[name], equal_nan=True), f"{name}: {differ} bytes"
+            differ = np.count_nonzero(array != got[name])
+            assert np.array_equal(array, got[name], equal_nan=True), f"{name}: {differ} numbers"
 
 
 def check_rescaled(
@@ -72,7 +73,7 @@ def check_rescaled(
     told of."""
     before = fingerprint(model.graph)
     how = how or ns.Rescale()
-    result = ns.swap(model, how, data=dict(feeds), sites=sites)
+    result = ns.swap(model, how, data=as_data(feeds), sites=sites)
     assert fingerprint(model.graph) == before, "the input has changed"
     told = {site.name for site in [*result.done, *(site for site, _ in result.skipped)]}
     assert told >= {site.name for site in model.sites} or sites is not None
@@ -84,6 +85,12 @@ def check_rescaled(
     restored = sum("one Mul takes" in note for note in result.notes)
     assert after_ops - before_ops == Counter({"Mul": restored} if restored else {})
     return result
+
+
+def as_data(feeds: Feeds) -> Data:
+    """Feeds as samples; of a CLIP's images and texts as many as there are of both."""
+    count = min(len(array) for array in feeds.values())
+    return Data({name: array[:count] for name, array in feeds.items()}, None)
 
 
 def _with_operators(model: ns.Model, result: PassResult) -> ns.Model:

@@ -236,6 +236,8 @@ class FxGraph(Graph):
         target = cast(_Attribute, value.raw).target
         old = get_path(self.module, target)
         put_tensor(self.module, target, to_torch(array), isinstance(old, nn.Parameter))
+        if not old.requires_grad:  # torch chooses its kernels by that, and so the rounding
+            get_path(self.module, target).requires_grad_(False)
         self._replaced(value, array)
 
     def copy(self) -> FxGraph:
