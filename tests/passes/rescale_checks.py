@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -94,9 +95,10 @@ def as_data(feeds: Feeds) -> Data:
 
 
 def _with_operators(model: ns.Model, result: PassResult) -> ns.Model:
-    """The model with those norms written as operators that the result has as such."""
-    now = {site.name: site for site in result.model.sites}
-    changed = [s for s in model.sites if s.spelling != "op" and now[s.name].spelling == "op"]
+    """The model with the norms written as operators that the notes tell of."""
+    told = [re.match("'(.*)' is written as", note) for note in result.notes]
+    named = {found[1] for found in told if found}
+    changed = [site for site in model.sites if site.name in named]
     return Fused(sites=changed)(model).model if changed else model
 
 
