@@ -55,6 +55,7 @@ class Plan:
         self.leaving: dict[Value, int] = {}
         self._mended: set[Value] = set()
         self._refused: dict[Value, str] = {}
+        self._sizes: dict[Value, str] = {}  # of the refused values, in words
         self._blamed: dict[Site, str] = {}
         self._notes: list[str] = []
 
@@ -78,8 +79,7 @@ class Plan:
         ]
         for reason, (first, *others) in refused.items():
             more = f" (and {len(others)} more)" if others else ""
-            said = self.limits.says(called(first), self._size(first))
-            told.append(f"{said}{more}; it stays: {reason}")
+            told.append(f"{self._sizes[first]}{more}; it stays: {reason}")
         return [*self._notes, *told]
 
     def why_not(self, site: Site) -> str:
@@ -126,6 +126,7 @@ class Plan:
         return self.limits.halvings(self._size(value)) > 0
 
     def _mend(self, value: Value) -> None:
+        self._sizes[value] = self.limits.says(called(value), self._size(value))
         if value in self.graph.outputs:
             self._refused[value] = "it is an output of the model"
             return
@@ -147,8 +148,7 @@ class Plan:
         except Refusal as refusal:
             for site in self.located:
                 if trial.reaches(site):
-                    said = self.limits.says(called(value), self._size(value))
-                    self._blamed.setdefault(site, f"{refusal} ({said})")
+                    self._blamed.setdefault(site, f"{refusal} ({self._sizes[value]})")
             raise
 
     def _make_stream(self, value: Value, trial: Spread) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import normswap as ns
 from normswap.errors import NormswapError
+from normswap.passes import rescale_plan
 from normswap.precision.formats import FORMATS
 from tests.passes.rescale_checks import LIMIT, check_rescaled, names, places_left, single
 
@@ -388,6 +389,28 @@ def test_a_file_that_cannot_have_the_operator_is_left_with_the_reason(
     result = ns.swap(model, ns.Rescale(), data=_feeds(model))
     assert not result.modified
     assert "needs opset 17" in result.skipped[0][1]
+
+
+# -- the exact contract ----------------------------------------------------------------------------
+
+
+def _ends_with_a_norm(m: Net, x: torch.Tensor) -> Any:
+    return m.last(m.stream(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exact_contract_holds_and_knows_a_wrong_epsilon(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last norm alone sees rows with a variance of the size of its epsilon."""
+    model = _model(kind, _ends_with_a_norm, _channel("down", 3e4))
+    result = _check(model)
+    assert len(result.done) == 3
+    report = ns.validate(model, result.model)
+    assert report.passed, report
+    monkeypatch.setattr(rescale_plan, "_scaled", lambda graph, site, reads, writes: site)
+    wrong = ns.swap(model, ns.Rescale(), data=_feeds(model))
+    assert not ns.validate(model, wrong.model).passed
 
 
 # -- options ---------------------------------------------------------------------------------------
