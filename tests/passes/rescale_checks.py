@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,11 +18,21 @@ from normswap.io.data import Data
 from normswap.passes.base import PassResult
 from normswap.passes.fused import Fused
 from normswap.precision.formats import FORMATS
+from tests.effort import ALL
 from tests.passes.fold_checks import fingerprint
 from tests.passes.norm_checks import operators
 from tests.zoo.captures import exporting
 
 Feeds = Mapping[str, np.ndarray]
+KINDS = ("fx", "torchscript")
+
+
+def in_turn(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each name with a kind of graph: the cheaper one, but for every fourth; with both in all
+    tests."""
+    if ALL:
+        return [(name, kind) for name in names for kind in KINDS]
+    return [(name, KINDS[bool(number % 4)]) for number, name in enumerate(names)]
 
 
 def single(module: nn.Module, x: torch.Tensor, kind: str, opset: int = 17) -> ns.Model:

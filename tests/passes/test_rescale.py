@@ -16,10 +16,18 @@ import normswap as ns
 from normswap.errors import NormswapError
 from normswap.passes import rescale_plan
 from normswap.precision.formats import FORMATS
-from tests.passes.rescale_checks import LIMIT, check_rescaled, names, places_left, single
+from tests.effort import ALL
+from tests.passes.rescale_checks import (
+    LIMIT,
+    check_rescaled,
+    in_turn,
+    names,
+    places_left,
+    single,
+)
 
 C, N = 8, 5
-KINDS = ("fx", "torchscript")
+KINDS = ("fx", "torchscript") if ALL else ("torchscript",)
 Body = Callable[["Net", torch.Tensor], Any]
 
 
@@ -157,8 +165,7 @@ MENDED: dict[str, tuple[Body, Callable[[Net], None], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MENDED)
+@pytest.mark.parametrize(("name", "kind"), in_turn(MENDED))
 def test_a_stream_is_scaled_and_the_bits_are_the_same(name: str, kind: str) -> None:
     body, plant, count = MENDED[name]
     if name == "an_rms_norm" and kind != "fx":
@@ -237,8 +244,7 @@ REFUSED: dict[str, tuple[Body, Callable[[Net], None], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(("name", "kind"), in_turn(REFUSED))
 def test_a_refusal_has_a_reason_and_names_the_place(name: str, kind: str) -> None:
     body, plant, reason = REFUSED[name]
     result = _check(_model(kind, body, plant))
@@ -276,8 +282,7 @@ def _small_out(net: Net) -> None:
         layer.weight.mul_(1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize(("name", "kind"), in_turn(INNER))
 def test_what_lies_between_two_weights_is_scaled(name: str, kind: str) -> None:
     body, plant = INNER[name]
     if "fused" in name and kind != "fx":
@@ -315,8 +320,7 @@ INNER_REFUSED: dict[str, tuple[Body, Callable[[Net], None], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", INNER_REFUSED)
+@pytest.mark.parametrize(("name", "kind"), in_turn(INNER_REFUSED))
 def test_values_that_cannot_be_scaled_are_named(name: str, kind: str) -> None:
     body, plant, reason = INNER_REFUSED[name]
     result = _check(_model(kind, body, plant))

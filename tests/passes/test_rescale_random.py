@@ -47,7 +47,7 @@ def single(case: Case) -> tuple[ns.Model, dict[str, np.ndarray]]:
     return model_from_onnx(ir.serde.deserialize_model(proto), "random"), feeds
 
 
-@settings(max_examples=examples_of(15, 100), suppress_health_check=SLOW, deadline=None)
+@settings(max_examples=examples_of(8, 100), suppress_health_check=SLOW, deadline=None)
 @given(stream_graphs())
 def test_rescaled_graphs_compute_the_same_bits(case: Case) -> None:
     check_rescaled(*single(case), TIGHT)
@@ -82,6 +82,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 }
 
 
+@thorough
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_pass_is_noticed(mutant: str) -> None:
     @settings(FIXED, max_examples=40)
