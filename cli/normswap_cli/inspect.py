@@ -6,8 +6,11 @@ import click
 
 from normswap_cli.console import complain, show, show_json, working
 from normswap_cli.options import (
+    FileOrName,
+    ImageOptions,
     arch_option,
     examples,
+    image_options,
     json_option,
     load_models,
     model_argument,
@@ -21,6 +24,7 @@ from normswap_cli.options import (
         "normswap inspect clip-folder --json",
         "normswap inspect tuned.pth --arch 'timm:vit_tiny_patch16_224?num_classes=10'",
         "normswap inspect vit.pt2 --mermaid > vit.mmd",
+        "normswap inspect vit.onnx --headroom --data images",
     )
 )
 @model_argument
@@ -39,6 +43,26 @@ from normswap_cli.options import (
     help="Count at sizes like 1x3x224x224; NAME is needed unless it is the only input or the "
     "only image. May be repeated.",
 )
+@click.option(
+    "--headroom",
+    "with_headroom",
+    is_flag=True,
+    help="Run MODEL on DATA: how large its values become, and which of them half precision does "
+    "not hold.",
+)
+@click.option(
+    "--data",
+    type=FileOrName(),
+    metavar="DATA",
+    help="--headroom: inputs without labels: a folder of images, prepared as the model's own "
+    "configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
+)
+@image_options
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="--headroom: use at most that many of DATA, drawn at random (always the same).",
+)
 @trust_option
 @arch_option
 def inspect(
@@ -46,6 +70,10 @@ def inspect(
     as_json: bool,
     as_mermaid: bool,
     input_shapes: tuple[str, ...],
+    with_headroom: bool,
+    data: str | None,
+    images: ImageOptions,
+    samples: int | None,
     trust: bool,
     arch: str | None,
 ) -> int:
@@ -55,26 +83,44 @@ def inspect(
     """
     if as_json and as_mermaid:
         raise click.UsageError("--json and --mermaid exclude each other.")
-    with working():
+    if as_mermaid and with_headroom:
+        raise click.UsageError("--headroom and --mermaid exclude each other.")
+    if with_headroom and data is None:
+        raise click.UsageError("--headroom needs real inputs: give --data.")
+    if not with_headroom and (data is not None or samples is not None):
+        given = "--samples" if data is None else "--data"
+        raise click.UsageError(f"{given} belongs to --headroom.")
+    measured = None
+    with working() as progress:
+        from normswap.report.headroom import headroom_view
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
         from normswap.report.mermaid import model_diagram
         from normswap.report.terminal import inspection_view
 
-        given = [parse_input_shape(text) for text in input_shapes]
+        sizes = [parse_input_shape(text) for text in input_shapes]
         (source,) = load_models([model], trust, arch)
-        shapes = named_shapes(source, given)
+        shapes = named_shapes(source, sizes)
         if as_mermaid:
             diagram = model_diagram(source, shapes)
         else:
             found = inspection(source, shapes)
+        if with_headroom:
+            from normswap.precision.headroom import headroom
+
+            source = images.of(source)
+            loaded = images.data(data, source, progress, samples)
+            measured = headroom(source, data=loaded, samples=samples, progress=progress)
     if as_mermaid:
         click.echo(diagram, nl=False)
         return 0
     if as_json:
-        show_json(found.to_json())
-    else:
+        more = {} if measured is None else {"headroom": measured.to_json()}
+        show_json({**found.to_json(), **more})
+    elif measured is None:
         show(inspection_view(found))
+    else:
+        show(headroom_view(measured))
     if not found.sites:
         complain(f"{model}: no norm was found")
         return 1

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         "normswap swap vit.onnx -o fused.onnx --to fused",
         "normswap swap vit.onnx -o vit-fp16.onnx --to fused --dtype float16",
         "normswap swap vit.onnx -o rms.onnx --to rmsnorm --sites 'role=pre_*'",
+        "normswap swap vit.onnx -o rescaled.onnx --to rescale --data images",
         "normswap swap vit.pt2 -o free.pt2 --to affine --refit-writers --fold --data images",
     ),
 )
@@ -51,14 +52,16 @@ if TYPE_CHECKING:
     "--data",
     type=FileOrName(),
     metavar="DATA",
-    help="Fitted swaps: calibration inputs without labels: a folder of images, prepared as "
-    "the model's own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
+    help="Fitted swaps and rescale: calibration inputs without labels: a folder of images, "
+    "prepared as the model's own configuration says, or a .npy, .npz or .safetensors file of "
+    "prepared inputs.",
 )
 @image_options
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Fitted swaps: use at most that many of DATA, drawn at random (always the same).",
+    help="Fitted swaps and rescale: use at most that many of DATA, drawn at random (always the "
+    "same).",
 )
 @click.option("--fold", "then_fold", is_flag=True, help="Fitted swaps: fold what was swapped in.")
 @precision_options

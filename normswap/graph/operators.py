@@ -73,6 +73,7 @@ class Operator:
         norm_with_sum: the kind of norm that it is of a sum that it computes as well.
         sum_output: which of its outputs that sum is.
         scale: which input of a norm is its weight; the bias follows.
+        degree: d, where a scale s > 0 of its one computed input scales its result by s^d.
         beside: what a norm does beside, so that nothing else can stand in its place.
         join: what it does with branches of a model that meet in it.
 
@@ -114,6 +115,7 @@ class Operator:
     norm_with_sum: str = ""
     sum_output: int = 3
     scale: int = 1
+    degree: float | None = None
     beside: str = ""
     join: str = ""
 
@@ -152,6 +154,12 @@ class Operator:
         axes, so that those of the others stay apart."""
         moves = self.move in ("gather", "split", "pad", "roll", "tile", "resize")
         return self.passes_through or moves or self.statistic in ("mean", "sum")
+
+    @property
+    def homogeneity(self) -> float | None:
+        """Its ``degree``; that of one which only moves values is 1."""
+        moves = self.passes_through or self.move in ("split", "gather", "roll", "tile")
+        return 1.0 if self.degree is None and moves else self.degree
 
     @property
     def combines_two(self) -> bool:
@@ -211,11 +219,11 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("FastGelu", domain=RUNTIME_DOMAIN, activation="GELU"),
     Operator("Gelu", since=20, activation="GELU"),
     Operator("HardSwish", since=14, activation="HardSwish"),
-    Operator("LeakyRelu", activation="LeakyReLU"),
+    Operator("LeakyRelu", degree=1, activation="LeakyReLU"),
     Operator("Mish", since=18, activation="Mish"),
     Operator("PRelu", activation="PReLU"),
     Operator("QuickGelu", domain=RUNTIME_DOMAIN, activation="quick GELU"),
-    Operator("Relu", activation="ReLU"),
+    Operator("Relu", degree=1, activation="ReLU"),
     Operator("Sigmoid", activation="sigmoid"),
     Operator("Softplus", activation="softplus"),
     Operator("Swish", since=24, activation="SiLU"),
@@ -227,18 +235,18 @@ OPERATORS: tuple[Operator, ...] = (
     Operator(
         "Mul", arithmetic="product", commutes=True, rowwise=True, join="multiply", writable=True
     ),
-    Operator("Neg", arithmetic="sign", rowwise=True),
+    Operator("Neg", degree=1, arithmetic="sign", rowwise=True),
     Operator("Sub", arithmetic="sum", rowwise=True, writable=True),
     Operator("Sum", arithmetic="many"),
     # Functions of each element; of Pow the exponent decides whether it is a root
-    Operator("Abs", rowwise=True, writable=True),
+    Operator("Abs", degree=1, rowwise=True, writable=True),
     Operator("Clip", parameters=("min", "max"), parameters_since=11, writable=True),
     Operator("Exp", rowwise=True, writable=True),
     Operator("Log", root="logarithm", rowwise=True),
     Operator("Pow", rowwise=True),
-    Operator("Reciprocal", rowwise=True),
-    Operator("Rsqrt", root="square", rowwise=True),
-    Operator("Sqrt", root="square", rowwise=True, writable=True),
+    Operator("Reciprocal", degree=-1, rowwise=True),
+    Operator("Rsqrt", degree=-0.5, root="square", rowwise=True),
+    Operator("Sqrt", degree=0.5, root="square", rowwise=True, writable=True),
     # Norms
     Operator(
         "LayerNormalization",
@@ -322,28 +330,42 @@ OPERATORS: tuple[Operator, ...] = (
     ),
     # Statistics and pools
     Operator("ArgMax", defaults={"axis": 0}),
-    Operator("AveragePool", statistic="mean", pool="local mean", defaults={"count_include_pad": 0}),
+    Operator(
+        "AveragePool",
+        degree=1,
+        statistic="mean",
+        pool="local mean",
+        defaults={"count_include_pad": 0},
+    ),
     Operator("CumSum", since=11, statistic="running sum"),
-    Operator("GlobalAveragePool", statistic="mean", pool="mean"),
-    Operator("GlobalMaxPool", pool="maximum"),
-    Operator("LpNormalization", statistic="L2 norm", root="inside", rowwise=True),
-    Operator("MaxPool", pool="local maximum"),
-    _reduction("ReduceL1", "L1 norm"),
-    _reduction("ReduceL2", "L2 norm", root="inside", rowwise=True),
-    _reduction("ReduceMax", "maximum", pool="maximum"),
-    _reduction("ReduceMean", "mean", pool="mean", rowwise=True, writable=True, parameters_since=18),
-    _reduction("ReduceMin"),
-    _reduction("ReduceSum", "sum", pool="sum", rowwise=True),
-    _reduction("ReduceSumSquare", "sum of squares", rowwise=True),
+    Operator("GlobalAveragePool", degree=1, statistic="mean", pool="mean"),
+    Operator("GlobalMaxPool", degree=1, pool="maximum"),
+    Operator("LpNormalization", degree=0, statistic="L2 norm", root="inside", rowwise=True),
+    Operator("MaxPool", degree=1, pool="local maximum"),
+    _reduction("ReduceL1", "L1 norm", degree=1),
+    _reduction("ReduceL2", "L2 norm", degree=1, root="inside", rowwise=True),
+    _reduction("ReduceMax", "maximum", degree=1, pool="maximum"),
+    _reduction(
+        "ReduceMean",
+        "mean",
+        degree=1,
+        pool="mean",
+        rowwise=True,
+        writable=True,
+        parameters_since=18,
+    ),
+    _reduction("ReduceMin", degree=1),
+    _reduction("ReduceSum", "sum", degree=1, pool="sum", rowwise=True),
+    _reduction("ReduceSumSquare", "sum of squares", degree=2, rowwise=True),
     Operator("aten.adaptive_avg_pool*d.default", pool="mean", move="resize"),
-    Operator("aten.amax.default", pool="maximum"),
+    Operator("aten.amax.default", degree=1, pool="maximum"),
     Operator("aten.avg_pool*", pool="local mean"),
-    Operator("aten.linalg_vector_norm*", statistic="norm", root="inside"),
+    Operator("aten.linalg_vector_norm*", degree=1, statistic="norm", root="inside"),
     Operator("aten.max.dim", pool="maximum"),
     Operator("aten.max_pool*", pool="local maximum"),
-    Operator("aten.norm.*", statistic="norm", root="inside"),
-    Operator("aten.std*", statistic="deviation", root="inside", rowwise=True),
-    Operator("aten.var*", statistic="variance", rowwise=True),
+    Operator("aten.norm.*", degree=1, statistic="norm", root="inside"),
+    Operator("aten.std*", degree=1, statistic="deviation", root="inside", rowwise=True),
+    Operator("aten.var*", degree=2, statistic="variance", rowwise=True),
     # Moves that hand on one value
     Operator("Cast", move="copy", rowwise=True, writable=True),
     Operator("Dropout", move="copy", parameters=("ratio", "training_mode")),

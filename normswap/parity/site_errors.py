@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -170,6 +171,7 @@ def _comparison(pair: SitePair, tally: _Tally) -> SiteComparison:
 _LARGE_MEAN = 1e4
 _ULPS_OF_DEVIATION = 64.0  # a mean that large leaves a deviation of one this many units
 _OUTLIER = 100.0
+_EPSILON_ROUNDING = 1e-6  # what a file, or a proof, makes of it
 
 
 def errors_alone(
@@ -186,12 +188,14 @@ def errors_alone(
         ours, theirs = reference.slice([value], ends[0]), candidate.slice([other], ends[1])
     except (NormswapError, ValueError):
         return
+    by = _scale_of_input(site, twin)
     for seed, (name, draw) in enumerate(_HOSTILE_ROWS.items()):
         rng = np.random.default_rng(seed)
         rows = draw(rng, value.shape, site, value.dtype).astype(value.dtype)
         try:
             with reported_failures():
-                [exact], [own], [rewritten] = truth([rows]), ours([rows]), theirs([rows])
+                [exact], [own] = truth([rows]), ours([rows])
+                [rewritten] = theirs([(by * rows).astype(rows.dtype)])
         except RunFailed:
             return
         exact, own = np.asarray(exact, np.float64), np.asarray(own)
@@ -207,6 +211,16 @@ def errors_alone(
                 errors.add_neighbour(number, exact, near)
             drawn = draws.stop
         yield errors
+
+
+def _scale_of_input(site: Site, twin: Site) -> float:
+    """What ``twin`` is to see s x in place of x for: where its epsilon is s^2 times that of
+    ``site``, s a power of two, as where a stream is rescaled. Else 1."""
+    if not site.epsilon or not twin.epsilon or twin.epsilon < 0 or site.epsilon < 0:
+        return 1.0
+    ratio = math.sqrt(twin.epsilon / site.epsilon)
+    nearest = 2.0 ** round(math.log2(ratio))
+    return nearest if abs(ratio / nearest - 1) < _EPSILON_ROUNDING else 1.0
 
 
 def _per_row(shape: tuple[int, ...], site: Site) -> tuple[int, ...]:

@@ -10,4 +10,5 @@ from normswap.passes.fused import Fused as Fused
 from normswap.passes.predicted import Predicted as Predicted
 from normswap.passes.registry import pass_called as pass_called
 from normswap.passes.registry import passes as passes
+from normswap.passes.rescale import Rescale as Rescale
 from normswap.passes.rms_norm import RmsNorm as RmsNorm

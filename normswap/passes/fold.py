@@ -259,7 +259,9 @@ def _probe(region: AffineRegion) -> ChannelMap:
     """A map that goes wherever a matrix on the same channels would."""
     site, rank = region.sites[0], region.exit.rank or 1
     size = site.normalized_shape[0]
-    return ChannelMap.along(np.linspace(1.25, 1.75, size), np.zeros(size), site.axes[0], rank)
+    scales = np.linspace(1.25, 1.75, size)
+    scales[::2] *= -1  # which a ReLU tells from a scale
+    return ChannelMap.along(scales, np.zeros(size), site.axes[0], rank)
 
 
 def _conditioning(site: Site) -> str:

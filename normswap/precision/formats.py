@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from normswap.errors import NormswapError
-
-Array = np.ndarray
+from normswap.graph.graph import Array
+from normswap.graph.rounding import rounded
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Format:
     def rounded(self, array: Array | float) -> Array:
         """The numbers of the format next to those of ``array`` (any shape and float dtype), as
         float64: infinity beyond the largest, 0 below half of the smallest."""
-        with np.errstate(over="ignore"):
-            return np.asarray(array).astype(self.dtype).astype(np.float64)
+        return rounded(np.asarray(array, np.float64), self.dtype)
 
 
 def _format(name: str, dtype: Any) -> Format:

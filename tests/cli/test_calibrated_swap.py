@@ -149,8 +149,8 @@ def test_both_towers_of_a_clip(run: Run, files: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "option", "takers"),
     [
-        ("fused", ["--data", "x.npy"], "affine or auto or batchnorm or predicted"),
-        ("fused", ["--samples", 3], "affine or auto or batchnorm or predicted"),
+        ("fused", ["--data", "x.npy"], "affine or auto or batchnorm or predicted or rescale"),
+        ("fused", ["--samples", 3], "affine or auto or batchnorm or predicted or rescale"),
         ("fused", ["--tokens", "class"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--ensure", "top1>=1"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--fold"], "affine or auto or batchnorm or predicted"),
@@ -162,6 +162,9 @@ def test_both_towers_of_a_clip(run: Run, files: Path, tmp_path: Path) -> None:
         ("affine", ["--ffn-batchnorm"], "batchnorm"),
         ("affine", ["--ffn-position", "before"], "batchnorm"),
         ("batchnorm", ["--refit-writers"], "affine"),
+        ("fused", ["--headroom", 3], "rescale"),
+        ("rescale", ["--fold"], "affine or auto or batchnorm or predicted"),
+        ("affine", ["--fold-affine"], "fused or rescale or rmsnorm"),
     ],
 )
 def test_options_of_another_target(

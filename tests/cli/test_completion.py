@@ -49,7 +49,7 @@ def _completed(shell: str, folder: Path, *words: str) -> list[str]:
 @pytest.mark.parametrize("shell", ["bash", "zsh"] if ALL else ["bash"])
 def test_words_are_completed(shell: str, tmp_path: Path) -> None:
     assert _completed(shell, tmp_path, "sw") == ["swap"]
-    assert _completed(shell, tmp_path, "swap", "m.onnx", "--to", "r") == ["rmsnorm"]
+    assert _completed(shell, tmp_path, "swap", "m.onnx", "--to", "rm") == ["rmsnorm"]
 
 
 def test_paths_are_left_to_the_shell(tmp_path: Path) -> None:

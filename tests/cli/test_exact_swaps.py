@@ -1,4 +1,4 @@
-"""``normswap swap --to fused`` and ``rmsnorm`` with their options."""
+"""``normswap swap --to fused``, ``rmsnorm`` and ``rescale`` with their options."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ def test_rmsnorm_is_exact(run: Run, files: Path, tmp_path: Path, name: str) -> N
     sites = run("inspect", out, "--json").json["sites"]
     assert [site["kind"] for site in sites] == ["rms_norm"] * 5
     assert run("validate", source, out).status == 0
+
+
+@pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
+def test_rescale_is_exact(run: Run, files: Path, tmp_path: Path, name: str) -> None:
+    source, out, data = files / name, tmp_path / f"out{Path(name).suffix}", files / "images.npz"
+    args = ("swap", source, "-o", out, "--to", "rescale", "--data", data)
+    vanishes = "its epsilon of 1e-12 is no number of float16"
+    assert ("there is headroom" if name == "vit.pt2" else vanishes) in run(*args).out
+    outcome = run(*args, "--headroom", 16)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.out.startswith("rescale: 5 done, 0 skipped\n")
+    assert "times 2^-" in outcome.out
+    assert run("validate", source, out).status == 0
+    found = run("inspect", out, "--headroom", "--data", data, "--json").json["headroom"]
+    assert all(norm["stream"]["places"]["float16"] >= 16 for norm in found["norms"])
 
 
 @pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])

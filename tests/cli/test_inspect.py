@@ -192,3 +192,35 @@ def test_full_size_models_have_their_sites_and_roles(
         embedding = {"embedding": 1} if count == 26 else {}
         assert roles == ({**blocks, **embedding} if count else {})
     assert all(set(site) == FIELDS for site in sites)
+
+
+@pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
+def test_headroom_on_data(run: Run, files: Path, name: str) -> None:
+    asked = ("inspect", files / name, "--headroom", "--data", files / "images.npz")
+    outcome = run(*asked, "--samples", 5)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"{name}: headroom in half precision on 5 samples" in outcome.out
+    assert "vit.layernorm" in outcome.out
+    assert "nothing goes over" in outcome.out
+    document = run(*asked, "--json").json
+    assert document["schema"] == "normswap.inspection/1"
+    assert len(document["headroom"]["norms"]) == len(document["sites"]) == 5
+    assert document["headroom"]["samples"] == 24
+    assert document["headroom"]["first_over"] == {"float16": None, "bfloat16": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--headroom"], "--headroom needs real inputs: give --data."),
+        (["--data", "images.npz"], "--data belongs to --headroom."),
+        (["--samples", "3"], "--samples belongs to --headroom."),
+        (["--headroom", "--mermaid"], "--headroom and --mermaid exclude each other."),
+    ],
+)
+def test_options_of_headroom_that_do_not_go_together(
+    run: Run, files: Path, options: list[str], reason: str
+) -> None:
+    outcome = run("inspect", files / "vit.pt2", *options)
+    assert outcome.status == 2
+    assert reason in outcome.err

@@ -129,6 +129,16 @@ def test_a_parameter_called_like_an_input_is_another_value() -> None:
     assert not np.any(_run(graph.copy())[0])
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_weight_in_place_of_another_is_trained_as_it_was(trained: bool) -> None:
+    """torch chooses its kernels by that, and these round differently."""
+    graph = FxGraph(captured(nn.Linear(3, 4).requires_grad_(trained), X))
+    weight = next(v for v in graph.values() if v.is_constant and v.rank == 2)
+    graph.replace_constant(weight, np.ones((4, 3), np.float32))
+    found = dict(graph.module.named_parameters())[weight.name]
+    assert found.requires_grad == trained
+
+
 def test_a_number_in_a_call_can_become_a_constant() -> None:
     class Shifted(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io.load import model_from_onnx
 from normswap.passes import Fold
 from normswap.passes.algebra.channel_map import ChannelMap, embedded
-from normswap.passes.algebra.rules import RULES, Place
+from normswap.passes.algebra.place import Place
+from normswap.passes.algebra.rules import RULES
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal
 from tests.effort import examples_of

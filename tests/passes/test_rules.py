@@ -24,17 +24,18 @@ from normswap.graph.operators import OPERATORS
 from normswap.norms import locate
 from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.place import Place, Unseen
 from normswap.passes.algebra.rules import (
     ANY_OTHER,
     CONSTANT,
     MEAN,
     RULES,
-    Place,
-    Unseen,
+    SCALE,
     mean_subtraction,
     rule_of,
     rules_page,
 )
+from normswap.passes.algebra.scales import scale
 from normswap.passes.algebra.spread import Norms, Spread, Start, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal
@@ -370,6 +371,98 @@ def test_sizes_are_read_of_any_value() -> None:
     assert not constants
 
 
+# -- what only a scale goes through ----------------------------------------------------------------
+
+
+class Attends(nn.Module):
+    """A fused attention between weights, which is an operator of FX; ``y`` is read by a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(x)
+        return torch.tanh(self.out(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))))
+
+
+SCALED: dict[str, tuple[str, list[ChannelMap], list[ChannelMap]]] = {
+    "Relu": ("y = Relu(h)", [_map(2, 4, 3, shifts=False), scale(0.25, 3)],
+             [scale(-1.0, 3), _map(2, 4, 3), _map(2, 4, 3, full=True)]),
+    "LeakyRelu": ("y = LeakyRelu(h)", [_map(2, 4, 3, shifts=False), scale(0.25, 3)],
+                  [scale(-1.0, 3), _map(2, 4, 3), _map(2, 4, 3, full=True)]),
+    "MatMul": ("t = Transpose<perm = [0, 2, 1]>(h) y = MatMul(t, k)", [scale(0.25, 3)],
+               [scale(-1.0, 3), _map(2, 4, 3, shifts=False), _map(2, 4, 3, full=True)]),
+    "Attention": ("", [scale(0.25, 3)],
+                  [scale(-1.0, 3), _map(2, 4, 3, shifts=False), _map(2, 4, 3, full=True)]),
+}  # fmt: skip
+
+
+def _scaled_at(op: str) -> tuple[Graph, Node, Value]:
+    """A graph, its node of the operator, and the input of it that may be scaled."""
+    if op == "Attention":
+        graph = captured(Attends(), torch.randn(TOKENS), "fx").graph
+        return graph, _at(graph, op), _at(graph, op).data_input(2)
+    graph = _graph(SCALED[op][0], {}, TOKENS, ", double[2,3,4] k" if op == "MatMul" else "")
+    node = next(n for n in reversed(graph.nodes) if n.output.name == "y")
+    return graph, node, node.dynamic_inputs()[-1]
+
+
+@pytest.mark.parametrize("op", SCALED)
+def test_a_scale_goes_through(op: str) -> None:
+    graph, node, x = _scaled_at(op)
+    _, through, refused = SCALED[op]
+    for change in through:
+        _check_law(graph, node, {x: change})
+        _check_law(graph, node, {node.output: change})
+    for change in refused:
+        for value in (x, node.output):
+            with pytest.raises(Refusal, match=f"{op} '{node.output.name}'"):
+                _spread_over(graph, node, {value: change})
+
+
+def test_both_operands_of_a_product_may_be_scaled() -> None:
+    graph, node, k = _scaled_at("MatMul")
+    other = node.dynamic_inputs()[0]
+    both = {k: scale(0.25, 3), other: scale(0.5, 3)}
+    _check_law(graph, node, both)
+    _check_law(graph, node, {k: scale(0.25, 3), node.output: scale(2.0, 3)})
+    with pytest.raises(Refusal, match="in different ways"):
+        _spread_over(graph, node, {**both, node.output: scale(0.25, 3)})
+
+
+@pytest.mark.parametrize("body", ["y = MatMul(h, h)", "t = Transpose<perm = [0, 2, 1]>(h) "
+                                  "s = MatMul(h, t) p = Softmax(s) y = MatMul(p, h)"])  # fmt: skip
+def test_a_product_with_itself_is_no_multiple(body: str) -> None:
+    sizes = (2, 4, 4) if body == "y = MatMul(h, h)" else TOKENS
+    graph = _graph(f"a = MatMul(h, w) {body.replace('h,', 'a,').replace('h)', 'a)')}",
+                   {"w": _normal(4, 4)}, sizes)  # fmt: skip
+    refusal = _spread_from(graph, graph.value("a"), scale(0.5, 3)).refusal
+    assert re.search("MatMul 'y'|Softmax 'p'", refusal), refusal
+
+
+def test_queries_keys_and_masks_of_a_fused_attention_refuse() -> None:
+    graph, node, _ = _scaled_at("Attention")
+    for index in (0, 1):
+        with pytest.raises(Refusal, match="by Attention 'scaled_dot"):
+            _spread_over(graph, node, {node.data_input(index): scale(0.5, 3)})
+
+
+def test_the_values_of_an_attention_and_not_its_scores_are_scaled() -> None:
+    body = ("t = Transpose<perm = [0, 2, 1]>(h) s = MatMul(h, t) p = Softmax(s) v = MatMul(h, w) "
+            "o = MatMul(p, v) y = MatMul(o, w)")  # fmt: skip
+    graph = _graph(body, {"w": _normal(4, 4)}, TOKENS)
+    feeds = {graph.inputs[0]: _normal(*TOKENS)}
+    before = graph.evaluate([graph.value(name) for name in "oy"], feeds, np.float64)
+    edits = WeightEdits(graph)
+    change = spread(edits, Start(graph.value("o"), scale(0.25, 3), downward=False))
+    assert {value.name for value in change.checked().known} == {"v", "o"}
+    _absorb(change)
+    after = graph.evaluate([graph.value(name) for name in "oy"], feeds, np.float64)
+    assert np.array_equal(after[0], before[0] / 4)
+    assert np.array_equal(after[1], before[1])
+
+
 # -- what absorbs a map ----------------------------------------------------------------------------
 
 
@@ -503,6 +596,26 @@ def test_a_layer_norm_does_not_see_a_mean_and_sees_all_else(spelling: str) -> No
     assert spread(WeightEdits(graph), Start(x, mean, downward=False)).refusal  # if not asked for
 
 
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_a_norm_does_not_see_a_scale_and_sees_all_else(kind: str) -> None:
+    norm = "LayerNormalization" if kind == "layer_norm" else "RMSNormalization"
+    body = f"l = MatMul(h, w) y = {norm}<epsilon = 0.0>(l, g)"
+    graph = _graph(body, NORM | {"w": _normal(4, 4)}, TOKENS, opset=23)
+    (site,) = locate(graph).sites
+    assert site.kind == kind
+    x, y = graph.value(site.input), graph.value(site.output)
+    norms = Norms(graph, [site], SCALE)
+    change = spread(WeightEdits(graph), Start(x, scale(0.25, 3), downward=False, norms=norms))
+    assert not change.refusal
+    assert change.reaches(site)
+    array = _normal(*TOKENS)
+    (old,) = graph.evaluate([y], {x: array}, np.float64)
+    (new,) = graph.evaluate([y], {x: array / 4}, np.float64)
+    np.testing.assert_allclose(new, old, atol=1e-10)
+    for other in (_map(2, 4, 3), scale(-1.0, 3), scale(0.5, 3).with_shift(_normal(1, 1, 4))):
+        assert spread(WeightEdits(graph), Start(x, other, downward=False, norms=norms)).refusal
+
+
 def test_a_norm_that_writes_is_left_to_the_pass() -> None:
     graph = _graph("n = LayerNormalization(h, g, b) y = LayerNormalization(n, g, b)", NORM, TOKENS)
     writer, reader = locate(graph).sites
@@ -554,7 +667,7 @@ def test_a_norm_that_sees_its_mean_all_the_same(name: str) -> None:
     assert reason in Norms(graph, [site], MEAN).reasons[site]
 
 
-@pytest.mark.parametrize("op", ["Relu", "Softmax", "Erf", "LayerNormalization", "Sqrt"])
+@pytest.mark.parametrize("op", ["Sigmoid", "Softmax", "Erf", "LayerNormalization", "Sqrt"])
 def test_any_other_operator_refuses(op: str) -> None:
     graph = _graph(f"y = {op}(h{', g' * (op == 'LayerNormalization')})", NORM, TOKENS)
     node = next(n for n in reversed(graph.nodes) if n.output.name == "y")
@@ -570,7 +683,7 @@ def test_any_other_operator_refuses(op: str) -> None:
 
 def test_every_row_is_tested_here() -> None:
     rest = {"aten.roll.default", "Shape", "Linear", "layer_norm", CONSTANT, ANY_OTHER, "Upsample"}
-    rest |= {op for _, op, _, _ in TORCH.values()}
+    rest |= {op for _, op, _, _ in TORCH.values()} | set(SCALED) | {"rms_norm"}
     assert set(RULES) == set(THROUGH) | set(ABSORBING) | rest
     without = {"Identity", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}  # refuse no such map
     without |= {"Concat", "Expand"}  # have tests of their own

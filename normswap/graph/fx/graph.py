@@ -247,6 +247,8 @@ class FxGraph(Graph):
         target = cast(_Attribute, value.raw).target
         old = get_path(self.module, target)
         put_tensor(self.module, target, to_torch(array), isinstance(old, nn.Parameter))
+        if not old.requires_grad:  # torch chooses its kernels by that, and so the rounding
+            get_path(self.module, target).requires_grad_(False)
         self._replaced(value, array)
 
     def copy(self) -> FxGraph:
@@ -287,7 +289,10 @@ class FxGraph(Graph):
             return value.raw
         if isinstance(value.raw, _Literal):
             target = free_path(self.module, value.name)
+            frozen = not any(p.requires_grad for p in self.module.parameters())
             put_tensor(self.module, target, to_torch(value.raw.array), parameter=True)
+            if frozen:  # as its others are: torch chooses its kernels by that
+                get_path(self.module, target).requires_grad_(False)
             value.raw = _Attribute(target)
         target = cast(_Attribute, value.raw).target
         for node in self.module.graph.nodes:

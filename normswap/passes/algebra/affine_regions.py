@@ -21,7 +21,8 @@ from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.graph.linear import Linear
 from normswap.norms.site import Site, site_name
 from normswap.passes.algebra.channel_map import ChannelMap
-from normswap.passes.algebra.rules import PRODUCT_OF_VALUES, SUM, TAKES_PART, Arithmetic, rule_of
+from normswap.passes.algebra.place import Arithmetic
+from normswap.passes.algebra.rules import PRODUCT_OF_VALUES, SUM, TAKES_PART, rule_of
 from normswap.passes.algebra.spread import nodes_of, norm_nodes
 from normswap.passes.algebra.weight_edits import WeightEdits
 

@@ -21,6 +21,7 @@ class OutOfRange(Refusal):
     """The model's dtype does not hold the numbers that a weight would have."""
 
 
+_EXACT = 1e-12  # what float64 itself rounds
 _LOSES = 2.0  # times the rounding of normal numbers; the exact contract allows no more
 
 
@@ -44,6 +45,35 @@ def written(array: Array, dtype: np.dtype[Any], name: str) -> Array:
         everywhere = [tuple(range(array.ndim))]
         check_precision(array, np.abs(array), None, dtype=dtype, channels=everywhere, name=name)
     return rounded(array, dtype, name)
+
+
+def check_held(
+    array: Array, before: Array, dtype: np.dtype[Any], held_in: np.dtype[Any] | None, name: str
+) -> None:
+    """Raises OutOfRange unless ``dtype`` holds ``array`` without the loss of a bit, and ``held_in``
+    as well as it held what was there ``before``: no further beyond its end, and with no more than
+    twice the rounding error of all numbers together."""
+    if held_in is None:
+        return
+    earlier = before.reshape((1,) * (array.ndim - before.ndim) + before.shape)
+    lost = _lost(array, dtype) > _EXACT + 2 * _lost(earlier, dtype)
+    if np.any(lost):
+        size = float(np.abs(array[lost]).min())
+        raise OutOfRange(f"{name} would hold {size:.1e}, of which {dtype} loses bits")
+    if float(np.abs(before).max(initial=0)) <= float(_info(held_in).max):
+        rounded(array, held_in, name)
+    if vanishes(array, held_in):
+        everywhere = [tuple(range(array.ndim))]
+        check_precision(
+            array, np.abs(array), earlier, dtype=held_in, channels=everywhere, name=name
+        )
+
+
+def _lost(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The share of each number that rounding takes."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(array.astype(dtype).astype(np.float64) - array)
+    return np.asarray(error / np.where(array == 0, 1.0, np.abs(array)))
 
 
 def vanishes(array: Array, dtype: np.dtype[Any]) -> bool:

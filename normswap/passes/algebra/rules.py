@@ -12,12 +12,11 @@ documentation, which is written by ``python -m normswap.passes.algebra.rules > d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Node, Value
 from normswap.norms.site import Site
 from normswap.passes.algebra import moves
 from normswap.passes.algebra.channel_map import (
@@ -28,102 +27,18 @@ from normswap.passes.algebra.channel_map import (
     without_axis,
 )
 from normswap.passes.algebra.moves import known_shape
+from normswap.passes.algebra.place import Arithmetic, Maps, Place, Rule, Unseen
+from normswap.passes.algebra.scales import is_scale, of_attention, of_product, of_sign
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal
 
+SUM = Arithmetic((1, 1))
 PRODUCT_OF_VALUES = "MatMul"
 """With two computed operands, the scores of an attention or the values that they weigh."""
 TAKES_PART = frozenset({"Gather", "GatherND", "ReduceMean"})
 """Operators whose result stands for the tokens that they read: the class token, their mean."""
 CONSTANT, ANY_OTHER = "a constant", "any other operator"
 """Rows that are about no operator of their own."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """An operator that a map has reached, and what is known there.
-
-    ``known``: the values that have a map so far. ``downward``: maps are those that readers have to
-    apply. ``inverts``: they have inverses. ``part``: a map that comes up to an operator which takes
-    a part of its input concerns that part alone.
-    """
-
-    edits: WeightEdits
-    node: Node
-    known: Mapping[Value, ChannelMap]
-    downward: bool = True
-    inverts: bool = False
-    part: bool = False
-
-    @property
-    def graph(self) -> Graph:
-        return self.edits.graph
-
-    def refusal(self) -> Refusal:
-        """For an operator that takes no part in a change of what it reads or computes."""
-        called = f"{self.node.op} '{self.node.output.name}'"
-        if self.node.scope:
-            called += f" of '{self.node.scope}'"
-        if any(v in self.known for v in self.node.outputs):
-            return Refusal(f"{called} computes it")
-        if self.downward:
-            return Refusal(f"{called} reads it")
-        value = next(v for v in self.node.dynamic_inputs() if v in self.known)
-        return Refusal(f"'{value.name}' is read elsewhere too, by {called}")
-
-
-Maps = Iterator[tuple[Value | int, ChannelMap]]
-"""Maps of values at a place, or of constants, which are given by the number of the input. Maps of
-values that have one already are to be compared with it."""
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """Maps that a norm does not see: those of the input of a site of which ``holds`` is true.
-
-    norm(A x + t) = norm(x); or, where they ``commutes``, A norm(x) + t, which goes on behind it.
-    """
-
-    says: str
-    holds: Callable[[ChannelMap, Site], bool]
-    commutes: bool = False
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """y = a + b, a - b or -a by the ``signs`` of the operands that may be computed; or, with
-    ``factor``, the multiple of an operand by what that gives of the other one, a constant."""
-
-    signs: tuple[int, ...]
-    factor: Callable[[Array], Array] | None = None
-
-
-SUM = Arithmetic((1, 1))
-
-
-def _refuse(place: Place) -> Maps:
-    """For rows of operators that nothing goes through."""
-    raise place.refusal()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row of the table: in words for the page, and as functions for ``spread.py``.
-
-    ``both``: ways, in a change of variables. ``maps``: from the maps that are known at a place to
-    those of its other values; raises Refusal. ``joins``: the map of the input of an operator that
-    can join its writer at a place, else None. ``unseen``: what a norm does not see.
-    ``arithmetic``: what the operator computes, where that is affine.
-    """
-
-    downward: str
-    upward: str
-    refuses: str
-    both: str = "either way"
-    maps: Callable[[Place], Maps] = _refuse
-    joins: Callable[[Place], tuple[Value, ChannelMap] | None] | None = None
-    unseen: tuple[Unseen, ...] = ()
-    arithmetic: Arithmetic | None = None
 
 
 # -- operators that move values --------------------------------------------------------------------
@@ -320,6 +235,10 @@ def _is_mean_subtraction(change: ChannelMap, site: Site) -> bool:
 
 
 MEAN = Unseen("P = I - 1 1^T / C, which subtracts the mean", _is_mean_subtraction)
+SCALE = Unseen(
+    "a scale s > 0 of all channels alike, which leaves epsilon / s^2 to the pass",
+    lambda change, site: is_scale(change),
+)
 
 
 def _does_not_see(*unseen: Unseen) -> Rule:
@@ -351,7 +270,13 @@ _BY_MATRIX = "a computed matrix; a map along another axis than that of its matri
 
 RULES: dict[str, Rule] = {
     "Linear": _absorbs(_BY_MATRIX),
-    "MatMul": _absorbs(_BY_MATRIX),
+    "MatMul": replace(
+        _absorbs(
+            f"{_BY_MATRIX}; of two computed operands, all but a scale s > 0 of one of them, "
+            "which goes through, alike for all channels"
+        ),
+        maps=of_product,
+    ),
     "Gemm": _absorbs(_BY_MATRIX),
     "Conv": _absorbs(
         "a computed kernel; a map along another axis than 1; downward, t where it pads with zeros; "
@@ -436,8 +361,24 @@ RULES: dict[str, Rule] = {
         "the same on other axes",
         f"t where it pads with zeros; another constant; {_ON_ITS_AXES}",
     ),
+    **dict.fromkeys(
+        ("Relu", "LeakyRelu"),
+        Rule(
+            downward="through: diag(s) with all s > 0",
+            upward="through: diag(s) with all s > 0",
+            refuses="any other map",
+            maps=of_sign,
+        ),
+    ),
+    "Attention": Rule(
+        downward="through, from its values: a scale s > 0 of all channels alike",
+        upward="through, to its values: a scale s > 0 of all channels alike",
+        refuses="any other map; a map of its queries, keys or mask",
+        maps=of_attention,
+    ),
     "Shape": Rule("reads sizes only", "-", "", "reads sizes only", _of_sizes),
-    "layer_norm": _does_not_see(MEAN),
+    "layer_norm": _does_not_see(MEAN, SCALE),
+    "rms_norm": _does_not_see(SCALE),
     ANY_OTHER: Rule("refuses", "refuses", "every map", "refuses"),
 }
 """By operator; a norm by its ``Site.kind``, however it is spelled."""

@@ -20,7 +20,8 @@ import numpy as np
 from normswap.graph.graph import Graph, Node, Value
 from normswap.norms.site import Site, site_nodes
 from normswap.passes.algebra.channel_map import ChannelMap
-from normswap.passes.algebra.rules import Place, Rule, Unseen, rule_of
+from normswap.passes.algebra.place import Place, Rule, Unseen
+from normswap.passes.algebra.rules import rule_of
 from normswap.passes.algebra.weight_edits import Variables, Weight, WeightEdits
 from normswap.passes.base import Refusal
 
@@ -83,7 +84,8 @@ class Start:
     ``around``: the nodes between a removed map's input and output, which are left alone.
     ``unchanged``: the value at the other end of it, if there is one. ``closed``: nodes that refuse
     every map. ``norms``: norms that do not see the map, whose other nodes follow no other rule.
-    ``joins``: products that can join their writer do so, and are gone (LayerScale).
+    ``joins``: products that can join their writer do so, and are gone (LayerScale). ``leaves``:
+    outputs of the model may change, for the pass to undo it in front of them.
     """
 
     value: Value
@@ -94,6 +96,7 @@ class Start:
     closed: Collection[Node] = frozenset()
     norms: Norms | None = None
     joins: bool = False
+    leaves: bool = False
 
 
 class Spread:
@@ -171,7 +174,7 @@ class Spread:
             return  # what reads it checks that it stays so
         if value is self.start.unchanged:
             raise Refusal(f"'{value.name}' would have to change too")
-        if value in self.graph.outputs:
+        if value in self.graph.outputs and not self.start.leaves:
             raise Refusal(f"'{value.name}' is an output of the model")
         if value.producer is None:
             raise Refusal(f"'{value.name}' is an input of the model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from normswap.graph.linear import (
     stored_dtype,
 )
 from normswap.passes.algebra.channel_map import Affine, ChannelMap, product, times
-from normswap.passes.algebra.rounding import check_precision, rounded, vanishes
+from normswap.passes.algebra.rounding import check_held, check_precision, rounded, vanishes
 
 Weight = Linear | Convolution
 
@@ -71,10 +72,13 @@ class WeightEdits:
 
     However many maps a weight takes, it is computed in float64 from what the graph holds, and
     rounded once. A map that its dtype cannot hold is refused before anything is edited.
+    ``held_in``: another dtype, to which the model is going to be converted. Then every map has to
+    be one that loses no bit of the graph's own dtype, and that one has to hold the result as well
+    as it held the numbers before.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, held_in: np.dtype[Any] | None = None) -> None:
+        self.graph, self.held_in = graph, held_in
         self._weights: dict[Node, Weight | None] = {}
         self._absorbed: dict[Weight, Absorbed] = {}
         self._weight_arrays: dict[Weight, tuple[Array, Array | None]] = {}
@@ -107,7 +111,7 @@ class WeightEdits:
         dtype cannot hold the result.
         """
         absorbed = self.absorbed(weight).and_then(reads, writes)
-        arrays = _rounded(weight, absorbed)
+        arrays = _rounded(weight, absorbed, self.held_in)
 
         def absorb() -> None:
             self._absorbed[weight], self._variables[weight] = absorbed, seen
@@ -143,6 +147,7 @@ class WeightEdits:
             varying = [a for a in range(array.ndim) if any(c.varies(a) for c in changes)]
             channels = [tuple(a for a in range(array.ndim) if a != kept) for kept in varying]
             check_precision(array, terms, before, dtype=dtype, channels=channels, name=name)
+        check_held(array, old, dtype, self.held_in, name)
         array = rounded(array, dtype, name)
 
         def apply() -> None:
@@ -183,9 +188,11 @@ def _applied(changes: Sequence[ChannelMap], array: Array) -> Array:
     return array
 
 
-def _rounded(weight: Weight, absorbed: Absorbed) -> tuple[Array, Array | None]:
+def _rounded(
+    weight: Weight, absorbed: Absorbed, held_in: np.dtype[Any] | None
+) -> tuple[Array, Array | None]:
     """The weight and bias that are to be stored, the bias None where there is to be none. Raises
-    Refusal where the dtype cannot hold them."""
+    Refusal where the dtype cannot hold them, or ``held_in`` could not."""
     try:
         with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused
             array, shift = _changed(weight, absorbed)
@@ -207,6 +214,11 @@ def _rounded(weight: Weight, absorbed: Absorbed) -> tuple[Array, Array | None]:
             )
         array = rounded(stored, dtype, f"'{weight.name}'")
         of_bias = f"the bias of '{weight.name}'"
+        if held_in is not None:
+            before, old_bias = weight.as_stored(weight.weight, weight.bias)
+            check_held(stored, before, dtype, held_in, f"'{weight.name}'")
+            if bias is not None and old_bias is not None:
+                check_held(bias, old_bias, bias_dtype, held_in, of_bias)
         return array, None if bias is None else rounded(bias, bias_dtype, of_bias)
     finally:
         _forget(weight)

@@ -1,0 +1,43 @@
+"""How large the values of a model are, against what a format is to hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from normswap.graph.graph import Value
+from normswap.precision.formats import Format, binary_places, halvings
+
+_LOSES = 2.0  # times what a format rounds of normal numbers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large values may be, and how large they are: the ``largest`` magnitude by name."""
+
+    held_in: Format
+    headroom: int
+    largest: Mapping[str, float]
+
+    def of(self, value: Value) -> float:
+        return self.largest.get(value.name, 0.0)
+
+    def halvings(self, magnitude: float) -> int:
+        return halvings(magnitude, self.held_in, self.headroom)
+
+    def says(self, what: str, magnitude: float) -> str:
+        left, name = binary_places(magnitude, self.held_in), self.held_in.name
+        end = f"beyond {name}" if left < 0 else f"{left:.1f} binary places from the end of {name}"
+        return f"{what}: {magnitude:.3g}, {end}"
+
+    def holds_epsilon(self, epsilon: float, k: int) -> bool:
+        """Whether an epsilon that is spelled out is still a number of the format with 4^-k, as
+        close as it was."""
+        if not epsilon:
+            return True
+        before, now = (self._error(epsilon * e) for e in (1.0, 4.0**-k))
+        usual = 2.0 ** -(self.held_in.mantissa_bits + 1)
+        return now < 1 and (not k or now <= _LOSES * max(usual, before))
+
+    def _error(self, number: float) -> float:
+        return abs(float(self.held_in.rounded(number)) - number) / number

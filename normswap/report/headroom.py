@@ -1,0 +1,86 @@
+"""The headroom of a model for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from normswap.graph.operators import operator
+from normswap.precision.formats import FORMATS
+from normswap.precision.headroom import Headroom, NormHeadroom, Place
+from normswap.report.line import Line
+from normswap.report.terminal import table
+
+_SHOWN = 10
+_BAD, _GOOD, _DIM = "bold red", "green", "dim"
+
+
+def headroom_view(found: Headroom) -> RenderableType:
+    """A row for each norm, the first place that goes over, and the others with the least room."""
+    title = f"{found.model}: headroom in half precision on {found.samples} samples"
+    parts: list[RenderableType] = [Line(title, "bold")]
+    if found.norms:
+        parts.append(_norms(found.norms))
+    parts += [_first(found, name) for name in FORMATS]
+    others = [p for p in found.places if p.kind not in ("stream", "norm") and _is_computed(p)]
+    others.sort(key=lambda place: -place.largest)
+    if others:
+        title = "other values with the least room (--json lists all that go over)"
+        parts += [Line(title, _DIM), _places(others[:_SHOWN])]
+    return Group(*parts)
+
+
+def _norms(norms: Sequence[NormHeadroom]) -> Table:
+    inside = any(norm.inside is not None for norm in norms)
+    columns = ["norm", "input", *FORMATS, *["inside"] * inside, "eps in float16"]
+    made = table(*columns, numeric=columns[1:])
+    for norm in norms:
+        stream = norm.stream
+        cells = [norm.site.name, _size(stream.largest)]
+        lines = [*map(Line, cells), *(_left(stream, name) for name in FORMATS)]
+        if inside:
+            lines.append(Line("-") if norm.inside is None else _inner(norm.inside))
+        rounded = norm.epsilon("float16")
+        lines.append(Line(f"{rounded:.3g}", "" if rounded else _BAD))
+        made.add_row(*lines)
+    return made
+
+
+def _places(places: Sequence[Place]) -> Table:
+    columns = ["value", "operator", "what", "magnitude", *FORMATS]
+    made = table(*columns, numeric=columns[3:])
+    for place in places:
+        cells = [place.name, place.operator, place.kind, _size(place.largest)]
+        made.add_row(*map(Line, cells), *(_left(place, name) for name in FORMATS))
+    return made
+
+
+def _first(found: Headroom, name: str) -> Line:
+    place = found.first_over(name)
+    if place is None:
+        return Line(f"{name}: nothing goes over", _GOOD)
+    at = f"'{place.name}' ({place.operator})" if place.operator else f"the input '{place.name}'"
+    count = len(found.over(name))
+    more = f", and {count - 1} more" if count > 1 else ""
+    limit = f"{FORMATS[name].largest:.4g}"
+    return Line(f"{name}: {at} is the first beyond {limit}: {_size(place.largest)}{more}", _BAD)
+
+
+def _is_computed(place: Place) -> bool:
+    return not operator(place.operator).passes_through
+
+
+def _inner(place: Place) -> Line:
+    return Line(_size(place.largest), _BAD if place.places("float16") < 0 else "")
+
+
+def _left(place: Place, name: str) -> Line:
+    """The binary places that are left."""
+    left = place.places(name)
+    return Line(f"{left:.1f}", _BAD if left < 0 else "")
+
+
+def _size(magnitude: float) -> str:
+    return f"{magnitude:.4g}"
