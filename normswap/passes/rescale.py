@@ -73,8 +73,8 @@ class Rescale(Pass):
             raise NormswapError("swap: 'rescale' needs calibration data")
         chosen = select_sites(model.sites, self.sites)
         measured = magnitudes(model, self.data, self.progress)
-        largest = {value.name: found.largest for value, found in measured.values.items()}
-        limits = Limits(format_called(self.dtype), self.headroom, largest)
+        by_name = {value.name: found for value, found in measured.values.items()}
+        limits = Limits(format_called(self.dtype), self.headroom, by_name)
         only = None if self.sites is None else frozenset(chosen)
         operators: dict[str, str] = {}  # that norms may be written as, or why not
         while True:  # a newer opset makes another graph, in which all is planned anew

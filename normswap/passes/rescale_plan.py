@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -296,13 +297,20 @@ class Plan:
         return k, []
 
     def _fits(self, site: Site, k: int) -> bool:
-        """Whether all inside a norm that is spelled out is held with ``k`` halvings."""
+        """Whether all inside a norm that is spelled out is held with ``k`` halvings, and its
+        statistics keep their digits."""
         try:
             found = inner_scales(self.graph, site, -k, 0).values
         except Refusal:
             return False
-        sizes = (np.ldexp(self.limits.of(value), e) for value, e in found.items())
-        return not any(self.limits.halvings(size) for size in sizes)
+        x = self.graph.value(site.input)
+        for value, exponent in found.items():
+            if self.limits.halvings(float(np.ldexp(self.limits.of(value), exponent))):
+                return False
+            is_statistic = math.prod(value.shape or ()) < math.prod(x.shape or ())
+            if is_statistic and self.limits.loses_digits(value, exponent):
+                return False
+        return True
 
     def _check_spelling(self, site: Site) -> None:
         """Writes a norm that reads no scaled stream as an operator where its spelling overflows."""

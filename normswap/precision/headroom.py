@@ -30,7 +30,7 @@ class Place:
             'value'.
         operator: what computes it, '' for an input.
         module: the module path that the graph records, '' where it records none.
-        largest: its largest finite magnitude.
+        largest: its largest finite magnitude; of a mean that of the sum before it is divided.
         smallest: its smallest one that is not 0.
 
     Examples:

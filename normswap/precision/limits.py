@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from normswap.graph.graph import Value
 from normswap.precision.formats import Format, binary_places, halvings
+from normswap.precision.magnitudes import Magnitude
 
 _LOSES = 2.0  # times what a format rounds of normal numbers
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large values may be, and how large they are: the ``largest`` magnitude by name."""
+    """How large values may be, and how large they are, by name."""
 
     held_in: Format
     headroom: int
-    largest: Mapping[str, float]
+    measured: Mapping[str, Magnitude]
 
     def of(self, value: Value) -> float:
-        return self.largest.get(value.name, 0.0)
+        """Its largest magnitude."""
+        return self._measured(value).largest
+
+    def loses_digits(self, value: Value, exponent: int) -> bool:
+        """Whether the smallest magnitude of a value has all its digits, and 2^exponent times it has
+        not."""
+        least, normal = self._measured(value).smallest, self.held_in.smallest_normal
+        return math.ldexp(least, exponent) < normal <= least
+
+    def _measured(self, value: Value) -> Magnitude:
+        return self.measured.get(value.name, Magnitude())
 
     def halvings(self, magnitude: float) -> int:
         return halvings(magnitude, self.held_in, self.headroom)

@@ -24,8 +24,8 @@ _PLACEHOLDER = -1e6  # what is added up under a softmax stands for -infinity bel
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Of a value on all the data: the ``largest`` finite magnitude and the ``smallest`` that is not
-    0; both 0 where there is none."""
+    """Of a value on all the data: the ``largest`` finite magnitude (of a mean that of its sum
+    before the division), and the ``smallest`` that is not 0; both 0 where there is none."""
 
     largest: float = 0.0
     smallest: float = 0.0
@@ -81,7 +81,7 @@ def magnitudes(model: Model, data: Data, progress: Progress | None = None) -> Me
                 counted = array
                 if value in placeholders:
                     counted = array[array > _PLACEHOLDER]
-                _add(values, value, counted)
+                _add(values, value, counted, _summed(value))
             for node in window.attentions:
                 inside = _logits(node, {**known, **found})
                 if inside is not None:
@@ -98,9 +98,19 @@ def _parts(feeds: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         yield {name: array[start : start + _ROWS] for name, array in feeds.items()}
 
 
-def _add(values: dict[Value, Magnitude], value: Value, array: Array) -> None:
+def _add(values: dict[Value, Magnitude], value: Value, array: Array, summed: float = 1.0) -> None:
     if isinstance(array, np.ndarray) and is_floating(array.dtype):
-        values[value] = values.get(value, Magnitude()).merged(Magnitude.of(array))
+        found = Magnitude.of(array)
+        found = Magnitude(found.largest * summed, found.smallest)
+        values[value] = values.get(value, Magnitude()).merged(found)
+
+
+def _summed(value: Value) -> float:
+    """How many times as large as a mean the sum is that it is divided out of; 1 for all else."""
+    node = value.producer
+    if node is None or node.operator.statistic != "mean" or node.data_input().shape is None:
+        return 1.0
+    return math.prod(node.data_input().shape or ()) / max(math.prod(value.shape or ()), 1)
 
 
 # -- windows ---------------------------------------------------------------------------------------
