@@ -355,6 +355,11 @@ class Graph(abc.ABC):
         """Why the graph's own runtime does not load it, in one line; '' if it does."""
         return ""
 
+    @property
+    @abc.abstractmethod
+    def has_fixed_sizes(self) -> bool:
+        """Whether inputs have to have the sizes of the example inputs."""
+
     def why_not_half(self, node: Node, dtype: np.dtype[Any]) -> str:
         """Why a node cannot compute in ``dtype``, float16 or bfloat16; '' if it can."""
         return "it runs bodies of other operators" if node.operator.control_flow else ""

@@ -124,8 +124,9 @@ class _Finder:
         best: list[_Part] | None = None
         seen: set[Node] = {anchor}
         rows: list[Value] = []  # what was reshaped into the rows that ``best`` normalises
+        whole: list[Value] = []  # what the input of ``best`` is, less its mean
         for region in self._regions.around(anchor):
-            if rows and region.entry not in rows:
+            if (rows or whole) and region.entry not in [*rows, *whole]:
                 continue
             verdicts = self._verdicts(region, guess)
             proven = {e: v for e, v in verdicts.items() if isinstance(v, Norm)}
@@ -134,6 +135,13 @@ class _Finder:
                 seen |= set(region.nodes)
                 continue
             found = _largest(self._graph, region, proven)
+            if region.entry in whole:
+                if all(part.norm.statistics.centred for part in found):
+                    best = found
+                whole.remove(region.entry)
+                if not rows and not whole:
+                    break
+                continue
             if rows:
                 if all(_is_of_channels(part) for part in found):
                     best = found
@@ -142,11 +150,13 @@ class _Finder:
             if best is None or centred:
                 best = found
             if centred and not lowered:
-                rows = _before_rows(best)
-                if not rows:
+                rows, whole = _before_rows(best), _before_centring(best)
+                if not rows and not whole:
                     break  # farther entries only add what is no part of a norm
             if lowered and any(_is_more(anchor, part) for part in best):
-                break
+                whole = _before_centring(best)
+                if not whole:
+                    break
         if best is None:
             return _Rejected(likeliest(reasons) if reasons else obstacle(anchor), seen)
         if lowered:
@@ -181,6 +191,20 @@ def _before_rows(parts: Sequence[_Part]) -> list[Value]:
         reshaped |= node.operator.move == "reshape"
         value = node.data_input()
         found += [value] if reshaped else []
+    return found
+
+
+def _before_centring(parts: Sequence[_Part]) -> list[Value]:
+    """The values whose own mean was subtracted to make the entry of norms that are centred anyway,
+    as where it is done twice for the sake of rounding."""
+    value, found = parts[0].entry, list[Value]()
+    while (node := value.producer) is not None and node.op == "Sub":
+        minuend, mean = (node.data_input(i) for i in range(2))
+        ends = mean.is_constant or minuend.shape != value.shape or mean.shape == value.shape
+        if ends or minuend.is_constant:
+            break
+        found.append(minuend)
+        value = minuend
     return found
 
 

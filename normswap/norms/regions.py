@@ -45,14 +45,30 @@ def reduces(node: Node) -> bool:
 
 
 def shrinks(node: Node) -> bool:
-    """Whether a product leaves one number of each row: a mean as a matrix of 1/C."""
+    """Whether a product leaves one number of each row, be it with the product behind it: a mean as
+    a matrix of 1/C, or a sum of sums."""
+    before, after = _rows_of(node)
+    pairs = list(zip(before, after, strict=True))
+    if any(b > 1 == a for b, a in pairs):
+        return True
+    readers = node.output.readers
+    return any(b > a for b, a in pairs) and bool(readers) and all(map(_sums_up, readers))
+
+
+def _sums_up(node: Node) -> bool:
+    return bool(node.operator.product) and any(
+        b > 1 == a for b, a in zip(*_rows_of(node), strict=True)
+    )
+
+
+def _rows_of(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of what a product with a constant reads and yields, if the axes stay."""
     dynamic = node.dynamic_inputs()
     if len(dynamic) != 1:
-        return False
+        return (), ()
     before, after = dynamic[0].shape, node.output.shape
-    if before is None or after is None or len(before) != len(after):
-        return False
-    return any(b > 1 == a for b, a in zip(before, after, strict=True))
+    alike = before is not None and after is not None and len(before) == len(after)
+    return (before or (), after or ()) if alike else ((), ())
 
 
 def over_statistic(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""The passes that ``swap --to`` offers: the files of this package, and those of other packages.
+"""The passes that ``swap --to`` offers: the files here and in ``dialects``, and other packages'.
 
 Another package offers a pass through an entry point of the group ``normswap.passes``::
 
@@ -29,7 +29,7 @@ def pass_called(to: str) -> type[Pass] | None:
     Raises NormswapError for a pass of another package that cannot be loaded.
     """
     for name in _modules():
-        if name.replace("_", "") == to:
+        if name.rpartition(".")[2].replace("_", "") == to:
             return _in_module(name).get(to)
     for entry in entry_points(group=GROUP, name=to):
         return _loaded(entry)
@@ -53,13 +53,17 @@ def passes() -> dict[str, type[Pass]]:
 
 
 def _modules() -> list[str]:
-    package = importlib.import_module("normswap.passes")
-    return [module.name for module in pkgutil.iter_modules(package.__path__)]
+    """The files of this package and of its dialects."""
+    return [
+        module.name
+        for name in ("normswap.passes", "normswap.passes.dialects")
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}.")
+    ]
 
 
 def _in_module(name: str) -> dict[str, type[Pass]]:
-    """The swaps that a file of this package defines."""
-    module = importlib.import_module(f"normswap.passes.{name}")
+    """The swaps that a file defines."""
+    module = importlib.import_module(name)
     own = (c for c in vars(module).values() if getattr(c, "__module__", "") == module.__name__)
     return {kind.to: kind for kind in own if _is_swap(kind)}
 

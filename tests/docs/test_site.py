@@ -11,6 +11,7 @@ import pytest
 from normswap.norms.site import ROLES
 from normswap.parity import report
 from normswap.passes import passes
+from normswap.passes.dialects.writing import Dialect
 from normswap.report import inspection, rewriting
 from normswap.timing import bench_report
 from normswap.train.study import results
@@ -58,7 +59,13 @@ def test_no_page_names_a_machine(page: Path) -> None:
 
 
 def test_every_pass_role_and_schema_is_explained() -> None:
-    assert {"fold", "fold-affine", *passes()} <= {page.stem for page in DOCS.glob("passes/*.md")}
+    dialects = {to for to, kind in passes().items() if issubclass(kind, Dialect)}
+    pages = {page.stem for page in DOCS.glob("passes/*.md")}
+    assert {"fold", "fold-affine", *(passes().keys() - dialects)} <= pages
+    rows = (DOCS / "passes/dialects.md").read_text("utf-8").splitlines()
+    assert dialects == {
+        row.split("`")[1] for row in rows if row.startswith("| `") and "to`" not in row
+    }
     roles = (DOCS / "concepts/roles.md").read_text("utf-8")
     assert not [role for role in ROLES if f"`{role}`" not in roles]
     schemas = (DOCS / "reference/json.md").read_text("utf-8")

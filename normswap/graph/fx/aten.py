@@ -474,6 +474,8 @@ WRITTEN: dict[str, tuple[Slot, ...]] = {
     "Clip": _slots("self"),
     "MatMul": _slots("self", "other"),
     "Gemm": _slots("mat1", "mat2", "self"),
+    "Max": _slots("self", "other"),
+    "ReduceMax": _slots("self"),
     "ReduceMean": _slots("self"),
 }
 
@@ -491,9 +493,9 @@ def call_for(
         return aten.to.dtype, (nodes[0], to_torch(np.empty(0, attributes["to"])).dtype)
     if op == "Transpose":
         return aten.permute.default, (nodes[0], list(attributes["perm"]))
-    if op == "ReduceMean":
+    if op in _REDUCTIONS:
         keep = bool(attributes["keepdims"])
-        return aten.mean.dim, (nodes[0], list(attributes["axes"]), keep)
+        return _REDUCTIONS[op], (nodes[0], list(attributes["axes"]), keep)
     if op == "Gemm":
         return aten.addmm.default, (nodes[2], nodes[0], nodes[1])
     if op == "Clip":
@@ -503,6 +505,7 @@ def call_for(
     return _BINARY[op], (nodes[0], nodes[1])
 
 
+_REDUCTIONS = {"ReduceMax": aten.amax.default, "ReduceMean": aten.mean.dim}
 _UNARY = {"Sqrt": aten.sqrt.default, "Abs": aten.abs.default, "Exp": aten.exp.default}
 _BINARY = {
     "Add": aten.add.Tensor,
@@ -510,4 +513,5 @@ _BINARY = {
     "Mul": aten.mul.Tensor,
     "Div": aten.div.Tensor,
     "MatMul": aten.matmul.default,
+    "Max": aten.maximum.default,
 }

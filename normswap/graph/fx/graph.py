@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from normswap.errors import NormswapError
 from normswap.graph.fx import aten
 from normswap.graph.fx.half import Converter
 from normswap.graph.fx.meta import (
@@ -35,6 +36,7 @@ from normswap.graph.fx.module_tree import (
 )
 from normswap.graph.fx.runner import Handle, Number, fx_runner, outputs_of
 from normswap.graph.graph import Array, Graph, Node, Runner, Value
+from normswap.graph.operators import norm_operator
 from normswap.graph.rounding import is_half
 from normswap.graph.simulation import Simulation
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
@@ -262,6 +264,15 @@ class FxGraph(Graph):
         duplicate._wanted_modules = dict(self._wanted_modules)
         return duplicate
 
+    @property
+    def has_fixed_sizes(self) -> bool:
+        values = [cast(fx.Node, value.raw).meta.get("val") for value in self.inputs]
+        return all(isinstance(v, torch.Tensor) and _is_fixed(v) for v in values)
+
+    def require(self, op: str) -> None:
+        if op not in aten.WRITTEN and op != norm_operator("batch_norm"):
+            raise NormswapError(f"{op} is no operator of torch; export the model to ONNX first")
+
     def in_half(self, dtype: np.dtype[Any], wide: Collection[Node], keep_io: bool) -> FxGraph:
         module = self.copy().module
         names = {self.call_of(node).name for node in wide}
@@ -435,6 +446,10 @@ class _Call:
 
     node: fx.Node
     slots: tuple[aten.Slot, ...]
+
+
+def _is_fixed(tensor: torch.Tensor) -> bool:
+    return all(isinstance(size, int) for size in tensor.shape)
 
 
 def _behind_inputs(node: fx.Node) -> fx.Node:

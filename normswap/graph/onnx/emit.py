@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -72,10 +73,32 @@ def shape_after(
         return tuple(shape[axis] for axis in attributes["perm"])
     if operator(op).product:
         return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
-    if op == "ReduceMean":  # which passes write with keepdims
+    if op == "Shape":
+        return (len(shape),)
+    if op == "Reshape":
+        return _reshaped(shape, inputs, attributes)
+    if op == "Pad":
+        before, after = np.split(np.array(attributes["pads"]), 2)
+        return tuple(int(size) for size in shape + before + after)
+    if op == "Slice":
+        taken = zip(attributes["axes"], attributes["starts"], attributes["ends"], strict=True)
+        sizes = dict(enumerate(shape)) | {axis: end - start for axis, start, end in taken}
+        return tuple(sizes.values())
+    if "keepdims" in attributes:  # of a reduction
         axes = attributes["axes"]
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     if operator(op).combines_two:
         other = inputs[1].shape
         return None if other is None else tuple(np.broadcast_shapes(shape, other))
     return shape
+
+
+def _reshaped(
+    shape: tuple[int, ...], inputs: Sequence[Value], attributes: Mapping[str, Any]
+) -> tuple[int, ...] | None:
+    if "shape" not in attributes:  # that of another value
+        sizes = inputs[1].producer
+        return sizes.data_input().shape if sizes is not None else None
+    wanted = attributes["shape"]
+    rest = math.prod(size for size in wanted if size > 0)
+    return tuple(math.prod(shape) // rest if size < 0 else size for size in wanted)

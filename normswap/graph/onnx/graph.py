@@ -235,6 +235,11 @@ class OnnxGraph(Graph):
             self.prune()
         return [str(v.name) for v in settled] if before >= INITIALIZERS_ALONE else []
 
+    @property
+    def has_fixed_sizes(self) -> bool:
+        shapes = [cast(ir.Value, value.raw).shape for value in self.inputs]
+        return all(shape is not None and shape.is_static() for shape in shapes)
+
     def load_refusal(self) -> str:
         return refusal(self.model)
 
@@ -341,12 +346,14 @@ class OnnxGraph(Graph):
         written = dict(attributes)
         if self.opset >= operator(op).parameters_since:
             for parameter in operator(op).parameters:
+                if parameter not in written:
+                    break  # it may be absent, or computed by the graph
                 given = written.pop(parameter)
                 array = np.array(given, x.dtype if isinstance(given, float) else np.int64)
                 raw_inputs.append(self.add_constant(array, f"{name}.{parameter}").raw)
         raw = emit.new_node(op, self.opset, raw_inputs, written, name, like)
         shape = emit.shape_after(op, [v for v in inputs if v is not None], attributes)
-        dtype = attributes.get("to", x.dtype)
+        dtype = np.dtype(np.int64) if op == "Shape" else attributes.get("to", x.dtype)
         names = [name]
         if operator(op).norm_with_sum:
             self.model.opset_imports.setdefault(operator(op).domain, operator(op).since)

@@ -1,0 +1,1 @@
+"""The spellings of LayerNorm and RMSNorm that targets ask for, a file each; all exact."""

@@ -1,0 +1,36 @@
+"""LayerNorm as an InstanceNormalization of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from normswap.graph.graph import Value
+from normswap.passes.dialects.writing import Dialect, Pen
+
+
+@dataclass(kw_only=True)
+class Instance(Dialect):
+    """Reshape to [rows, 1, C], InstanceNormalization, Reshape back, then gamma and beta.
+
+    Exact: an InstanceNorm normalises what lies behind the channels of a sample, and a row is a
+    sample of one channel here. For targets that have this operator and no LayerNormalization. Skips
+    norms over several axes, and RMSNorms: the operator subtracts the mean. ONNX graphs only.
+
+    Examples:
+        >>> Instance()(model).model
+    """
+
+    to: ClassVar[str] = "instance"
+    summary: ClassVar[str] = "exact, an InstanceNormalization of rows between two Reshapes."
+    requires: ClassVar[str] = "InstanceNormalization"
+    kinds: ClassVar[tuple[str, ...]] = ("layer_norm",)
+
+    def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
+        rows = pen.write("Reshape", x, what="rows", shape=(-1, 1, pen.site.normalized_shape[0]))
+        one, zero = pen.constant(np.ones(1), "one"), pen.constant(np.zeros(1), "zero")
+        epsilon = pen.site.epsilon
+        normed = pen.write("InstanceNormalization", rows, one, zero, what="normed", epsilon=epsilon)
+        return pen.affine(pen.shaped_like(normed, x), axes)
