@@ -108,15 +108,38 @@ class SiteErrors:
     def add_norms_alone(self, progress: Progress | None = None) -> None:
         """Counts the errors of norms that should be the same on inputs of their own."""
         graphs = self._reference.graph, self._candidate.graph
+        scales = self._scales_of_inputs()
         for done, (pair, tally) in enumerate(zip(self._pairs, self._tallies, strict=True)):
             if progress:
                 progress(done, len(self._pairs), "each norm alone")
             same = pair.twin is not None and pair.twin.kind == pair.site.kind
             if pair.at == "output" and pair.twin is not None and same:
-                for errors in errors_alone(*graphs, pair.site, pair.twin):
+                for errors in errors_alone(*graphs, pair.site, pair.twin, scales.get(pair, 1.0)):
                     tally.add(errors)
         if progress:
             progress(len(self._pairs), len(self._pairs), "done")
+
+    def _scales_of_inputs(self) -> dict[SitePair, float]:
+        """By how much the candidate's norms read more than the reference's: powers of two that
+        their epsilons tell of, and that hold on the example inputs, as where a stream is rescaled.
+        """
+        told = {
+            p: s for p in self._pairs if p.twin and (s := _told_by_epsilon(p.site, p.twin)) != 1
+        }
+        if not told:
+            return {}
+        graphs = self._reference.graph, self._candidate.graph
+        ours = [graphs[0].value(pair.site.input) for pair in told]
+        theirs = [graphs[1].value(pair.twin.input) for pair in told if pair.twin]
+        feeds = self._reference.examples
+        try:
+            own = value_runner(self._reference, ours)(feeds)
+            other = value_runner(self._candidate, theirs)(self._feeds(feeds))
+        except RunFailed:
+            return {}
+        sizes = ([float(np.linalg.norm(a.astype(np.float64))) for a in run] for run in (own, other))
+        found = zip(told.items(), *sizes, strict=True)
+        return {pair: by for (pair, by), a, b in found if abs(b - by * a) <= _SAME_SCALE * by * a}
 
     def results(self) -> list[SiteComparison]:
         return [_comparison(p, t) for p, t in zip(self._pairs, self._tallies, strict=True)]
@@ -172,13 +195,15 @@ _LARGE_MEAN = 1e4
 _ULPS_OF_DEVIATION = 64.0  # a mean that large leaves a deviation of one this many units
 _OUTLIER = 100.0
 _EPSILON_ROUNDING = 1e-6  # what a file, or a proof, makes of it
+_SAME_SCALE = 1e-2
 
 
 def errors_alone(
-    reference: Graph, candidate: Graph, site: Site, twin: Site
+    reference: Graph, candidate: Graph, site: Site, twin: Site, by: float
 ) -> Iterator[BoundedErrors]:
-    """The errors of ``twin`` against ``site`` in float64, for every kind of rows; none where the
-    norms' own inputs cannot be fed. For two norms of one kind that normalise the same axes."""
+    """The errors of ``twin``, which reads ``by`` times as much, against ``site`` in float64, for
+    every kind of rows; none where the norms' own inputs cannot be fed. For two norms of one kind
+    that normalise the same axes."""
     value, other = reference.value(site.input), candidate.value(twin.input)
     if value.shape is None or value.dtype is None or other.shape != value.shape:
         return
@@ -188,7 +213,6 @@ def errors_alone(
         ours, theirs = reference.slice([value], ends[0]), candidate.slice([other], ends[1])
     except (NormswapError, ValueError):
         return
-    by = _scale_of_input(site, twin)
     for seed, (name, draw) in enumerate(_HOSTILE_ROWS.items()):
         rng = np.random.default_rng(seed)
         rows = draw(rng, value.shape, site, value.dtype).astype(value.dtype)
@@ -213,9 +237,8 @@ def errors_alone(
         yield errors
 
 
-def _scale_of_input(site: Site, twin: Site) -> float:
-    """What ``twin`` is to see s x in place of x for: where its epsilon is s^2 times that of
-    ``site``, s a power of two, as where a stream is rescaled. Else 1."""
+def _told_by_epsilon(site: Site, twin: Site) -> float:
+    """The power of two s with which the epsilon of ``twin`` is s^2 times that of ``site``, or 1."""
     if not site.epsilon or not twin.epsilon or twin.epsilon < 0 or site.epsilon < 0:
         return 1.0
     ratio = math.sqrt(twin.epsilon / site.epsilon)

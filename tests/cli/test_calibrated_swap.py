@@ -164,7 +164,6 @@ def test_both_towers_of_a_clip(run: Run, files: Path, tmp_path: Path) -> None:
         ("batchnorm", ["--refit-writers"], "affine"),
         ("fused", ["--headroom", 3], "rescale"),
         ("rescale", ["--fold"], "affine or auto or batchnorm or predicted"),
-        ("affine", ["--fold-affine"], "fused or rescale or rmsnorm"),
     ],
 )
 def test_options_of_another_target(

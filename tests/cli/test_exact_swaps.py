@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from normswap.passes import passes
 from tests.cli.conftest import Run
 
 
@@ -81,8 +82,11 @@ def test_tuning_says_what_was_measured(
 
 def test_options_of_other_swaps_are_refused(run: Run, files: Path, tmp_path: Path) -> None:
     args = ["swap", files / "vit.pt2", "-o", tmp_path / "out.pt2", "--to"]
-    for option in ("--tune", "--fold-affine"):
+    exact = (
+        "elementary or fused or group or instance or lp or product or rescale or rmsnorm or scaled"
+    )
+    for option, takers in (("--tune", "fused"), ("--fold-affine", exact)):
         outcome = run(*args, "batchnorm", "--data", files / "images.npz", option)
         assert outcome.status == 2
-        assert f"{option} belongs to --to fused" in outcome.err
+        assert f"{option} belongs to --to {takers}, not to batchnorm." in outcome.err
     assert run(*args, "fused", "--target", "tpu").status == 2

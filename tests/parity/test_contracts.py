@@ -20,6 +20,8 @@ from normswap.parity.bounds import BoundedErrors
 from normswap.parity.exact import exact_contract
 from normswap.parity.probes import Probe, make_probes
 from normswap.parity.report import ApproximateOutput, ExactOutput, ValidationReport
+from normswap.parity.site_errors import SiteErrors
+from normswap.parity.site_pairs import Side, pair_sites
 from tests.effort import ALL
 
 KINDS = ("fx", "onnx")
@@ -560,3 +562,19 @@ def test_a_sensitive_row_is_no_fault(build: Build) -> None:
     for reference, candidate in (models, models[::-1]):
         report = exact_contract(reference, candidate, probes)
         assert report.passed, report.findings
+
+
+@pytest.mark.parametrize("times", [4.0, 0.25])
+def test_an_epsilon_off_by_a_power_of_four_is_found_at_the_norm(build: Build, times: float) -> None:
+    """It tells of a stream that is scaled; here none is."""
+    tokens = {"x": torch.randn(2, 4, WIDTH)}
+    right, wrong = Tokens(nn.LayerNorm), Tokens(nn.LayerNorm)
+    right.norm.eps, wrong.norm.eps = 2.0**-16, times * 2.0**-16
+    models = build("fx", right, tokens), build("fx", wrong, tokens)
+    pairs, _ = pair_sites(*(Side(m.graph, list(m.sites), m.graph.outputs) for m in models))
+    sites = SiteErrors(*models, pairs)
+    sites.add_norms_alone()
+    (site,) = sites.results()
+    assert site.passed is False
+    assert site.probe is not None
+    assert site.probe.startswith("the norm alone")
