@@ -22,10 +22,11 @@ from normswap.report.outline.items import (
     pattern,
     steps,
 )
+from tests.effort import ALL
 from tests.zoo.exports import captured_families, model_as
 from tests.zoo.models import BUILDERS, PRE_NORM_BLOCKS
 
-FORMS = ("fx", "torchscript-14", "dynamo-18")
+FORMS = ("fx", "torchscript-14", *(["dynamo-18"] if ALL else []))
 
 
 def kinds(items: Sequence[Item]) -> list[Any]:
