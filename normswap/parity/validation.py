@@ -73,7 +73,7 @@ def validate(
             for, and fewer of costly models. 'full': eight rows of every kind.
         simulate: 'float16' or 'bfloat16': run ``candidate`` with every value rounded to it, as a
             device without float32 accumulation does (graph/simulation.py); the report says where
-            it is the first time not finite. ``reference`` runs as it is.
+            it is not finite first. ``reference`` runs as it is.
         bisect: also look for the first place at which the models part.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
