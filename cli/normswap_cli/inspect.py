@@ -92,7 +92,6 @@ def inspect(
         raise click.UsageError(f"{given} belongs to --headroom.")
     measured = None
     with working() as progress:
-        from normswap.report.headroom import headroom_view
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
         from normswap.report.mermaid import model_diagram
@@ -120,6 +119,8 @@ def inspect(
     elif measured is None:
         show(inspection_view(found))
     else:
+        from normswap.report.headroom import headroom_view
+
         show(headroom_view(measured))
     if not found.sites:
         complain(f"{model}: no norm was found")

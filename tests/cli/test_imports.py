@@ -32,3 +32,14 @@ def test_exact_swaps_of_onnx_need_no_torch(files: Path, tmp_path: Path, to: str)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{to}: 5 done, 0 skipped\n")
     assert out.exists()
+
+
+def test_inspecting_onnx_needs_nothing_that_reads_data(files: Path) -> None:
+    code = CODE.replace(str(HEAVY), str((*HEAVY, "normswap.io.data")))
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(files / "spelled-out.onnx")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -74,7 +74,7 @@ def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[i
     parts = slice_parts([value for value, _, _ in inputs], outputs)
     if (run_segments := segmented(model, inputs, outputs, parts, runtime_runner)) is not None:
         return run_segments
-    proto, fetched = slice_proto(model, inputs, outputs)
+    proto, fetched = _proto(model, inputs, outputs, parts)
     session = runtime_session(proto)
     names = [str(value.name) for value, _, _ in inputs]
     loops = any(operator(node.op_type).repeats for node in _all_nodes(proto.graph))
@@ -125,7 +125,18 @@ def slice_proto(
 
     Raises ValueError as ``slice_parts`` does.
     """
-    computed, constants = slice_parts([value for value, _, _ in inputs], outputs)
+    parts = slice_parts([value for value, _, _ in inputs], outputs)
+    return _proto(model, inputs, outputs, parts)
+
+
+def _proto(
+    model: ir.Model,
+    inputs: Sequence[Input],
+    outputs: Sequence[ir.Value],
+    parts: tuple[Sequence[ir.Node], Sequence[ir.Value]],
+) -> tuple[onnx.ModelProto, list[str]]:
+    """``slice_proto`` of a slice of these ``parts``."""
+    computed, constants = parts
     graph = onnx.GraphProto(name="slice")
     graph.node.extend(ir.serde.serialize_node(node) for node in computed)
     for value, dtype, shape in inputs:

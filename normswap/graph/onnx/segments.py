@@ -7,7 +7,7 @@ behind the segment that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +41,13 @@ def segmented(
     ``parts``: the nodes and constants of the slice. ``opened``: gives a runner of a smaller slice.
     """
     nodes, constants = parts
-    weights = _fed(nodes, constants)
-    if sum(_size(value) for value in weights) <= SEGMENT:
+    if sum(map(_size, constants)) <= SEGMENT:
         return None
-    given = {value: entry for entry in inputs for value in entry[:1]}
-    found = list(_segments(nodes, weights, [*given], outputs))
+    weights = _fed(nodes, constants)
+    if sum(map(_size, weights)) <= SEGMENT:
+        return None
+    given = {entry[0]: entry for entry in inputs}
+    found = _segments(nodes, weights, [*given], outputs)
     if any(not _is_array(value) for segment in found for value in segment.writes):
         return None
 
@@ -102,7 +104,7 @@ def _segments(
     weights: Sequence[ir.Value],
     given: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
-) -> Iterator[_Segment]:
+) -> list[_Segment]:
     fed, room = set(weights), 0
     found: list[_Segment] = []
     for node in nodes:  # in topological order
@@ -122,7 +124,7 @@ def _segments(
         segment.reads = [value for value in values if value not in computed]
         segment.last = [value for value in segment.reads if value not in needed]
         needed.update(segment.reads)
-    return iter(found)
+    return found
 
 
 def _fed(nodes: Sequence[ir.Node], constants: Sequence[ir.Value]) -> list[ir.Value]:

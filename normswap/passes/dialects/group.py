@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred
+from normswap.passes.dialects.writing import Dialect, Pen, centred, normed_rows
 
 
 @dataclass(kw_only=True)
@@ -32,9 +30,5 @@ class Group(Dialect):
 
     def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
         mean = pen.write("ReduceMean", x, what="mean", axes=axes, keepdims=1)
-        d = centred(pen, x, mean)
-        rows = pen.write("Reshape", d, what="rows", shape=(-1, 1, pen.site.normalized_shape[0]))
-        one, zero = pen.constant(np.ones(1), "one"), pen.constant(np.zeros(1), "zero")
-        attributes = {"epsilon": pen.site.epsilon, "num_groups": 1}
-        normed = pen.write("GroupNormalization", rows, one, zero, what="normed", **attributes)
-        return pen.affine(pen.shaped_like(normed, x), axes)
+        normed = normed_rows(pen, centred(pen, x, mean), self.requires, num_groups=1)
+        return pen.affine(normed, axes)

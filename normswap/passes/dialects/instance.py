@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen
+from normswap.passes.dialects.writing import Dialect, Pen, normed_rows
 
 
 @dataclass(kw_only=True)
@@ -29,8 +27,4 @@ class Instance(Dialect):
     kinds: ClassVar[tuple[str, ...]] = ("layer_norm",)
 
     def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
-        rows = pen.write("Reshape", x, what="rows", shape=(-1, 1, pen.site.normalized_shape[0]))
-        one, zero = pen.constant(np.ones(1), "one"), pen.constant(np.zeros(1), "zero")
-        epsilon = pen.site.epsilon
-        normed = pen.write("InstanceNormalization", rows, one, zero, what="normed", epsilon=epsilon)
-        return pen.affine(pen.shaped_like(normed, x), axes)
+        return pen.affine(normed_rows(pen, x, self.requires), axes)

@@ -132,6 +132,16 @@ class Dialect(Pass):
         return np.result_type(np.float32, *(d for d in known if d.itemsize > _HALF))
 
 
+def normed_rows(pen: Pen, x: Value, op: str, **attributes: Any) -> Value:
+    """The last axis of ``x`` normalised by an operator that normalises what lies behind the
+    channels of a sample: a row is a sample of one channel, [rows, 1, C], with a plain weight."""
+    rows = pen.write("Reshape", x, what="rows", shape=(-1, 1, pen.site.normalized_shape[0]))
+    one, zero = pen.constant(np.ones(1), "one"), pen.constant(np.zeros(1), "zero")
+    epsilon = pen.site.epsilon
+    normed = pen.write(op, rows, one, zero, what="normed", epsilon=epsilon, **attributes)
+    return pen.shaped_like(normed, x)
+
+
 def centred(pen: Pen, x: Value, mean: Value) -> Value:
     """``x`` less its ``mean``; itself for an RMSNorm, which has none."""
     return pen.write("Sub", x, mean, what="centred")
