@@ -19,6 +19,7 @@ from normswap.passes.algebra.affine_regions import (
     ends_a_stream,
 )
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.narrow import held_where_made, held_where_read, nothing_more
 from normswap.passes.algebra.rounding import OutOfRange, rounded
 from normswap.passes.algebra.spread import Spread, Start, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
@@ -203,6 +204,7 @@ class _Folding:
             x, name = self._entry(region), region.sites[0].name
             shift = rounded(ahead, x.dtype or np.dtype(np.float32), f"'{name}.shift'")
             start = self._start(region, change.without_shift(), upward=False)
+            start = replace(start, held=nothing_more)  # x + A^-1 t is new
             plan = spread(self.edits, start).checked()
         except Refusal:
             raise Refusal(self.reasons[region]) from None
@@ -232,11 +234,13 @@ class _Folding:
         if region.exit in outputs and (entry in outputs or entry.producer is None):
             raise Refusal(f"'{entry.name}' cannot be the output '{region.exit.name}' as well")
         if not upward:
-            return Start(region.exit, change, True, nodes, entry, self.closed)
+            held = held_where_made(entry)
+            return Start(region.exit, change, True, nodes, entry, self.closed, held=held)
         for value in (v for n in nodes for v in n.outputs if v is not region.exit):
             if value in outputs or not set(value.readers) <= nodes:
                 raise Refusal(f"'{value.name}' in its spelling is read elsewhere too")
-        return Start(entry, change, False, nodes, region.exit, self.closed)
+        held = held_where_read(region.exit, outputs)
+        return Start(entry, change, False, nodes, region.exit, self.closed, held=held)
 
     def _entry(self, region: AffineRegion) -> Value:
         entry = region.entry

@@ -14,6 +14,7 @@ from normswap.graph.operators import norm_operator
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.narrow import anything, held_where_made
 from normswap.passes.algebra.spread import Start, nodes_of, norm_nodes, spread
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Pass, PassResult, Refusal
@@ -98,7 +99,8 @@ def readers_take(edits: WeightEdits, site: Site, closed: Collection[Node]) -> bo
     probe = np.diag(np.linspace(1.25, 1.75, size)) + 1 / size
     change = ChannelMap.along(probe, np.ones(size), site.axes[0], y.rank)
     own = frozenset(nodes_of(graph, site))
-    return not spread(edits, Start(y, change, True, own, x, closed)).refusal
+    start = Start(y, change, True, own, x, closed, held=held_where_made(x))
+    return not spread(edits, start).refusal
 
 
 def absorb_affine(edits: WeightEdits, site: Site, closed: Collection[Node]) -> None:
@@ -115,4 +117,5 @@ def absorb_affine(edits: WeightEdits, site: Site, closed: Collection[Node]) -> N
     bias = np.zeros(size) if site.bias is None else site.bias
     change = ChannelMap.along(weight, bias, axis, y.rank)
     own = frozenset(nodes_of(graph, site))
-    spread(edits, Start(y, change, True, own, x, closed)).checked().act()
+    start = Start(y, change, True, own, x, closed, held=anything)
+    spread(edits, start).checked().act()

@@ -266,7 +266,9 @@ class Plan:
         if value.rank is None:
             raise Refusal(f"'{value.name}' has no known shape")
         change, norms = scale(2.0**-k, value.rank), self.norms
-        start = Start(value, change, downward=False, around=around, norms=norms, leaves=True)
+        start = Start(  # how large all becomes is measured
+            value, change, downward=False, around=around, norms=norms, leaves=True, bounded=True
+        )
         return spread(self.edits, start, or_part=True)
 
     def _largest(self, change: Spread) -> float:

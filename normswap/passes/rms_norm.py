@@ -120,7 +120,8 @@ class _Swap:
     def _start(self, site: Site) -> Start:
         x = self.graph.value(site.input)
         change = mean_subtraction(site.normalized_shape[0], site.axes[0], len(x.shape or ()))
-        return Start(x, change, downward=False, norms=self.norms, joins=True)
+        # No row becomes longer without its mean.
+        return Start(x, change, downward=False, norms=self.norms, joins=True, bounded=True)
 
     def write(self, write: Writer) -> dict[Site, Value]:
         """Writes norms, by ``write``, and weights into the graph; the new values of the norms."""

@@ -194,6 +194,9 @@ class _Finder:
         if training:
             why = "it is in training mode: its statistics come from each batch"
             return replace(region, refusal=why)
+        if chain.root.dtype != end.dtype:  # torch: float16 times a float32 is float32
+            why = f"it reads {chain.root.dtype} and gives {end.dtype}"
+            region = replace(region, refusal=why)
         if chain.norms:
             return region
         change, axis = compute(), chain.axis

@@ -307,7 +307,12 @@ RULES: dict[str, Rule] = {
         maps=_concat,
     ),
     "Identity": _through(moves.same, "the same map"),
-    "Cast": _through(moves.cast, "the same map", "a type that is not floating-point"),
+    "Cast": _through(
+        moves.cast,
+        "the same map",
+        "a type that is not floating-point; into a narrower one, unless such a type held before "
+        "what it is to hold, or the pass knows a bound",
+    ),
     "Dropout": _through(moves.dropout, "the same map", "training mode"),
     "Transpose": _through(moves.transpose, "its axes in the new order"),
     "Reshape": _through(moves.reshape, "its axes split and merge", _SPLITS, reads_sizes=True),

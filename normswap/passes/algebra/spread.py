@@ -20,6 +20,7 @@ import numpy as np
 from normswap.graph.graph import Graph, Node, Value
 from normswap.norms.site import Site, site_nodes
 from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.narrow import Holds, crosses, nothing_more
 from normswap.passes.algebra.place import Place, Rule, Unseen
 from normswap.passes.algebra.rules import rule_of
 from normswap.passes.algebra.weight_edits import Variables, Weight, WeightEdits
@@ -85,7 +86,9 @@ class Start:
     ``unchanged``: the value at the other end of it, if there is one. ``closed``: nodes that refuse
     every map. ``norms``: norms that do not see the map, whose other nodes follow no other rule.
     ``joins``: products that can join their writer do so, and are gone (LayerScale). ``leaves``:
-    outputs of the model may change, for the pass to undo it in front of them.
+    outputs of the model may change, for the pass to undo it in front of them. ``held``: the dtypes
+    that hold what takes the place of ``value``. ``bounded``: no value becomes so large or so small
+    by the change that its dtype would not hold it.
     """
 
     value: Value
@@ -97,6 +100,8 @@ class Start:
     norms: Norms | None = None
     joins: bool = False
     leaves: bool = False
+    held: Holds = nothing_more
+    bounded: bool = False
 
 
 class Spread:
@@ -117,6 +122,7 @@ class Spread:
         self._weights: dict[Weight, None] = {}
         self._constants: dict[tuple[Node, int], ChannelMap] = {}
         self._joined: dict[Node, None] = {}
+        self._moved = {start.value}  # what only moves what takes the place of the value
         self._position = {node: i for i, node in enumerate(self.graph.nodes)}
         self._queue: list[int] = []
         self._actions: list[Callable[[], None]] = []
@@ -201,11 +207,34 @@ class Spread:
             self._set(*joined)
             self._joined[place.node] = None
             return
+        node = place.node
+        known = [v for v in (*node.dynamic_inputs(), *node.outputs) if v in self.known]
         for target, change in rule.maps(place):
             if isinstance(target, Value):
+                self._check_dtype(node, known, target, change)
                 self._set(target, change)
             else:
-                self._constants[place.node, target] = change
+                self._constants[node, target] = change
+
+    def _check_dtype(
+        self, node: Node, known: Sequence[Value], target: Value, change: ChannelMap
+    ) -> None:
+        """Refuses to let a narrower dtype than the map came from hold what it makes of a value."""
+        operator = node.operator
+        moves = operator.passes_through or operator.move in ("split", "gather", "roll", "tile")
+        moved = moves and not self._moved.isdisjoint(known)
+        if moved:
+            self._moved.add(target)
+        if self.start.bounded or target in self.known or target.dtype is None:
+            return
+        if moved and self.start.held(target.dtype):
+            return
+        wide = next((v for v in known if crosses(change, target.dtype, v.dtype)), None)
+        if wide is not None:
+            raise Refusal(
+                f"'{target.name}' is {target.dtype}, which may not hold what {wide.dtype} holds in "
+                f"'{wide.name}'"
+            )
 
     def _meet_weight(self, weight: Weight, place: Place) -> None:
         if any(v in self.known and v is not weight.input for v in place.node.dynamic_inputs()):
