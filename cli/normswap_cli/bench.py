@@ -10,6 +10,7 @@ from normswap_cli.options import (
     arch_option,
     examples,
     json_option,
+    limit_option,
     load_models,
     trust_option,
 )
@@ -42,6 +43,7 @@ from normswap_cli.options import (
     metavar="N",
     help="By default as many as take a minute, from 10 to 50.",
 )
+@limit_option
 @json_option
 @trust_option
 @arch_option
@@ -50,6 +52,7 @@ def bench(
     runtimes: tuple[str, ...],
     batch: int | None,
     rounds: int | None,
+    limit: float | None,
     as_json: bool,
     trust: bool,
     arch: str | None,
@@ -64,8 +67,14 @@ def bench(
         from normswap.report.terminal import bench_view
 
         loaded = load_models(models, trust, arch)
+        limits = {} if limit is None else {"limit": limit}
         report = normswap.bench(
-            loaded, runtimes=runtimes or None, batch=batch, rounds=rounds, progress=progress
+            loaded,
+            runtimes=runtimes or None,
+            batch=batch,
+            rounds=rounds,
+            progress=progress,
+            **limits,
         )
     if as_json:
         show_json(report.to_json())

@@ -49,6 +49,13 @@ sites_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )
+limit_option = click.option(
+    "--limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long one run in a runtime's own process may take, or loading the model there. 300 by "
+    "default.",
+)
 trust_option = click.option(
     "--trust", is_flag=True, help="Let the pickled parts of a .pt2 file run code."
 )

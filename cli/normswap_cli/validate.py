@@ -18,6 +18,7 @@ from normswap_cli.options import (
     examples,
     image_options,
     json_option,
+    limit_option,
     load_models,
     trust_option,
 )
@@ -71,6 +72,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     help="Where to run CANDIDATE. By default both run in torch, or, for .onnx, in ONNX Runtime "
     "without its optimisations, which may change results.",
 )
+@limit_option
 @click.option("--bisect", is_flag=True, help="Also find the first place at which they part.")
 @click.option(
     "--reproducer",
@@ -100,6 +102,7 @@ def validate(
     simulate: str | None,
     reference_runtime: str | None,
     candidate_runtime: str | None,
+    limit: float | None,
     bisect: bool,
     reproducer: Path | None,
     page: Path | None,
@@ -125,6 +128,7 @@ def validate(
             check_writable(page)
         if bisect:
             check_writable(reproducer)
+        limits = {} if limit is None else {"limit": limit}
         before, after = load_models([reference, candidate], trust, arch)
         before = images.of(before)
         report = normswap.validate(
@@ -140,13 +144,14 @@ def validate(
             candidate_runtime=candidate_runtime,
             command=shlex.join(["normswap", *sys.argv[1:]]),
             progress=progress,
+            **limits,
         )
         if page is not None:
             asked = dict.fromkeys(filter(None, (reference_runtime, candidate_runtime)))
             times = None
             if bench:
                 models, runtimes = [before, after], [*asked] or None
-                times = normswap.bench(models, runtimes=runtimes, progress=progress)
+                times = normswap.bench(models, runtimes=runtimes, progress=progress, **limits)
             write_html(report, page, times)
     if as_json:
         show_json(report.to_json())

@@ -14,19 +14,20 @@ from normswap.runtimes.run_in import run_in
 
 
 def opened(
-    model: Model, runtime: str | None, stack: contextlib.ExitStack
+    model: Model, runtime: str | None, limit: float, stack: contextlib.ExitStack
 ) -> tuple[Run | None, str]:
     """How ``model`` is run until ``stack`` closes (None: as its graph does), and the name of what
     runs it.
 
-    ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run_in``. One that
-    refuses the model or crashes is RunFailed at each run: a finding. Raises NormswapError for a
+    ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run_in``, with a
+    ``limit`` in seconds for each run. One that refuses the model, crashes or takes longer is
+    RunFailed at each run: a finding. Raises NormswapError for a
     runtime that is unknown, missing, or not for this kind of model.
     """
     if runtime is None:
         return None, _own_runtime(model)
     try:
-        run = stack.enter_context(run_in(model, runtime))
+        run = stack.enter_context(run_in(model, runtime, limit))
     except RuntimeFailed as failure:
         return _refusing(str(failure)), runtime
 

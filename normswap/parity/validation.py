@@ -35,6 +35,7 @@ from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
 from normswap.parity.summary import found_unchanged, model_summary, provenance
 from normswap.precision.simulate import SimulatedModel
+from normswap.runtimes.process import RUN_SECONDS, check_limit
 
 _BATCHES_AT_NORMS = 2  # of the data
 
@@ -52,6 +53,7 @@ def validate(
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
     candidate_runtime: str | None = None,
+    limit: float = RUN_SECONDS,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> ValidationReport:
@@ -80,6 +82,7 @@ def validate(
             default, and for all inside the models, torch for a torch graph and ONNX Runtime without
             its optimisations for ONNX.
         candidate_runtime: the same for ``candidate``.
+        limit: seconds for one run in such a runtime, and for loading the model into it.
         command: what makes the report again, to stand in it.
         progress: ``progress(done, total, what)`` is called before each step.
 
@@ -88,8 +91,8 @@ def validate(
 
     Raises:
         NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
-            that is missing or not for that model, an unknown contract or format, and ``simulate``
-            with the exact contract, a bisection or a runtime for ``candidate``.
+            that is missing or not for that model, a limit that is no time, an unknown contract or
+            format, and ``simulate`` with the exact contract, a bisection or a runtime for ``candidate``.
 
     Examples:
         >>> report = validate(load("vit.onnx"), load("fused.onnx"))
@@ -101,6 +104,7 @@ def validate(
     contract = contract or ("approximate" if simulate else "exact")
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
+    check_limit(limit)
     if effort not in ("quick", "full"):
         raise NormswapError(f"the effort '{effort}' is neither quick nor full")
     if simulate is not None:
@@ -121,8 +125,8 @@ def validate(
         dtype = None if simulated is None else simulated.format.dtype
         sites = SiteErrors(reference, candidate, pairs, dtype)
         sides = (
-            _Side(reference, reference_runtime),
-            _Side(candidate, candidate_runtime, simulated),
+            _Side(reference, reference_runtime, limit),
+            _Side(candidate, candidate_runtime, limit, simulated),
         )
         report = _at_outputs(sides, contract, used, sites, progress)
         findings = [*used.findings, *_simulation_findings(simulated)]
@@ -195,13 +199,14 @@ class _Side:
 
     model: Model
     runtime: str | None
+    limit: float
     simulated: SimulatedModel | None = None
 
     def opened(self, stack: contextlib.ExitStack) -> tuple[Run | None, str]:
         """As ``chosen_runtimes.opened`` has it."""
         simulated = self.simulated
         if simulated is None:
-            return opened(self.model, self.runtime, stack)
+            return opened(self.model, self.runtime, self.limit, stack)
 
         def call(feeds: Mapping[str, Array]) -> list[Array]:
             with reported_failures():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,19 @@ from normswap.graph.graph import Array
 from normswap.runtimes import worker
 
 
+RUN_SECONDS = 300.0
+"""For one load or run by default: a loop in a file may go on for ever."""
+
+
 class RuntimeFailed(NormswapError):
-    """A runtime refused a model, failed at running it, or crashed; one line that names both."""
+    """A runtime refused a model, failed at running it, took too long, or crashed; one line that
+    names both."""
+
+
+def check_limit(limit: float) -> None:
+    """Raises NormswapError for a limit that is no time a run could take."""
+    if not 0 < limit <= threading.TIMEOUT_MAX:
+        raise NormswapError(f"--limit: {limit:g} is no number of seconds above 0; give one")
 
 
 def worker_command(runtime: str) -> list[str]:
@@ -30,13 +42,18 @@ def worker_command(runtime: str) -> list[str]:
 class Process:
     """One model in a process of its own, which ends with ``close`` or with this object.
 
-    ``runtime``: its module in ``normswap.runtimes``; ``model``: the model's name in errors. All
-    methods raise RuntimeFailed where the runtime fails, and after it has crashed.
+    ``runtime``: its module in ``normswap.runtimes``; ``model``: the model's name in errors;
+    ``limit``: seconds for each request, after which the process is ended. All methods raise
+    RuntimeFailed where the runtime fails, and after it has crashed or was ended.
+
+    Raises NormswapError for a limit that is no time.
     """
 
-    def __init__(self, runtime: str, model: str) -> None:
-        self.runtime, self.model = runtime, model
+    def __init__(self, runtime: str, model: str, limit: float = RUN_SECONDS) -> None:
+        check_limit(limit)
+        self.runtime, self.model, self.limit = runtime, model, limit
         self.name = runtime
+        self._late = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         self._process = subprocess.Popen(
             worker_command(runtime),
@@ -94,22 +111,38 @@ class Process:
         if self._crash:
             raise RuntimeFailed(self._crash)
         process = self._process
+        watch = threading.Timer(self.limit, self._stop)
+        watch.daemon = True
+        watch.start()
         try:
             worker.send(cast(BinaryIO, process.stdin), request, arrays)
             answer, results = worker.receive(cast(BinaryIO, process.stdout))
         except (EOFError, OSError):
-            crash = f"{self.model}: {self.runtime} {self._death()} and did not {what}"
-            self._crash = f"{crash}; take another runtime"
+            self._crash = self._ending(what)
             self.close()
             raise RuntimeFailed(self._crash) from None
         except KeyboardInterrupt:  # half of an answer may be on its way
             self._crash = f"{self.model}: {self.runtime} was interrupted"
             self.close()
             raise
+        finally:
+            watch.cancel()
         if "error" in answer:
             reason = plain(answer["error"])
             raise RuntimeFailed(f"{self.model}: {self.runtime} cannot {what}: {reason}")
         return answer, results
+
+    def _stop(self) -> None:
+        self._late = True
+        self._process.kill()
+
+    def _ending(self, what: str) -> str:
+        """Why the process did not answer."""
+        name = f"{self.model}: {self.runtime}"
+        if self._late:
+            more = "a loop in it may go on for ever; if it only takes long, give a larger --limit"
+            return f"{name} did not {what} within {self.limit:g} s; {more}"
+        return f"{name} {self._death()} and did not {what}; take another runtime"
 
     def _death(self) -> str:
         """How the process ended, or is about to end."""

@@ -16,7 +16,7 @@ from normswap.extras import install_command
 from normswap.io.save import save
 from normswap.model import Model
 from normswap.runtimes import Compiled, Feeds, Outputs
-from normswap.runtimes.process import Process, RuntimeFailed
+from normswap.runtimes.process import RUN_SECONDS, Process, RuntimeFailed
 
 SUFFIXES = {"torch": ".pt2", "onnxruntime": ".onnx", "openvino": ".onnx"}
 """The runtimes, each with the kind of file that it loads."""
@@ -46,15 +46,17 @@ def no_torch_graph(model: Model) -> NormswapError:
 
 
 @contextlib.contextmanager
-def run_in(model: Model, runtime: str) -> Iterator[Compiled]:
+def run_in(model: Model, runtime: str, limit: float = RUN_SECONDS) -> Iterator[Compiled]:
     """The model in 'torch', 'onnxruntime' or 'openvino', usable until the block ends.
 
     torch runs in this process, as in inference. The others run in a process of their own, which may
-    crash: a torch model goes through torch's ONNX exporter, and OpenVINO computes in float32
+    crash, and which is ended where it takes more than ``limit`` seconds to load the model or for a
+    run: a torch model goes through torch's ONNX exporter, and OpenVINO computes in float32
     whatever the CPU offers. All use as many threads as torch.
 
-    Raises NormswapError for a runtime that is unknown or not installed, and for an ONNX model in
-    torch; RuntimeFailed where the runtime refuses the model, and at each run that fails.
+    Raises NormswapError for a runtime that is unknown or not installed, for an ONNX model in torch
+    and a limit that is no time; RuntimeFailed where the runtime refuses the model, and at each run
+    that fails.
 
     Example::
 
@@ -67,7 +69,7 @@ def run_in(model: Model, runtime: str) -> Iterator[Compiled]:
     if runtime == "torch":
         yield _in_torch(model)
         return
-    with Process(runtime, model.name) as process:
+    with Process(runtime, model.name, limit) as process:
         with scratch_files(model) as file:
             process.load(file(SUFFIXES[runtime]), torch.get_num_threads(), precise=True)
         yield Compiled(

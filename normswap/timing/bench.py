@@ -19,7 +19,7 @@ from normswap.parity.pairing import matched_names, shared_inputs
 from normswap.parity.probes import draw_feeds
 from normswap.parity.summary import provenance
 from normswap.runtimes.machine import machine
-from normswap.runtimes.process import Process, RuntimeFailed
+from normswap.runtimes.process import RUN_SECONDS, Process, RuntimeFailed, check_limit
 from normswap.runtimes.run_in import (
     SUFFIXES,
     check_runtime,
@@ -44,6 +44,7 @@ def bench(
     batch: int | None = None,
     inputs: Mapping[str, Array] | None = None,
     rounds: int | None = None,
+    limit: float = RUN_SECONDS,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Times every one of ``models`` in every one of ``runtimes`` that fits it.
@@ -60,6 +61,7 @@ def bench(
         batch: rows of the random inputs; by default 1, or what the first model fixes.
         inputs: arrays by the first model's input names, in place of random ones.
         rounds: at least 6; by default as many as take a minute, from 10 to 50.
+        limit: seconds for one run, and for loading a model; one that takes longer has failed.
         progress: ``progress(done, total, what)`` is called before each round.
 
     Returns:
@@ -68,11 +70,12 @@ def bench(
 
     Raises:
         NormswapError: models whose inputs differ, one that fits none of the runtimes, a runtime
-            that is unknown or not installed, and inputs that do not fit.
+            that is unknown or not installed, a limit that is no time, and inputs that do not fit.
 
     Examples:
         >>> report = bench([load("vit.onnx"), load("fused.onnx")], batch=8)
     """
+    check_limit(limit)
     pairs = _pairs(models, runtimes)
     if rounds is not None and rounds < FEWEST_ROUNDS:
         raise NormswapError(
@@ -85,7 +88,7 @@ def bench(
         raise NormswapError("bench: batch is for random inputs; leave it out with inputs")
     common.check_feeds(inputs)
     with contextlib.ExitStack() as stack:
-        entries = [_Entry(model, runtime) for model, runtime in pairs]
+        entries = [_Entry(model, runtime, limit) for model, runtime in pairs]
         one_round = _start(entries, common, inputs, stack, progress)
         rounds = rounds or _affordable(one_round)
         working = {str(i): e.measure for i, e in enumerate(entries) if e.error is None}
@@ -121,8 +124,8 @@ class _Entry:
     after ``finish``.
     """
 
-    def __init__(self, model: Model, runtime: str) -> None:
-        self.model, self.runtime = model, runtime
+    def __init__(self, model: Model, runtime: str, limit: float) -> None:
+        self.model, self.runtime, self.limit = model, runtime, limit
         self.name = runtime
         self.seconds: list[float] = []
         self.peak_mib: float | None = None
@@ -136,7 +139,7 @@ class _Entry:
         ``scratch_files``; the process ends with ``stack``."""
         try:
             path = file(SUFFIXES[self.runtime])
-            process = stack.enter_context(Process(self.runtime, self.model.name))
+            process = stack.enter_context(Process(self.runtime, self.model.name, self.limit))
             process.load(path, torch.get_num_threads())
             process.keep(feeds)
             warm_up = [process.seconds() for _ in range(_WARM_UP)]

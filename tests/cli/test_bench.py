@@ -41,6 +41,9 @@ def test_json_with_one_that_fails(run: Run, models: Path) -> None:
     assert results[1]["ratio"] is None
     assert results[2]["ratio"]["verdict"] in ("faster", "slower", "no difference shown")
     assert outcome.json["inputs"] == {"x": "3x4 float32"}
+    late = run("bench", models / "a.onnx", "--limit", 0.01)
+    assert (late.status, late.err) == (1, "")
+    assert "a.onnx: onnxruntime did not load it within 0.01 s; " in late.out
     failed = run("bench", models / "unknown.onnx")
     assert failed.status == 1
     assert "\nunknown.onnx: onnxruntime cannot load it: " in failed.out
@@ -54,5 +57,5 @@ def test_bad_input(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "openvino", None)
     missing = run("bench", models / "a.onnx", "--runtime", "openvino").error
     assert missing.endswith(install_command("openvino"))
-    for usage in (["--rounds", 5], ["--batch", 0], ["--runtime", "tvm"]):
+    for usage in (["--rounds", 5], ["--batch", 0], ["--limit", 0], ["--runtime", "tvm"]):
         assert run("bench", models / "a.onnx", *usage).status == 2

@@ -22,6 +22,7 @@ from normswap.runtimes import process, worker
 from normswap.runtimes.process import Process, RuntimeFailed, worker_command
 from normswap.runtimes.run_in import run_in
 from tests.runtimes import crashing
+from tests.runtimes.endless import endless
 from tests.runtimes.models import one_node
 from tests.zoo.exports import FX, model_as
 
@@ -169,6 +170,34 @@ def test_a_crash_is_one_line(
             assert str(failed.value) == f"{told}; take another runtime"
 
 
+def test_a_loop_without_end_is_stopped(tmp_path: Path) -> None:
+    """Also what is asked of it afterwards; what ends in time is not."""
+    feeds = {**X, "turns": np.array([2])}
+    told = "m: onnxruntime did not run it within 0.5 s; a loop in it may go on for ever"
+    with Process("onnxruntime", "m") as there:
+        there.load(endless(tmp_path / "m.onnx"), threads=1)
+        np.testing.assert_array_equal(there.run(feeds)[0], X["x"])
+        there.limit = 0.5
+        for _ in range(2):
+            with pytest.raises(RuntimeFailed, match=re.escape(told)):
+                there.run(feeds | {"turns": np.array([1 << 60])})
+
+
+def test_a_limit_is_handed_on(tmp_path: Path) -> None:
+    """One that nothing can keep to, to the processes of a validation and of a benchmark."""
+    model = ns.load(endless(tmp_path / "m.onnx"))
+    told = r"onnxruntime did not load it within 0\.01 s; .* give a larger --limit"
+    (measured,) = ns.bench([model], limit=0.01).results
+    assert re.search(told, str(measured.error))
+    report = ns.validate(model, model, candidate_runtime="onnxruntime", limit=0.01)
+    assert any(re.search(told, finding.message) for finding in report.findings)
+    for limit in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(NormswapError, match=r"--limit: .* no number of seconds"):
+            ns.bench([model], limit=limit)
+        with pytest.raises(NormswapError, match=r"--limit: .* no number of seconds"):
+            ns.validate(model, model, limit=limit)
+
+
 def test_a_process_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     command = worker_command("nonsense")
     monkeypatch.setattr(process, "worker_command", lambda _runtime: command)
@@ -181,8 +210,8 @@ def test_an_interrupt_leaves_nothing(scratch: Path, monkeypatch: pytest.MonkeyPa
     started: list[Process] = []
 
     class Watched(Process):
-        def __init__(self, runtime: str, model: str) -> None:
-            super().__init__(runtime, model)
+        def __init__(self, runtime: str, model: str, limit: float) -> None:
+            super().__init__(runtime, model, limit)
             started.append(self)
 
         def load(self, path: Path, threads: int, precise: bool = False) -> None:

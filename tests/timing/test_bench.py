@@ -32,7 +32,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, times: Times, dies: str = "") -> l
     kept: list[Any] = []
 
     class Scripted:
-        def __init__(self, runtime: str, model: str) -> None:
+        def __init__(self, runtime: str, model: str, limit: float) -> None:
             self.runtime, self.model, self.name, self.rounds = runtime, model, runtime, 0
 
         def load(self, path: Path, threads: int) -> None:
