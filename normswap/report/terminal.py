@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from normswap.io.onnx import data_files_of
 from normswap.lowering.inference import kernels_of
 from normswap.model import Model
 from normswap.norms.site import Rejection, Site
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from normswap.train.distill import DistillResult
 
 _NAME_WIDTH = 20  # at least
-_PLACES = 3  # of norms that are no sites, or were not compared
+_PLACES = 3  # of norms that are no sites, or were not compared, and of data files
 _GOOD, _BAD, _WARN, _DIM = "green", "bold red", "yellow", "dim"
 
 
@@ -57,15 +59,31 @@ def table(*columns: str, numeric: Sequence[str] = ()) -> Table:
 
 
 def written_view(path: Path, model: Model) -> RenderableType:
-    """The file that was written, its size and, of a ``.pt2``, what it needs to run."""
-    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    """The file that was written, its size, the files beside it that hold its weights and, of a
+    ``.pt2``, what it needs to run."""
+    size = _megabytes([path])
     if path.suffix != ".pt2":
-        return Line(f"wrote {path} ({size})")
+        return Line(f"wrote {path} ({size}){_beside(path)}")
     kernels = len(kernels_of(model.graph))
     if not kernels:
         return Line(f"wrote {path} ({size}), which plain torch loads")
     needs = "import normswap.lowering.kernels before torch.export.load"
     return Line(f"wrote {path} ({size}), with {kernels} norms as normswap's kernels: {needs}")
+
+
+def _beside(path: Path) -> str:
+    """The data files of an ONNX file and their size; '' if it has none."""
+    files = sorted(data_files_of(path))
+    if not files:
+        return ""
+    folder = Path(os.path.realpath(path.parent))
+    names = [str(file.relative_to(folder)) for file in files]
+    more = f" and {len(names) - _PLACES} more" if len(names) > _PLACES else ""
+    return f", with its weights in {', '.join(names[:_PLACES])}{more} ({_megabytes(files)})"
+
+
+def _megabytes(files: Iterable[Path]) -> str:
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
 
 
 def _filled(made: Table, rows: Iterable[Sequence[str | Text]]) -> Table:

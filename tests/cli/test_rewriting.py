@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.cli.conftest import Run
@@ -27,6 +28,24 @@ def test_fused_and_its_proof(run: Run, files: Path, tmp_path: Path) -> None:
     rows = [line.split() for line in table[3:]]
     assert {"normal", "large_mean", "data"} <= {row[1] for row in rows}
     assert all(row[-1] == "ok" for row in rows)
+
+
+def test_weights_beside_the_file_are_counted(run: Run, files: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in" / "big.onnx"
+    source.parent.mkdir()
+    onnx.save(
+        onnx.load(files / "spelled-out.onnx"),
+        source,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    out = tmp_path / "out.onnx"
+    outcome = run("swap", source, "-o", out, "--to", "fused")
+    size, beside = (file.stat().st_size / 1e6 for file in (out, tmp_path / "weights.bin"))
+    assert beside > 0.1
+    told = f"wrote {out} ({size:.1f} MB), with its weights in weights.bin ({beside:.1f} MB)"
+    assert outcome.out.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
