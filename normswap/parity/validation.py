@@ -92,7 +92,8 @@ def validate(
     Raises:
         NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
             that is missing or not for that model, a limit that is no time, an unknown contract or
-            format, and ``simulate`` with the exact contract, a bisection or a runtime for ``candidate``.
+            format, and ``simulate`` with the exact contract, a bisection or a runtime for
+            ``candidate``.
 
     Examples:
         >>> report = validate(load("vit.onnx"), load("fused.onnx"))

@@ -18,7 +18,6 @@ from normswap.errors import NormswapError, plain
 from normswap.graph.graph import Array
 from normswap.runtimes import worker
 
-
 RUN_SECONDS = 300.0
 """For one load or run by default: a loop in a file may go on for ever."""
 

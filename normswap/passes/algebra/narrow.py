@@ -33,8 +33,8 @@ def anything(dtype: Dtype) -> bool:
 
 
 def crosses(change: ChannelMap, into: Dtype | None, held: Dtype | None) -> bool:
-    """Whether ``into`` has less room for a value that changes by ``change`` than ``held``: a shorter
-    range of exponents, or, where a shift may cover up what is there, fewer digits."""
+    """Whether ``into`` has less room for a value that changes by ``change`` than ``held``: fewer
+    exponents, or, where a shift may cover up what is there, fewer digits."""
     if into is None or held is None or not (is_floating(into) and is_floating(held)):
         return False
     one, other = ml_dtypes.finfo(into), ml_dtypes.finfo(held)
