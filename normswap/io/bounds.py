@@ -7,6 +7,8 @@ from pathlib import Path
 
 from normswap.errors import NormswapError
 
+LARGEST_EXAMPLE = 1 << 26
+"""The most elements that the example inputs of an ONNX model have in all."""
 _INFLATED = 1 << 29  # bytes that a small file may hold once it is unpacked
 _RATIO = 50  # by which a larger one may grow
 

@@ -19,6 +19,7 @@ from normswap.errors import NormswapError, blaming, first_line, plain, root_caus
 from normswap.graph.graph import Value, is_floating
 from normswap.graph.onnx.graph import OnnxGraph, read_graph
 from normswap.graph.onnx.loading import refusal
+from normswap.io.bounds import LARGEST_EXAMPLE
 from normswap.io.notes import with_notes
 from normswap.io.onnx import read_onnx
 from normswap.model import InputSpec, Model
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from normswap.io.preprocessing import Preprocessing
 
-LARGEST_EXAMPLE = 1 << 26
-"""The most elements that the example inputs of an ONNX model have in all."""
 _FORMS = (
     ".onnx, .pt2, a Hugging Face folder, hf:ID, timm:NAME, open_clip:NAME, or weights with --arch"
 )

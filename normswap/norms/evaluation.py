@@ -69,8 +69,10 @@ class RegionRunner:
         results = self._results(probes, self._constants if constants is None else constants)
         if results is None:
             return [None] * len(self.region.exits)
-        stacked = (np.stack(exits) for exits in zip(*results, strict=True))
-        return [s.astype(np.float64) if s.shape == probes.shape else None for s in stacked]
+        stacked = (_stacked(exits) for exits in zip(*results, strict=True))
+        return [
+            s.astype(np.float64, copy=False) if s.shape == probes.shape else None for s in stacked
+        ]
 
     def largest(self, probes: Array) -> list[float] | None:
         """The largest magnitude that each exit reaches, whatever its shape; None where it fails."""
@@ -99,6 +101,11 @@ class RegionRunner:
     @property
     def is_rowwise(self) -> bool:
         return all(node.operator.rowwise for node in self.region.nodes)
+
+
+def _stacked(arrays: Sequence[Array]) -> Array:
+    """As ``np.stack``; a single array, which may be large, is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def _check_growth(region: Region) -> None:

@@ -35,7 +35,7 @@ class Statistics:
         centred = values - values.mean(axes, keepdims=True) if self.centred else values
         with np.errstate(all="ignore"):
             result = centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + epsilon)
-        return result.reshape(x.shape)
+        return np.asarray(result.reshape(x.shape))
 
     def centre(self, x: Array) -> Array:
         values, axes = self._grouped(x)
@@ -129,4 +129,7 @@ class Norm:
     def __call__(self, x: Array) -> Array:
         rank = x.ndim - 1
         weight, bias = (spread(a, self.over, rank) for a in (self.weight, self.bias))
-        return self.statistics.normalised(x, self.epsilon) * weight + bias
+        y = self.statistics.normalised(x, self.epsilon)  # a new array, which may be large
+        y *= weight
+        y += bias
+        return y

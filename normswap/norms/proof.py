@@ -203,7 +203,8 @@ def _with_epsilon(
 
 def close(x: Array, y: Array, slack: Array) -> bool:
     """To rounding, by the size of each position's own weight and bias."""
-    error = np.abs(x - y)
+    error = x - y
+    np.abs(error, out=error)
     return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
 
 

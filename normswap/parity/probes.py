@@ -12,6 +12,7 @@ import numpy as np
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, is_floating
+from normswap.io.bounds import LARGEST_EXAMPLE
 from normswap.io.preprocessing import Preprocessing
 from normswap.model import InputSpec, Model
 from normswap.parity.site_pairs import layers
@@ -195,8 +196,20 @@ def _applies(kind: Kind, model: Model) -> bool:
         "floats": bool(floats),
         "features": any(_takes_huge_means(spec) for spec in floats),
         "images": any(_takes_pictures(spec, model) for spec in floats),
-        "lengths": _sizes(model, ROWS, kind.length) != _sizes(model, ROWS),
+        "lengths": _has_other_lengths(kind, model),
     }[kind.only_for]
+
+
+def _has_other_lengths(kind: Kind, model: Model) -> bool:
+    """Whether there are axes of other lengths to try, with which the inputs do not become larger
+    than any that a model may have: many axes that are all longer multiply."""
+    sizes = _sizes(model, kind.batch, kind.length)
+    count = sum(
+        math.prod(sizes[n] if isinstance(n, str) else n for n in spec.shape)
+        for spec in model.inputs
+    )
+    changes = _sizes(model, ROWS, kind.length) != _sizes(model, ROWS)
+    return changes and count <= LARGEST_EXAMPLE
 
 
 def _probes(model: Model, name: str, seed: int, most: int) -> Iterator[Probe]:

@@ -53,6 +53,15 @@ def text_model(request: pytest.FixtureRequest, build: Any) -> Model:
     return build(request.param, TextTower(), inputs)
 
 
+def test_many_axes_are_not_all_longer_at_once(onnx_model: Callable[..., Model]) -> None:
+    """Nine axes at twice their size are 512 times as many elements."""
+    sizes = tuple("abcdefghi")
+    model = onnx_model([("Identity", ["x"], "y", {})], {"x": ((*sizes, 8), np.float32)}, ["y"])
+    made = {probe.name: probe.feeds["x"].size for probe in make_probes(model)}
+    assert "shorter" in made
+    assert max(made.values()) <= 1 << 26
+
+
 def test_kinds_and_sizes_of_an_image_model(image_model: Model) -> None:
     probes = make_probes(image_model)
     assert list(dict.fromkeys(p.name for p in probes)) == KINDS

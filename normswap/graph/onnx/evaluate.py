@@ -27,6 +27,7 @@ from normswap.graph.onnx.reference import Reference, Result, as_arrays, in_doubl
 from normswap.graph.onnx.segments import Input, release, segmented
 from normswap.graph.operators import operator
 
+_LOOK = 0.1  # seconds between two looks at how long a run takes
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
 _KEPT_LIMIT = 500_000_000  # bytes of converted constants that a float64 runner keeps
 SESSION_THREADS: ContextVar[int] = ContextVar("session_threads", default=0)
@@ -101,13 +102,19 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _run_with_loops(session: Any, fetched: list[str], feeds: Mapping[str, Array]) -> list[Array]:
-    """``session.run``, stopped after ``LOOP_SECONDS``. Raises Endless then."""
+    """``session.run``, stopped after ``LOOP_SECONDS`` of work. Raises Endless then."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    watch = threading.Timer(nodes.LOOP_SECONDS, setattr, (options, "terminate", True))
-    watch.daemon = True
-    watch.start()
+    worked, over = nodes.work_of_this_thread(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK):
+            if worked() > nodes.LOOP_SECONDS:
+                options.terminate = True
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
         return list(session.run(fetched, feeds, options))
     except Exception as error:
@@ -115,7 +122,7 @@ def _run_with_loops(session: Any, fetched: list[str], feeds: Mapping[str, Array]
             raise Endless(nodes.endless()) from error
         raise
     finally:
-        watch.cancel()
+        over.set()
 
 
 def slice_proto(

@@ -8,7 +8,6 @@ against onnx's own cases and, in its older versions, against ONNX Runtime.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -252,9 +251,9 @@ class Loop(_Loop):
         kept: list[list[Array]] = [[] for _ in range(self.K)]
         most = None if count is None else int(np.reshape(count, ()))
         on, index = condition is None or bool(np.reshape(condition, ())), 0
-        end = time.monotonic() + nodes.LOOP_SECONDS
+        worked = nodes.work_of_this_thread()
         while on and (most is None or index < most):
-            if time.monotonic() > end:
+            if worked() > nodes.LOOP_SECONDS:
                 raise Endless(nodes.endless())
             feeds = {**(context or {}), number: np.array(index, np.int64), going: np.array(on)}
             feeds |= dict(zip(states, held, strict=True))

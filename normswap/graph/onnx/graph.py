@@ -265,7 +265,7 @@ class OnnxGraph(Graph):
 
     def require(self, op: str) -> None:
         before, wanted = self.opset, operator(op).opset
-        if before >= wanted:
+        if before >= wanted or self._is_at_home(op):
             return
         try:
             has_changed = raise_opset(self.model, wanted, self._types())
@@ -281,6 +281,13 @@ class OnnxGraph(Graph):
         is_known = computed <= types.keys()
         prepare(self.model, settle=not is_known)
         self.update(types if is_known else infer(self.model, types))
+
+    def _is_at_home(self, op: str) -> bool:
+        """Whether the graph has such a norm although its opset does not: ONNX Runtime writes its
+        own into ONNX's domain when it optimises a file, and is what runs it from then on."""
+        return bool(operator(op).norm) and any(
+            node.op_type == op and not node.domain for node in self.model.graph
+        )
 
     # -- editing ---------------------------------------------------------------------------------
 
