@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
-from normswap.graph.graph import Graph, Value
+from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Model, Progress, Step
 from normswap.norms.site import Site
 from normswap.options import check_choices
@@ -161,6 +161,12 @@ class Chooser(Protocol):
 
 class Refusal(Exception):
     """Raised inside a pass when a site cannot be changed; the message is the reason."""
+
+
+def called(node: Node) -> str:
+    """What a reason calls an operator: by its name, its output and the module that it is from."""
+    name = f"{node.op} '{node.output.name}'"
+    return f"{name} of '{node.scope}'" if node.scope else name
 
 
 @dataclass(kw_only=True)

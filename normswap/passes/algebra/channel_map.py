@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from normswap.graph.graph import Array, Node
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 _SAME, _ROUNDING = 1e-9, 1e-14
 
@@ -387,4 +387,4 @@ def _eye(size: int, axis: int, rank: int) -> Array:
 
 
 def split_up(node: Node) -> Refusal:
-    return Refusal(f"{node.op} '{node.output.name}' does not keep its channels whole")
+    return Refusal(f"{called(node)} does not keep its channels whole")

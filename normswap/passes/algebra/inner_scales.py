@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from normswap.graph.graph import Graph, Node, Value
 from normswap.norms.site import Site
 from normswap.passes.algebra.spread import nodes_of
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 POWER = "Pow"
 Constant = tuple[Node, int]
@@ -117,4 +117,4 @@ def _whole_at(exponent: float, node: Node) -> int:
 
 
 def _unlike(node: Node) -> Refusal:
-    return Refusal(f"{node.op} '{node.output.name}' does not scale with what it reads")
+    return Refusal(f"{called(node)} does not scale with what it reads")

@@ -22,7 +22,7 @@ from normswap.passes.algebra.channel_map import (
     with_axis,
     without_axis,
 )
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 _FIRST_SPATIAL_AXIS = 2
 
@@ -68,13 +68,13 @@ def same(graph: Graph, node: Node, output: int) -> Move:
 def cast(graph: Graph, node: Node, output: int) -> Move:
     dtype = node.output.dtype
     if dtype is None or not is_floating(dtype):
-        raise Refusal(f"{node.op} '{node.output.name}' rounds it to {dtype}")
+        raise Refusal(f"{called(node)} rounds it to {dtype}")
     return same(graph, node, output)
 
 
 def dropout(graph: Graph, node: Node, output: int) -> Move:
     if node.attributes.get("training_mode"):
-        raise Refusal(f"{node.op} '{node.output.name}' is in training mode")
+        raise Refusal(f"{called(node)} is in training mode")
     return same(graph, node, output)
 
 
@@ -292,7 +292,7 @@ def _resized_axes(graph: Graph, node: Node) -> Sequence[int]:
     if attributes.get("resized") is not None:
         return list(attributes["resized"])
     if _text(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
-        raise Refusal(f"{node.op} '{node.output.name}' fills in what lies outside")
+        raise Refusal(f"{called(node)} fills in what lies outside")
     axes = list(attributes.get("axes") or range(len(before)))
     scales, given = attributes.get("scales"), node.input(1 if len(node.inputs) == 2 else 2)
     if scales is None and given is not None and given.shape != (0,):
@@ -328,14 +328,14 @@ def _unvarying(change: ChannelMap, axes: Sequence[int], node: Node) -> ChannelMa
 
 def _unshifted(change: ChannelMap, node: Node, does: str) -> ChannelMap:
     if change.shifts:
-        raise Refusal(f"{node.op} '{node.output.name}' {does}, where a shift would change")
+        raise Refusal(f"{called(node)} {does}, where a shift would change")
     return change
 
 
 def _known(node: Node, name: str) -> Any:
     value = node.attributes.get(name)
     if value is None:
-        raise Refusal(f"what {node.op} '{node.output.name}' does depends on the input")
+        raise Refusal(f"what {called(node)} does depends on the input")
     return value
 
 

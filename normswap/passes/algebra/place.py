@@ -9,7 +9,7 @@ from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.weight_edits import WeightEdits
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,13 @@ class Place:
 
     def refusal(self) -> Refusal:
         """For an operator that takes no part in a change of what it reads or computes."""
-        called = f"{self.node.op} '{self.node.output.name}'"
-        if self.node.scope:
-            called += f" of '{self.node.scope}'"
+        name = called(self.node)
         if any(v in self.known for v in self.node.outputs):
-            return Refusal(f"{called} computes it")
+            return Refusal(f"{name} computes it")
         if self.downward:
-            return Refusal(f"{called} reads it")
+            return Refusal(f"{name} reads it")
         value = next(v for v in self.node.dynamic_inputs() if v in self.known)
-        return Refusal(f"'{value.name}' is read elsewhere too, by {called}")
+        return Refusal(f"'{value.name}' is read elsewhere too, by {name}")
 
 
 Maps = Iterator[tuple[Value | int, ChannelMap]]

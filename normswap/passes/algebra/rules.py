@@ -30,7 +30,7 @@ from normswap.passes.algebra.moves import known_shape
 from normswap.passes.algebra.place import Arithmetic, Maps, Place, Rule, Unseen
 from normswap.passes.algebra.scales import is_scale, of_attention, of_product, of_sign
 from normswap.passes.algebra.weight_edits import WeightEdits
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 SUM = Arithmetic((1, 1))
 PRODUCT_OF_VALUES = "MatMul"
@@ -76,7 +76,7 @@ def _through(
 def _sum(arithmetic: Arithmetic) -> Rule:
     def maps(place: Place) -> Maps:
         node = place.node
-        name = f"{node.op} '{node.output.name}'"
+        name = called(node)
         rank = len(known_shape(node.output))
         operands, signs = [node.data_input(i) for i in range(2)], arithmetic.signs
         parts = [_at_rank(place.known.get(v), rank) for v in operands]
@@ -133,7 +133,7 @@ def _for_operand(change: ChannelMap, operand: Value, node: Node) -> ChannelMap:
     lead = change.rank - len(shape)
     sizes = (1,) * lead + shape
     if any(change.varies(a) and size == 1 < whole[a] for a, size in enumerate(sizes)):
-        raise Refusal(f"{node.op} '{node.output.name}' broadcasts its channels")
+        raise Refusal(f"{called(node)} broadcasts its channels")
     for _ in range(lead):
         change = without_axis(change, 0, node)
     return change
@@ -147,13 +147,13 @@ def _multiple(arithmetic: Arithmetic, refuses: str, joins: bool = False) -> Rule
         x, y = node.data_input(index), node.output
         known = place.known.get(x) or place.known[y]
         if x.shape is None or x.shape != y.shape:
-            raise Refusal(f"{node.op} '{y.name}' broadcasts its channels")
+            raise Refusal(f"{called(node)} broadcasts its channels")
         factor = factor.reshape((1,) * (known.rank - factor.ndim) + factor.shape)
         if known.axis is not None and factor.shape[known.axis] > 1:
             raise place.refusal()
         if x not in place.known:
             if known.shifts and not np.all(factor):
-                raise Refusal(f"{node.op} '{y.name}' multiplies it by 0")
+                raise Refusal(f"{called(node)} multiplies it by 0")
             known = known.with_shift(known.shift / factor if known.shifts else known.shift)
             known = known.compact()
             yield x, known

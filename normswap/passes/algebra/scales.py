@@ -11,7 +11,7 @@ from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.moves import known_shape
 from normswap.passes.algebra.place import Maps, Place
 from normswap.passes.algebra.weight_edits import WeightEdits
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 _VALUES = 2  # which input of a fused attention is weighed
 
@@ -76,7 +76,7 @@ def _of_factors(place: Place, operands: Sequence[Value]) -> Maps:
     wanted = float(total.compact().linear.reshape(()))
     if len(known) == len(operands):
         if wanted != product:
-            raise Refusal(f"{place.node.op} '{y.name}' multiplies what changes in different ways")
+            raise Refusal(f"{called(place.node)} multiplies what changes in different ways")
         return
     if known:
         rest = [v for v in operands if v not in place.known]

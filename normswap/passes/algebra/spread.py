@@ -18,13 +18,14 @@ import ml_dtypes
 import numpy as np
 
 from normswap.graph.graph import Graph, Node, Value
+from normswap.graph.linear import Convolution
 from normswap.norms.site import Site, site_nodes
 from normswap.passes.algebra.channel_map import ChannelMap
 from normswap.passes.algebra.narrow import Holds, crosses, nothing_more
 from normswap.passes.algebra.place import Place, Rule, Unseen
 from normswap.passes.algebra.rules import rule_of
 from normswap.passes.algebra.weight_edits import Variables, Weight, WeightEdits
-from normswap.passes.base import Refusal
+from normswap.passes.base import Refusal, called
 
 # Measured: with a full matrix in float32 and float16 the error of a stream in new variables stays
 # within the exact contract up to 8 and leaves it at 16. A diagonal one costs nothing at any spread
@@ -242,7 +243,9 @@ class Spread:
         wrong_way = weight.output if self.start.downward else weight.input
         if not self._inverts and wrong_way in self.known:
             done = "written" if self.start.downward else "read"
-            raise Refusal(f"'{wrong_way.name}' is {done} elsewhere too, by '{weight.name}'")
+            raise Refusal(
+                f"'{wrong_way.name}' is {done} elsewhere too, by {called(_product(weight))}"
+            )
         self._weights[weight] = None
 
     def _meet_norm(self, norms: Norms, place: Place) -> None:
@@ -303,6 +306,10 @@ class Spread:
             if np.any(size > largest) or np.any(size < 1 / largest):
                 found = f"scales would come to lie between {size.min():.3g} and {size.max():.3g}"
                 raise Refusal(f"{found}, too far apart for {self.start.value.dtype}")
+
+
+def _product(weight: Weight) -> Node:
+    return weight.node if isinstance(weight, Convolution) else weight.product
 
 
 def _largest(value: Value) -> float:
