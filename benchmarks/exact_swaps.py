@@ -29,6 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from benchmarks.norm_tax import OPENED, TARGETS
 from benchmarks.paired import Spread, interleaved, ratio
 from benchmarks.peers import Case, Guard, first_line
@@ -171,6 +172,17 @@ def details(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def figures(rows: Sequence[dict[str, Any]]) -> Figures:
+    """What a record keeps of ``rows``."""
+    return {
+        f"{row['runtime']}: {row['tool']}: {row['name']} {row['form']}": Figure.of(
+            Spread(**row["ratio"]), ""
+        )
+        for row in rows
+        if "ratio" in row and row["tool"] != INPUT
+    }
+
+
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from benchmarks.located_norms import zoo_cases
@@ -187,6 +199,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="a folder to keep the exported files in")
     parser.add_argument("--quick", action="store_true", help="two models, one form, nine rounds")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    add_record_option(parser)
     options = parser.parse_args()
     if options.quick:
         options.names, options.forms, options.rounds = options.names[:2], FORMS[:1], 9
@@ -213,6 +226,7 @@ def main() -> None:
     print(f"{options.threads} threads, {options.rounds} rounds\n")
     measured = [row for row in rows if "runtime" in row]
     print(summary(measured), details(measured), sep="\n\n")
+    write_record(options.record, "exact_swaps", figures(measured))
     if not installed and "openvino" in options.runtimes:
         print("\nopenvino is not installed.")
 

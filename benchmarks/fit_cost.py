@@ -25,6 +25,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
+
 MODEL = "timm:vit_base_patch16_224?pretrained=false"
 FITS = ("batchnorm, moments", "affine", "affine, writers", "predicted")
 
@@ -109,6 +111,15 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def figures(found: list[dict[str, Any]]) -> Figures:
+    """What a record keeps."""
+    made = {}
+    for row in found:
+        made[f"{row['fit']}: ratio"] = Figure.of([r["ratio"] for r in row["rounds"]], "")
+        made[f"{row['fit']}: memory"] = Figure.of([r["fit_mib"] for r in row["rounds"]], "MiB")
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=MODEL)
@@ -117,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fits", nargs="+", default=FITS, choices=FITS, metavar="FIT")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_record_option(parser)
     options = parser.parse_args()
     memory = options.memory << 20
     found = []
@@ -138,6 +150,7 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_record(options.record, "fit_cost", figures(found))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paired import interleaved, ratio
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
+from benchmarks.paired import Spread, interleaved, ratio
 
 TOKENS = {384: 197, 768: 197, 1024: 257}
 OPERATORS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
@@ -255,6 +256,17 @@ def alone(task: dict[str, Any], progress: Callable[[int, int, str], None]) -> li
     return rows
 
 
+def figures(rows: list[dict[str, Any]]) -> Figures:
+    """What a record keeps of ``rows``: the time by that of torch's calls."""
+    return {
+        f"{row['operator']} {'x'.join(map(str, row['shape']))} {row['dtype']}, "
+        f"{row['allocator']}: {name}": Figure.of(Spread(*row[name]), "")
+        for row in rows
+        for name in ("in place", "out of place", "backward")
+        if name in row
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -267,13 +279,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few shapes and rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    add_record_option(parser)
     options = parser.parse_args()
     if options.worker:
         measured(options.worker)
         return
     from normswap.report.progress import Progress
 
-    task = {k: v for k, v in vars(options).items() if k not in ("json", "worker", "quick")}
+    task = {
+        k: v for k, v in vars(options).items() if k not in ("json", "worker", "quick", "record")
+    }
     if options.quick:
         quick = {"operators": ["add_layer_norm"], "widths": [384, 768], "batches": [1, 8]}
         task |= quick | {"rounds": 11}
@@ -287,6 +302,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     show(about, rows)
+    write_record(options.record, "kernels", figures(rows))
 
 
 def show(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

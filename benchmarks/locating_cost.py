@@ -30,6 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from normswap.report.progress import Progress
 
 DEPTHS = (2, 6, 12, 24, 48, 96)
@@ -150,6 +151,17 @@ def _row(graph: str, depth: int, runs: int) -> dict[str, Any]:
         return {"graph": graph, "depth": depth} | alone(measured, path, runs)
 
 
+def figures(rows: Sequence[dict[str, Any]]) -> Figures:
+    """What a record keeps of ``rows``."""
+    found = {}
+    for row in rows:
+        name = f"{row['graph']} {row.get('depth', '')}".strip()
+        found[f"{name}: load"] = Figure.of([row["load_s"]], "s")
+        found[f"{name}: locate"] = Figure.of(row["locate_runs_s"], "s")
+        found[f"{name}: memory, located"] = Figure.of([row["located_mib"]], "MiB")
+    return found
+
+
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -159,6 +171,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the rows here too")
     parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
+    add_record_option(parser)
     options = parser.parse_args()
     if options.model:
         rows = [{"graph": options.model.name} | alone(measured, options.model, options.runs)]
@@ -176,6 +189,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "exponents": slopes}, indent=1))
     _show(rows, slopes, options.markdown)
+    write_record(options.record, "locating_cost", figures(rows))
 
 
 def _show(rows: list[dict[str, Any]], slopes: dict[str, dict[str, float]], markdown: bool) -> None:

@@ -36,8 +36,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from benchmarks.measured_process import measured
-from benchmarks.paired import interleaved, ratio, spread
+from benchmarks.paired import Spread, interleaved, ratio, spread
 
 MODELS = ("timm:vit_small_patch16_224", "timm:vit_base_patch16_224", "open_clip:ViT-B-32")
 ORIGINAL, MODULE, FLOOR, PEER = "original", "module", "no norms", "onnxruntime.transformers"
@@ -371,6 +372,17 @@ def measured_alone(benchmark: str, case: Case) -> list[dict[str, Any]]:
         return list(json.loads(result.read_text()))
 
 
+def figures(rows: Sequence[dict[str, Any]], key: str) -> Figures:
+    """What a record keeps of ``rows``: their spread called ``key``."""
+    return {
+        f"{row['model']}: {row['runtime']}: batch {row['batch']}: {row['variant']}: {key}": (
+            Figure.of(Spread(**row[key]), "")
+        )
+        for row in rows
+        if key in row and row["variant"] not in (ORIGINAL, FLOOR)
+    }
+
+
 def argument_parser(about: str) -> argparse.ArgumentParser:
     """The options that choose models and rounds; ``about``: a module's docstring."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
@@ -381,6 +393,7 @@ def argument_parser(about: str) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--quick", action="store_true", help="one model, batch 1, five rounds")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    add_record_option(parser)
     return parser
 
 
@@ -412,6 +425,7 @@ def main() -> None:
                 options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}))
     print(f"{options.threads} threads, {options.rounds} rounds\n")
     print(table(rows))
+    write_record(options.record, "norm_tax", figures(rows, "ratio"))
     if not installed and "openvino" in options.runtimes:
         print("\nopenvino is not installed.")
 

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import write_record
 from benchmarks.norm_tax import (
     DEFAULT_SWAPS,
     FLOOR,
@@ -29,6 +30,7 @@ from benchmarks.norm_tax import (
     ORIGINAL,
     Case,
     argument_parser,
+    figures,
     measured_alone,
     shown,
     torch_runs,
@@ -132,6 +134,7 @@ def main() -> None:
         options.json.write_text(json.dumps({"threads": options.threads, "rows": rows}))
     print(f"{options.threads} threads, {options.rounds} rounds\n")
     print(table(rows))
+    write_record(options.record, "norm_time", figures(rows, "left"))
 
 
 if __name__ == "__main__":

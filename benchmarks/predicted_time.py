@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 import normswap as ns
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from benchmarks.norm_tax import OPENED
 from benchmarks.paired import interleaved, ratio
 from normswap.graph.graph import Graph
@@ -106,6 +107,16 @@ def counted(model: ns.Model) -> dict[str, int]:
     return {"operators": len(nodes), "statistics": len(statistics), "multiply_adds": products}
 
 
+def figures(times: dict[str, dict[str, list[float]]]) -> Figures:
+    """What a record keeps of the seconds in each runtime."""
+    return {
+        f"{runtime}: {name}: ratio": Figure.of(ratio(seconds, taken[ORIGINAL]), "")
+        for runtime, taken in times.items()
+        for name, seconds in taken.items()
+        if name != ORIGINAL
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -115,6 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    add_record_option(parser)
     options = parser.parse_args()
     model = ns.load(options.model)
     data = ns.load_data(options.data, model, options.samples)
@@ -145,6 +157,7 @@ def main() -> None:
             found["times"][runtime] = taken
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
+    write_record(options.record, "predicted_time", figures(found["times"]))
 
 
 def _timed(run: Callable[[Any], object], feeds: Any) -> Callable[[], float]:

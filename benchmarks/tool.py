@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from benchmarks.measured_process import Cost, measured
 from benchmarks.paired import ratio, turns
 
@@ -226,6 +227,16 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def figures(rows: Sequence[dict[str, Any]]) -> Figures:
+    """What a record keeps of ``rows``."""
+    return {
+        f"{row['layout']}: {row['tool']}: {name}": Figure.of(row[key], unit)
+        for row in rows
+        if row["seconds"]
+        for key, name, unit in (("seconds", "time", "s"), ("mib", "memory", "MiB"))
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)
@@ -238,6 +249,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller model, two rounds, no slow")
     parser.add_argument("--folder", type=Path, help="where the files go for a while (10 GB)")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    add_record_option(parser)
     options = parser.parse_args()
     if options.task:
         TASKS[options.task[0]](*options.task[1:])
@@ -279,6 +291,7 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
+    write_record(options.record, "tool", figures(rows))
     for tool in wanted:
         if tool in missing:
             print(f"\n{tool} is not installed.")

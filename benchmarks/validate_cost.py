@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.history.record import Figure, Figures, add_record_option, write_record
 from benchmarks.large_vit import write_large_vit
 from benchmarks.measured_process import measured
 from benchmarks.tool import own_command
@@ -68,11 +69,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def figures(rows: list[dict[str, Any]]) -> Figures:
+    """What a record keeps of ``rows``."""
+    return {
+        f"{row['model']}: {command}: {name}": Figure.of([row[command][key]], unit)
+        for row in rows
+        for command in ("swap", "validate")
+        if command in row and not row[command]["error"]
+        for key, name, unit in (("seconds", "time", "s"), ("mib", "memory", "MiB"))
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--folder", type=Path, help="where the files go for a while")
     parser.add_argument("--json", type=Path, help="write the rows here too")
+    add_record_option(parser)
     options = parser.parse_args()
 
     from normswap.report.progress import Progress
@@ -86,6 +99,7 @@ def main() -> None:
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
+    write_record(options.record, "validate_cost", figures(rows))
 
 
 if __name__ == "__main__":

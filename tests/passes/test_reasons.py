@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import silu
 
 import normswap as ns
 
@@ -19,7 +19,7 @@ class _Gated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, -1)
-        return torch.cat([F.silu(first) * second] * 2, -1)
+        return torch.cat([silu(first) * second] * 2, -1)
 
 
 class _Sigmoid(nn.Module):
