@@ -49,15 +49,29 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class StepFit:
+    """What a fitted swap put in the place of the norm called ``site``: its ``form`` in words, the
+    share of the variance of the norm's output that was left on samples held out (None where that is
+    not finite), and multiply-adds for each token (None where they are not known)."""
+
+    site: str
+    form: str
+    held_out_error: float | None
+    multiply_adds: int | None
+
+
+@dataclass(frozen=True)
 class Step:
     """One pass that a model went through: its name, how many sites it did, the names of those it
-    left alone with the reasons, its notes, and the names of the ``sites`` that it did."""
+    left alone with the reasons, its notes, the names of the ``sites`` that it did, and the ``fits``
+    of a swap that was fitted to data."""
 
     name: str
     done: int
     skipped: list[tuple[str, str]]
     notes: list[str]
     sites: list[str] = field(default_factory=list)
+    fits: list[StepFit] = field(default_factory=list)
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,12 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from normswap.errors import NormswapError
 from normswap.io.images import folder_preprocessing
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.preprocessing_configs import named_classes, read_json
-from normswap.model import Model, Step
+from normswap.model import Model, Step, StepFit
 
 PREPROCESSING = "normswap.preprocessing"
 CLASSES = "normswap.classes"
@@ -93,7 +94,19 @@ def _history(note: str | None) -> tuple[Step, ...]:
                 return ()
             pairs = [(str(site), str(reason)) for site, reason in skipped]
             texts = [str(text) for text in notes]
-            steps.append(Step(name, done, pairs, texts, [str(site) for site in sites]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            fits = [_fit(fit) for fit in entry.get("fits", [])]
+            steps.append(Step(name, done, pairs, texts, [str(site) for site in sites], fits))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return ()
     return tuple(steps)
+
+
+def _fit(held: dict[str, Any]) -> StepFit:
+    """Raises TypeError, KeyError or ValueError for what is none."""
+    error, count = held["held_out_error"], held["multiply_adds"]
+    return StepFit(
+        str(held["site"]),
+        str(held["form"]),
+        None if error is None else float(error),
+        None if count is None else int(count),
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from normswap.graph.graph import Graph, Node, Value
-from normswap.model import Model, Progress, Step
+from normswap.model import Model, Progress, Step, StepFit
 from normswap.norms.site import Site
 from normswap.options import check_choices
 from normswap.parity.held_out import Agreement
@@ -62,9 +62,13 @@ class PassResult(Shown):
             return self
         missed = [(site.name, reason) for site, reason in [*self.skipped, *self.kept]]
         names = [site.name for site in self.done]
-        step = Step(name, len(names), missed, list(self.notes), names)
+        step = Step(name, len(names), missed, list(self.notes), names, self._fitted())
         model = replace(self.model, history=(*self.model.history, step))
         return replace(self, model=model)
+
+    def _fitted(self) -> list[StepFit]:
+        """What the history tells of fits to data."""
+        return []
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,6 +123,9 @@ class NormsFitted(PassResult):
     fits: list[NormFit] = field(default_factory=list)
     losses: dict[Site, tuple[float, float]] = field(default_factory=dict)
     agreement: list[Agreement] = field(default_factory=list)
+
+    def _fitted(self) -> list[StepFit]:
+        return [StepFit(**fit.to_json()) for fit in self.fits]
 
     def undone(self, original: Model, reason: str) -> PassResult:
         nothing = super().undone(original, reason)

@@ -23,7 +23,8 @@ from normswap.io.notes import PREPROCESSING
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.pt2 import read_pt2_note
 from normswap.io.save import save
-from normswap.model import Model
+from normswap.io.sources.packages import ensure_torchvision_importable
+from normswap.model import Model, Step, StepFit
 
 DIGITS = Preprocessing(
     "L", (0.5,), (0.5,), 1 / 16, resize="squash", size=(8, 8), resample="bilinear", upright=True
@@ -35,6 +36,7 @@ CONFIG = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": 
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny model in a folder with the preprocessing of digits-vit."""
     transformers = pytest.importorskip("transformers")
+    ensure_torchvision_importable()  # else this file does not run by itself
     config = transformers.ViTConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
         image_size=8, patch_size=4, num_channels=1,
@@ -185,3 +187,28 @@ def test_notes_of_a_pt2(files: Path) -> None:
     assert read_pt2_note(path, PREPROCESSING) is None
     path.write_bytes(b"no archive")
     assert read_pt2_note(path, PREPROCESSING) is None
+
+
+FITS = [StepFit("norm1", "predicted", 0.01, 128), StepFit("norm2", "affine", None, None)]
+
+
+def test_what_a_swap_was_fitted_to_be_is_kept(digits: Model, files: Path) -> None:
+    step = Step("swap to auto", 2, [], [], ["norm1", "norm2"], FITS)
+    for name in ("with.onnx", "with.pt2"):
+        model = replace(load(files / name), history=(step,))
+        save(model, files / f"fitted-{name}")
+        assert load(files / f"fitted-{name}").history == (step,)
+
+
+@pytest.mark.parametrize(
+    "fits", ["3", '[{"site": "a"}]', '[["a", "b"]]', '[{"site": 1, "form": 2, "held_out_error": '
+    '"x", "multiply_adds": 1}]', '[{"site": 1, "form": 2, "held_out_error": 0, "multiply_adds": '
+    "1e999}]"],
+)  # fmt: skip
+def test_fits_that_are_none_are_dropped(files: Path, fits: str) -> None:
+    proto = onnx.load(files / "without.onnx")
+    head = '{"name": "swap", "done": 1, "skipped": [], "notes": []'
+    props = {"normswap.history": f'[{head}, "fits": {fits}}}]'}
+    onnx.helper.set_model_props(proto, props)
+    onnx.save(proto, files / "damaged.onnx")
+    assert load(files / "damaged.onnx").history == ()

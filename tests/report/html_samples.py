@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from normswap.model import Step
+from normswap.model import Step, StepFit
 from normswap.parity.report import (
     Answers,
     ApproximateOutput,
@@ -121,6 +121,10 @@ def clip_approximate(depth: int = 24) -> tuple[ValidationReport, BenchReport]:
         2 * depth + 2,
         [(norm.name, "the text tower is left alone unless --sites names it") for norm in text],
         ["fitted on 2048 images"],
+        fits=[
+            StepFit(norm.name, "affine", 0.12 / (1 + place), 1024 * 1024 if place else 0)
+            for place, norm in enumerate(image)
+        ],
     )
     report = ValidationReport(
         "approximate",
@@ -260,7 +264,8 @@ def _dot() -> bytes:
 
 
 def _hostile_step() -> Step:
-    return Step(HOSTILE, 1, [(HOSTILE, HOSTILE)], [HOSTILE])
+    fit = StepFit(HOSTILE, HOSTILE, None, None)
+    return Step(HOSTILE, 1, [(HOSTILE, HOSTILE)], [HOSTILE], fits=[fit])
 
 
 def _probe(kind: str, excess: float) -> ProbeErrors:

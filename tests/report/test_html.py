@@ -523,3 +523,20 @@ def with_floats(value: Any, number: float) -> Any:
         changed = {f.name: with_floats(getattr(value, f.name), number) for f in fields(value)}
         return replace(value, **changed)
     return value
+
+
+def test_what_each_norm_was_swapped_for_has_a_table() -> None:
+    page = html_report(CLIP)
+    caption = "What affine put in the place of each norm"
+    table = page[page.index(f"<caption><span>{caption}") :].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>|<th scope=\"row\"[^>]*>(.*?)</th>", table, re.S)
+    words = [(first or second).strip() for first, second in cells]
+    fits = CLIP.candidate.history[0].fits
+    assert words.count("affine") == len(fits)
+    assert [words[1:4], words[5:8]] == [["affine", "12 %", "0"], ["affine", "6 %", "1,048,576"]]
+    assert "samples held out from the fit" in page
+    assert "held out from the fit" not in html_report(samples.exact_passed())
+    step = CLIP.candidate.history[0]
+    lost = replace(step, fits=[replace(fits[0], held_out_error=None, multiply_adds=None)])
+    broken = replace(CLIP, candidate=replace(CLIP.candidate, history=[lost]))
+    assert "not finite" in html_report(broken)

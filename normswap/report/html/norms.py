@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from normswap.model import Step
 from normswap.parity.report import ModelSummary, Norm, SiteComparison, ValidationReport
+from normswap.report.html.forms import fitted_in_words, form_tables
 from normswap.report.html.parts import (
     Note,
     Picture,
@@ -76,7 +77,9 @@ def norms_section(report: ValidationReport) -> Section:
     before, after = kinds_present(report.reference), kinds_present(report.candidate)
     text = f"The reference has {before}; the candidate has {after}. Depth goes down the page."
     pictures = [_picture(tower, rows) for tower, rows in towers.items()]
-    return Section("norms", "Norms before and after", [text], pictures=pictures)
+    words = [text, *fitted_in_words(report.candidate.history)]
+    tables = form_tables(report)
+    return Section("norms", "Norms before and after", words, pictures=pictures, tables=tables)
 
 
 def _picture(tower: str, rows: Sequence[NormRow]) -> Picture:
