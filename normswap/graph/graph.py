@@ -36,7 +36,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from normswap.graph.operators import Operator, operator
+from normswap.graph.operators import operator
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 Array = np.ndarray
@@ -95,7 +95,8 @@ class Value:
 
 
 class Node:
-    """One operator: ``op`` (ONNX name), ``inputs``, ``attributes``, ``outputs``.
+    """One operator: ``op`` (ONNX name), ``inputs``, ``attributes``, ``outputs``, and what is known
+    of it, ``operator``, a row of ``operators.py``.
 
     ``raw``: the adapter's handle. ``scope``: the module path that the graph records for the node
     ('' where it records none). ``nested``: the operators in the bodies that it may run (If, Loop),
@@ -113,6 +114,7 @@ class Node:
         nested: Iterable[str] = (),
     ) -> None:
         self.op = op
+        self.operator = operator(op)
         self.nested = frozenset(nested)
         self.inputs = list(inputs)
         self.attributes = dict(attributes)
@@ -128,11 +130,6 @@ class Node:
         for index, read in enumerate(self.inputs):
             if read is not None:
                 read.uses.append((self, index))
-
-    @property
-    def operator(self) -> Operator:
-        """What is known of its operator: a row of ``graph/operators.py``."""
-        return operator(self.op)
 
     @property
     def output(self) -> Value:

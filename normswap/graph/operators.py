@@ -22,7 +22,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any, Literal
 
 Move = Literal[
@@ -476,7 +475,6 @@ _BY_NAME = {row.name: row for row in OPERATORS} | {
 }
 
 
-@cache
 @functools.cache
 def operator(name: str) -> Operator:
     """The row of an operator by its name as ``Node.op`` has it, with its domain or without.

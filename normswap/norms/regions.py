@@ -159,6 +159,7 @@ class Regions:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._sizes: dict[Value, dict[Node, None] | None] = {}
+        self._of_data = graph.descendants(graph.inputs)  # others are computed from sizes, if at all
 
     def around(self, anchor: Node) -> Iterator[Region]:
         """The candidate regions around ``anchor``, that with the nearest entry first."""
@@ -210,7 +211,8 @@ class Regions:
         found: dict[Node, None] = {}
         for value in values:
             if value not in self._sizes:
-                self._sizes[value] = _sizes_behind(value)
+                of_data = value in self._of_data
+                self._sizes[value] = None if of_data else _sizes_behind(value)
             shapes = self._sizes[value]
             if shapes is None:
                 return None
