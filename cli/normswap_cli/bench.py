@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from normswap_cli.console import show, show_json, working
@@ -67,7 +69,7 @@ def bench(
         from normswap.report.terminal import bench_view
 
         loaded = load_models(models, trust, arch)
-        limits = {} if limit is None else {"limit": limit}
+        limits: dict[str, Any] = {} if limit is None else {"limit": limit}
         report = normswap.bench(
             loaded,
             runtimes=runtimes or None,

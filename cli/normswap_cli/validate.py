@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -128,7 +128,7 @@ def validate(
             check_writable(page)
         if bisect:
             check_writable(reproducer)
-        limits = {} if limit is None else {"limit": limit}
+        limits: dict[str, Any] = {} if limit is None else {"limit": limit}
         before, after = load_models([reference, candidate], trust, arch)
         before = images.of(before)
         report = normswap.validate(
