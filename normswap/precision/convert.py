@@ -16,8 +16,9 @@ from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.graph.rounding import STANDS_FOR_INFINITY, as_half, is_half
 from normswap.graph.simulation import Simulation
 from normswap.model import Model, Step
+from normswap.precision.constants import ChangedConstant, changed_constants
 from normswap.precision.formats import Format, format_called
-from normswap.precision.simulate import norm_of_nodes, vanishing
+from normswap.precision.simulate import norm_of_nodes
 
 _NO_KERNEL = "NOT_IMPLEMENTED"  # what ONNX Runtime says of a type that a device lacks
 
@@ -109,13 +110,53 @@ class _Wide:
         self._norms = norm_of_nodes(model)
         self._spelled = {site.name for site in model.sites if site.spelling != "op"}
         self.reasons: dict[Node, str] = {}
+        self._islands: dict[Node, str] = {}  # of nodes that are together, the name of all of them
 
-    def _add(self, node: Node, reason: str) -> None:
+    def _add(self, node: Node, reason: str, island: str = "") -> None:
         """A spelled-out norm is kept whole: its values belong together."""
         norm = self._norms.get(node)
         whole = norm in self._spelled
         for other in [n for n, name in self._norms.items() if name == norm] if whole else [node]:
             self.reasons.setdefault(other, reason)
+            self._islands.setdefault(other, island)
+
+    def _add_vanishing(self, changed: ChangedConstant) -> None:
+        """Keeps all between a number that the format makes 0 and what it holds again: what divides
+        by x + 1e-12, or by the larger of both, reads 1e-12 where x is 0."""
+        reason = f"its {changed.number:.4g} ('{changed.name}') is 0 in {self._format.name}"
+        constant = [] if changed.value is None else [changed.value]
+        nodes = [*self._graph.ancestors(constant), changed.reader]
+        for node in [*nodes, *self._until_held(changed.reader, changed.number)]:
+            self._add(node, reason, changed.reader.output.name)
+
+    def _until_held(self, made: Node, number: float) -> set[Node]:
+        """The readers of what may be ``number`` or, of its roots and multiples, what the format
+        does not hold."""
+        found: set[Node] = set()
+        for value in made.outputs:
+            for node in value.readers:
+                result = self._result(node, value, number)
+                behind = set() if result is None else self._until_held(node, result)
+                held = all(self._holds(n) for n in (number, result) if n is not None)
+                found |= behind if held and not behind else {node, *behind}
+        return found
+
+    def _result(self, node: Node, value: Value, number: float) -> float | None:
+        """What a node makes of a number, if it is a power or a multiple of it."""
+        if degree := node.operator.homogeneity:
+            return float(number**degree)
+        if node.operator.arithmetic != "product" or node.dynamic_inputs() != [value]:
+            return None
+        index = node.inputs.index(value)
+        factor = self._graph.scalar(node.input(1 - index))
+        if not factor:
+            return None
+        if node.operator.commutes:
+            return number * factor
+        return factor / number if index else number / factor
+
+    def _holds(self, number: float) -> bool:
+        return 0 < float(self._format.rounded(number)) < math.inf
 
     def ask(self, patterns: Iterable[str]) -> None:
         """Raises NormswapError for a pattern that matches nothing."""
@@ -135,8 +176,9 @@ class _Wide:
     def look_at_constants(self, held: Iterable[Value]) -> list[str]:
         """Keeps what reads numbers that the format does not hold; notes of what it changes."""
         name, clipped, vanished, lost = self._format.name, [], 0, 0
-        for value, number, node in vanishing(self._model, name):
-            self._add(node, f"its {number:.4g} ('{value.name}') is 0 in {name}")
+        for changed in changed_constants(self._graph, self._format):
+            if changed.is_single and not changed.becomes:
+                self._add_vanishing(changed)
         for value in held:
             if value.dtype is None or not is_floating(value.dtype) or not value.uses:
                 continue
@@ -188,7 +230,8 @@ class _Wide:
         for node in self._graph.nodes:
             if node in self.reasons:
                 norm = self._norms.get(node)
-                name = norm if norm in self._spelled and norm else node.output.name
+                alone = self._islands.get(node) or node.output.name
+                name = norm if norm in self._spelled and norm else alone
                 found[name, self.reasons[node]] += 1
         return [Island(name, nodes, reason) for (name, reason), nodes in found.items()]
 

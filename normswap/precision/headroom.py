@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from normswap.errors import NormswapError
@@ -12,6 +12,7 @@ from normswap.graph.graph import Graph, Node, Value
 from normswap.io.data import Data, load_data
 from normswap.model import Model, Progress
 from normswap.norms.site import Site, site_nodes
+from normswap.precision.constants import LostConstant, lost_constants
 from normswap.precision.formats import FORMATS, Format, binary_places, format_called
 from normswap.precision.magnitudes import Magnitude, Measured, magnitudes
 from normswap.shown import Shown
@@ -68,12 +69,14 @@ class Place:
 
 @dataclass(frozen=True)
 class NormHeadroom:
-    """A norm: the ``stream`` that it reads and, where it is spelled out, the value ``inside`` with
-    the least room, its squares and sums among them."""
+    """A norm: the ``stream`` that it reads; where it is spelled out the value ``inside`` with the
+    least room, its squares and sums among them; and that of all values ``behind`` it, up to those
+    that norms read."""
 
     site: Site
     stream: Place
     inside: Place | None
+    behind: Place | None = None
 
     def epsilon(self, format: str) -> float:
         """Its epsilon as a constant of a format: 1e-12 is 0 in float16."""
@@ -87,6 +90,7 @@ class NormHeadroom:
             "spelling": self.site.spelling,
             "stream": self.stream.to_json(),
             "inside": None if self.inside is None else self.inside.to_json(),
+            "behind": None if self.behind is None else self.behind.to_json(),
             "epsilon": self.site.epsilon,
             "epsilon_rounded": {name: self.epsilon(name) for name in FORMATS},
         }
@@ -101,6 +105,7 @@ class Headroom(Shown):
         samples: how many samples were run.
         norms: in the order of execution.
         places: every floating-point value that was computed, in the order of the graph.
+        constants: those that a format does not hold, in the order of the graph.
 
     Examples:
         >>> found = headroom(model, data="images")
@@ -113,6 +118,7 @@ class Headroom(Shown):
     samples: int
     norms: list[NormHeadroom]
     places: list[Place]
+    constants: list[LostConstant] = field(default_factory=list)
 
     def first_over(self, format: str) -> Place | None:
         """The first value, in the order of the graph, beyond what a format holds."""
@@ -124,7 +130,8 @@ class Headroom(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """Keys: ``samples``; ``formats``, what each holds; ``first_over``, by format, a place or
-        null; ``norms``; and ``places``, those of attentions, activations and all that overflow."""
+        null; ``norms``; ``places``, those of attentions, activations and all that overflow; and
+        ``constants``, in which null stands for infinity."""
         told = [p for p in self.places if p.kind in ("logits", "hidden") or _is_over(p)]
         first = {name: self.first_over(name) for name in FORMATS}
         return {
@@ -133,6 +140,7 @@ class Headroom(Shown):
             "first_over": {n: None if p is None else p.to_json() for n, p in first.items()},
             "norms": [norm.to_json() for norm in self.norms],
             "places": [place.to_json() for place in told],
+            "constants": [constant.to_json() for constant in self.constants],
         }
 
 
@@ -185,14 +193,39 @@ def described(model: Model, measured: Measured) -> Headroom:
             by_value[value] = _place(value, kinds.get(value, "value"), measured.values[value])
             places.append(by_value[value])
     norms = []
+    logits = measured.logits
+    behind = _behind(graph, sites)
     for site in sites:
         x = by_value.get(graph.value(site.input))
         if x is None:  # what nothing needs
             continue
         inside = [by_value[v] for v in inside_of(graph, site) if v in by_value]
-        worst = max(inside, key=lambda place: place.largest, default=None)
-        norms.append(NormHeadroom(site, x, worst))
-    return Headroom(model.name, measured.samples, norms, places)
+        values = behind.get(site, ())
+        later = [by_value[v] for v in values if v in by_value]
+        later += [_place(v, "logits", found) for v, found in logits.items() if v in values]
+        norms.append(NormHeadroom(site, x, _worst(inside), _worst(later)))
+    return Headroom(model.name, measured.samples, norms, places, lost_constants(graph))
+
+
+def _worst(places: Iterable[Place]) -> Place | None:
+    return max(places, key=lambda place: place.largest, default=None)
+
+
+def _behind(graph: Graph, sites: Sequence[Site]) -> dict[Site, list[Value]]:
+    """Behind each norm the values up to those that norms read; of two norms the later one's."""
+    ends = {graph.value(site.input) for site in sites}
+    last = {graph.value(site.output): site for site in sites}
+    inside = {v for site in sites for v in inside_of(graph, site)}
+    found: dict[Site, list[Value]] = {}
+    for node in graph.nodes:
+        reads = [] if node.operator.reads_sizes_only else node.dynamic_inputs()
+        before = [last[v] for v in reads if v in last]
+        for value in node.outputs if before else ():
+            if value not in ends and value not in inside and value not in last:
+                site = max(before, key=sites.index)
+                last[value] = site
+                found.setdefault(site, []).append(value)
+    return found
 
 
 def inside_of(graph: Graph, site: Site) -> list[Value]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from normswap.graph.graph import Array, Node, Value, is_floating
-from normswap.graph.rounding import as_half
+from normswap.graph.graph import Array, Node
 from normswap.graph.simulation import Overflow, Simulation
 from normswap.model import Model
+from normswap.precision.constants import changed_constants
 from normswap.precision.formats import format_called
 
 
@@ -52,10 +52,11 @@ class SimulatedModel:
         return f"not finite in {name}, first at {self._place(first)}: {cause}{more}"
 
     def vanished_texts(self) -> Iterator[str]:
-        """A sentence on each number, such as an epsilon, that the format makes 0."""
+        """A sentence on each number, such as an epsilon or a bound, that the format makes 0."""
         readers: dict[float, list[Node]] = {}
-        for _, number, node in vanishing(self.model, self.format.name):
-            readers.setdefault(number, []).append(node)
+        for found in changed_constants(self.model.graph, self.format):
+            if found.is_single and not found.becomes:
+                readers.setdefault(found.number, []).append(found.reader)
         for number, nodes in readers.items():
             first = self._place(Overflow(nodes[0].output, nodes[0], 0.0))
             where = f"in {len(nodes)} places, first by " if len(nodes) > 1 else ""
@@ -76,15 +77,3 @@ def norm_of_nodes(model: Model) -> dict[Node, str]:
         ends = [graph.value(site.output)], [graph.value(site.input)]
         names.update(dict.fromkeys(graph.ancestors(*ends), site.name))
     return names
-
-
-def vanishing(model: Model, format: str) -> Iterator[tuple[Value, float, Node]]:
-    """The numbers that are not 0 and that the format makes 0, each with a node that reads it."""
-    dtype = format_called(format).dtype
-    for node in model.graph.nodes:
-        for value in node.inputs:
-            if value is None or value.dtype is None or not is_floating(value.dtype):
-                continue
-            number = model.graph.scalar(value) if value.producer is None else None
-            if number and not as_half(np.array(number), dtype):
-                yield value, number, node

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from normswap.graph.operators import operator
+from normswap.precision.constants import LostConstant
 from normswap.precision.formats import FORMATS
 from normswap.precision.headroom import Headroom, NormHeadroom, Place
 from normswap.report.line import Line
@@ -24,12 +26,32 @@ def headroom_view(found: Headroom) -> RenderableType:
     if found.norms:
         parts.append(_norms(found.norms))
     parts += [_first(found, name) for name in FORMATS]
+    parts += [Line(words, _BAD if bad else _DIM) for words, bad in constant_lines(found.constants)]
     others = [p for p in found.places if p.kind not in ("stream", "norm") and _is_computed(p)]
     others.sort(key=lambda place: -place.largest)
     if others:
         title = "other values with the least room (--json lists all that go over)"
         parts += [Line(title, _DIM), _places(others[:_SHOWN])]
     return Group(*parts)
+
+
+def constant_lines(constants: Iterable[LostConstant]) -> Iterator[tuple[str, bool]]:
+    """A line for each number that a format changes, and whether that is more than a number which
+    stands for infinity."""
+    alike: dict[tuple[float, str, float], list[LostConstant]] = {}
+    for constant in constants:
+        for name, becomes in constant.becomes.items():
+            alike.setdefault((constant.number, name, becomes), []).append(constant)
+    for (number, name, becomes), group in alike.items():
+        count, first = sum(constant.readers for constant in group), group[0]
+        where = f"'{first.name}' ({first.operator})"
+        if count > 1:
+            where = f"{count} operators, first '{first.name}' ({first.operator})"
+        ends = {0.0: "is 0", math.inf: "is beyond what there is"}
+        yield (
+            f"{number:.3g} {ends.get(becomes, f'becomes {becomes:.6g}')} in {name}: {where}",
+            (becomes in ends),
+        )
 
 
 def _norms(norms: Sequence[NormHeadroom]) -> Table:

@@ -328,9 +328,9 @@ for _statistic in (aten.var, aten.std, aten.var_mean, aten.std_mean):
         _reads(_overload)(_spread(str(_overload)))
 
 
-@_reads(aten.clamp.default)
+@_reads(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
 def _clamp(a: Arguments) -> Reading:
-    bounds = {name: a[name] for name in ("min", "max") if a[name] is not None}
+    bounds = {name: a[name] for name in ("min", "max") if a.get(name) is not None}
     return Reading("Clip", _slots("self"), bounds)
 
 

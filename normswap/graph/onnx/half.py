@@ -90,6 +90,7 @@ class _Converter:
 
     def run(self) -> None:
         nodes = [node for node in self._graph if node.outputs[0].const_value is None]
+        self._widen_constants(nodes)
         wanted = {node: list(self._wanted(node)) for node in nodes}
         self._retype_constants(nodes, wanted)
         for node in nodes:
@@ -107,6 +108,19 @@ class _Converter:
                 if before is not None and self.dtypes[outer] != before:
                     replace_captured(node, outer, self._as(outer, before))
         self._retype_outputs()
+
+    def _widen_constants(self, nodes: list[ir.Node]) -> None:
+        """What is computed of constants for a node that computes as it does, such as the Cast of a
+        bound, does too: in half precision it would be another constant."""
+        fixed: set[ir.Node | None] = set()
+        for node in nodes:
+            read = [value for value in node.inputs if value is not None]
+            if read and all(v.const_value is not None or v.producer() in fixed for v in read):
+                fixed.add(node)
+        for node in reversed(nodes):
+            if node in self._wide:
+                made = {value.producer() for value in node.inputs if value is not None}
+                self._wide |= {other for other in made & fixed if other is not None}
 
     def _wanted(self, node: ir.Node) -> Iterator[ir.DataType | None]:
         """The type that each input has to have; None for those of no floating type."""
