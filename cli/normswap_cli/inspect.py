@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
+
 import click
 
 from normswap_cli.console import complain, show, show_json, working
@@ -25,6 +29,7 @@ from normswap_cli.options import (
         "normswap inspect tuned.pth --arch 'timm:vit_tiny_patch16_224?num_classes=10'",
         "normswap inspect vit.pt2 --mermaid > vit.mmd",
         "normswap inspect vit.onnx --headroom --data images",
+        "normswap inspect vit.onnx --headroom --data images --report headroom.html",
     )
 )
 @model_argument
@@ -63,6 +68,13 @@ from normswap_cli.options import (
     type=click.IntRange(min=1),
     help="--headroom: use at most that many of DATA, drawn at random (always the same).",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="--headroom: write it as one page, with the binary places left along the depth.",
+)
 @trust_option
 @arch_option
 def inspect(
@@ -74,6 +86,7 @@ def inspect(
     data: str | None,
     images: ImageOptions,
     samples: int | None,
+    page: Path | None,
     trust: bool,
     arch: str | None,
 ) -> int:
@@ -87,8 +100,9 @@ def inspect(
         raise click.UsageError("--headroom and --mermaid exclude each other.")
     if with_headroom and data is None:
         raise click.UsageError("--headroom needs real inputs: give --data.")
-    if not with_headroom and (data is not None or samples is not None):
-        given = "--samples" if data is None else "--data"
+    options = {"--data": data, "--samples": samples, "--report": page}
+    given = next((name for name, value in options.items() if value is not None), None)
+    if not with_headroom and given is not None:
         raise click.UsageError(f"{given} belongs to --headroom.")
     measured = None
     with working() as progress:
@@ -105,11 +119,19 @@ def inspect(
         else:
             found = inspection(source, shapes)
         if with_headroom:
+            from normswap.io.atomic import check_writable
+            from normswap.parity.summary import provenance
             from normswap.precision.headroom import headroom
+            from normswap.report.html.headroom import write_headroom
 
+            if page is not None:
+                check_writable(page)
             source = images.of(source)
             loaded = images.data(data, source, progress, samples)
             measured = headroom(source, data=loaded, samples=samples, progress=progress)
+            if page is not None:
+                command = shlex.join(["normswap", *sys.argv[1:]])
+                write_headroom(measured, page, provenance(command))
     if as_mermaid:
         click.echo(diagram, nl=False)
         return 0

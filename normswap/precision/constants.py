@@ -94,6 +94,7 @@ class LostConstant:
         name: the graph's; of an attribute that of the result, and its own.
         operator: what reads it; ``module``: the module path of that.
         number: the largest magnitude in it.
+        is_single: whether all of it is that number, up to its sign, as an epsilon or a bound is.
         readers: how many operators read it.
         becomes: what ``number`` is in each format that does not hold it: 0, infinity, or the
             largest number of the format where it only stands for infinity.
@@ -106,6 +107,7 @@ class LostConstant:
     operator: str
     module: str
     number: float
+    is_single: bool
     readers: int
     becomes: Mapping[str, float]
 
@@ -116,6 +118,7 @@ class LostConstant:
             "operator": self.operator,
             "module": self.module,
             "number": self.number,
+            "is_single": self.is_single,
             "readers": self.readers,
             "becomes": finite,
         }
@@ -123,15 +126,16 @@ class LostConstant:
 
 def lost_constants(graph: Graph) -> list[LostConstant]:
     """The constants that a format changes, each once, in the order of the graph."""
-    found: dict[str, list[tuple[str, ChangedConstant]]] = {}
+    found: dict[str, dict[str, list[ChangedConstant]]] = {}
     for name, format in FORMATS.items():
         for changed in changed_constants(graph, format):
-            found.setdefault(changed.name, []).append((name, changed))
+            found.setdefault(changed.name, {}).setdefault(name, []).append(changed)
     lost = []
-    for name, changes in found.items():
-        first = changes[0][1].reader
-        readers = len({changed.reader for _, changed in changes})
-        becomes = {format: changed.becomes for format, changed in changes}
-        number = changes[0][1].number
-        lost.append(LostConstant(name, first.op, first.scope, number, readers, becomes))
+    for name, by_format in found.items():
+        changes = next(iter(by_format.values()))
+        first = changes[0]
+        op, scope = first.reader.op, first.reader.scope
+        becomes = {format: held[0].becomes for format, held in by_format.items()}
+        number = first.number, first.is_single, len(changes)
+        lost.append(LostConstant(name, op, scope, *number, becomes))
     return lost

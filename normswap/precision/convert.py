@@ -132,14 +132,24 @@ class _Wide:
     def _until_held(self, made: Node, number: float) -> set[Node]:
         """The readers of what may be ``number`` or, of its roots and multiples, what the format
         does not hold."""
-        found: set[Node] = set()
-        for value in made.outputs:
-            for node in value.readers:
+        steps: list[
+            tuple[Node, int, bool]
+        ] = []  # a reader, the step in front of it, if all is held
+        pending = [(made, number, -1)]
+        while pending:
+            made, number, before = pending.pop()
+            for value, node in ((v, node) for v in made.outputs for node in v.readers):
                 result = self._result(node, value, number)
-                behind = set() if result is None else self._until_held(node, result)
                 held = all(self._holds(n) for n in (number, result) if n is not None)
-                found |= behind if held and not behind else {node, *behind}
-        return found
+                if result is not None:
+                    pending.append((node, result, len(steps)))
+                steps.append((node, before, held))
+        needed = set()
+        for index in range(len(steps) - 1, -1, -1):
+            _, before, held = steps[index]
+            if not held or index in needed:
+                needed |= {index, before}
+        return {steps[index][0] for index in needed if index >= 0}
 
     def _result(self, node: Node, value: Value, number: float) -> float | None:
         """What a node makes of a number, if it is a power or a multiple of it."""

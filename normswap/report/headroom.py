@@ -27,31 +27,29 @@ def headroom_view(found: Headroom) -> RenderableType:
         parts.append(_norms(found.norms))
     parts += [_first(found, name) for name in FORMATS]
     parts += [Line(words, _BAD if bad else _DIM) for words, bad in constant_lines(found.constants)]
-    others = [p for p in found.places if p.kind not in ("stream", "norm") and _is_computed(p)]
-    others.sort(key=lambda place: -place.largest)
-    if others:
+    if others := most_pressing(found):
         title = "other values with the least room (--json lists all that go over)"
         parts += [Line(title, _DIM), _places(others[:_SHOWN])]
     return Group(*parts)
 
 
 def constant_lines(constants: Iterable[LostConstant]) -> Iterator[tuple[str, bool]]:
-    """A line for each number that a format changes, and whether that is more than a number which
-    stands for infinity."""
-    alike: dict[tuple[float, str, float], list[LostConstant]] = {}
+    """A line for each number that a format changes, and whether that changes a model: a number that
+    stands for infinity and small weights do not."""
+    alike: dict[tuple[float, bool, str, float], list[LostConstant]] = {}
     for constant in constants:
         for name, becomes in constant.becomes.items():
-            alike.setdefault((constant.number, name, becomes), []).append(constant)
-    for (number, name, becomes), group in alike.items():
+            key = constant.number, constant.is_single, name, becomes
+            alike.setdefault(key, []).append(constant)
+    for (number, single, name, becomes), group in alike.items():
         count, first = sum(constant.readers for constant in group), group[0]
-        where = f"'{first.name}' ({first.operator})"
-        if count > 1:
-            where = f"{count} operators, first '{first.name}' ({first.operator})"
-        ends = {0.0: "is 0", math.inf: "is beyond what there is"}
-        yield (
-            f"{number:.3g} {ends.get(becomes, f'becomes {becomes:.6g}')} in {name}: {where}",
-            (becomes in ends),
-        )
+        where = f"{count} operators, first " * (count > 1) + f"'{first.name}' ({first.operator})"
+        what = f"{number:.3g}" if single else f"weights of at most {number:.3g}"
+        change = f"becomes {becomes:.6g}"
+        if becomes in (0, math.inf):
+            change = "is beyond what there is" if becomes else "is 0"
+        changes_it = becomes == math.inf or (single and not becomes)
+        yield f"{what}: {change} in {name}, {where}", changes_it
 
 
 def _norms(norms: Sequence[NormHeadroom]) -> Table:
@@ -90,8 +88,14 @@ def _first(found: Headroom, name: str) -> Line:
     return Line(f"{name}: {at} is the first beyond {limit}: {_size(place.largest)}{more}", _BAD)
 
 
-def _is_computed(place: Place) -> bool:
-    return not operator(place.operator).passes_through
+def most_pressing(found: Headroom) -> list[Place]:
+    """What no norm reads or has inside, and is not only moved, in the order of how large it is."""
+    others = [
+        place
+        for place in found.places
+        if place.kind not in ("stream", "norm") and not operator(place.operator).passes_through
+    ]
+    return sorted(others, key=lambda place: -place.largest)
 
 
 def _inner(place: Place) -> Line:

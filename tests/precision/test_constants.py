@@ -61,7 +61,7 @@ def test_a_number_that_vanishes_is_told_and_kept(build: Builder, how: str, kind:
     (lost,) = found.constants
     assert lost.number == pytest.approx(HOW[how], rel=1e-6)
     assert dict(lost.becomes) == {"float16": 0}
-    assert f"{lost.number:.3g} is 0 in float16" in str(found)
+    assert f"{lost.number:.3g}: is 0 in float16" in str(found)
     assert found.to_json()["constants"][0]["becomes"] == {"float16": 0}
     simulated = ns.validate(model, model, data=ROWS, simulate="float16")
     assert any(f.kind == "underflow" and "is 0 in float16" in f.message for f in simulated.findings)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from normswap.parity.report import Bisection, SiteComparison, ValidationReport
+from normswap.report.html.along import Point, depth_drawing, named_places
 from normswap.report.html.parts import (
     TO,
     Picture,
@@ -23,10 +23,9 @@ from normswap.report.html.parts import (
     times,
     tower_name,
 )
-from normswap.report.html.svg import Point, Scale, depth_drawing, linear, logarithmic
+from normswap.report.html.svg import Scale, linear, logarithmic
 
 _TITLE = "Error along the depth"
-_MOST_PLACES = 8  # words along x that fit a phone
 _LINEAR_UP_TO = 4.0
 _DEEPEST = 1e-16  # a cosine that is 1 in float64
 _HOW = {
@@ -138,28 +137,10 @@ def _picture(
     limit: tuple[float, str] | None = None,
     legend: Sequence[tuple[str, str]] = (),
 ) -> Picture:
-    """A chart along the norms, with the numbers of blocks where new ones begin, as many as fit;
-    where blocks have no usable numbers, with those of the norms."""
-    blocks = [_block(site.name) for site in sites]
-    known = [block for block in blocks if block is not None]
-    # Block numbers tell the places apart unless they begin anew in every stage, as in Swin.
-    numbered = len(set(known)) > 1 and [int(b) for b in known] == sorted(map(int, known))
-    words = blocks if numbered else [str(index + 1) for index in range(len(sites))]
-    begun: dict[str, float] = {}
-    for index, word in enumerate(words):
-        if word is not None:
-            begun.setdefault(word, (index + 0.5) / len(sites))
-    places = [(at, word) for word, at in begun.items()]
-    places = places[:: -(-len(places) // _MOST_PLACES) or 1]
-    along = "block" if numbered else "norm, in the order of execution"
+    """A chart along the norms."""
+    chart = (axis, scale, series, *named_places([site.name for site in sites]), limit, parting)
     description = f"{len(sites)} norms{summary}."
-    chart = (axis, scale, series, places, along, limit, parting)
     return Picture(title, depth_drawing(title, description, *chart), _table(sites), legend)
-
-
-def _block(name: str) -> str | None:
-    match = re.search(r"(?:^|[./])(\d{1,4})(?=[./])", name)
-    return match[1] if match else None
 
 
 def _parting(sites: Sequence[SiteComparison], bisection: Bisection | None) -> float | None:

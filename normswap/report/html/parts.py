@@ -139,6 +139,25 @@ class Section:
     samples: Sequence[Tiles] = ()
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """``tone``: 'good', 'plain' (another function, measured) or 'bad'."""
+
+    tone: str
+    sign: str
+    headline: str
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """A number of the top, ``name`` says of what."""
+
+    value: str
+    name: str
+    detail: str = ""
+
+
 # -- figures and terms as text -------------------------------------------------------------------
 
 

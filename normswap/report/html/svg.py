@@ -1,4 +1,4 @@
-"""Charts as SVG: elements, axes, bars, intervals, and a figure along the depth of a model.
+"""Charts as SVG: elements, axes, bars and intervals; those along the depth are in ``along.py``.
 
 Pictures fill the width that they get: lengths along x are shares of it (``%``), those along y and
 of text are pixels, so letters have the same size on a phone and on a desk. Colours are the page's,
@@ -22,13 +22,7 @@ _MOST_TICKS = 6
 _SMALLEST = 1e-300  # of a span; below, its parts are no normal numbers
 _HEAD, _BAR, _GAP = 20, 20, 12  # pixels, of bars
 _LONGEST = 38  # letters of a bar's head that fit a phone
-_TOP, _PLOT, _BOTTOM = 44, 190, 40  # pixels, of a depth chart
 _MIDDLE = "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0"
-_SIGNS = {
-    "dot": "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
-    "triangle": "M0-4.6L4.4 3.6H-4.4Z",
-    "cross": "M-4-4L4 4M-4 4L4-4",
-}
 
 
 # -- elements ------------------------------------------------------------------------------------
@@ -222,83 +216,3 @@ def _bar(bar: Bar, scale: Scale, y: float) -> list[Markup]:
 def _across(low: float, high: float, y: float, style: str) -> Markup:
     lines = [(low, high, y, y), (low, low, y - 5, y + 5), (high, high, y - 5, y + 5)]
     return Markup("").join(line(share(a), share(b), top, end, style) for a, b, top, end in lines)
-
-
-# -- along the depth -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Point:
-    """``value``: None leaves a gap. ``style``: 'dot', 'triangle' or 'cross'; ``words``: shown on
-    hovering."""
-
-    value: float | None
-    words: str
-    style: str = "dot"
-
-
-def depth_drawing(
-    title: str,
-    description: str,
-    axis: str,
-    scale: Scale,
-    series: Sequence[Sequence[Point]],
-    places: Sequence[tuple[float, str]],
-    along: str,
-    limit: tuple[float, str] | None = None,
-    parting: float | None = None,
-) -> Markup:
-    """A chart along the depth: series of points, one for each place, joined by a line where
-    neighbours both have a value.
-
-    ``axis``, ``along``: words at the two axes; ``places``: (share of the depth, words) along x.
-    ``limit``: a value marked by a line, and its words; ``parting``: the share of the depth at which
-    the models part.
-    """
-    parts = [label(axis, -52, 12, "axis")]
-    for value, words in scale.ticks():
-        y = _y(scale, value)
-        parts.append(line("0", "100%", y, y, "grid"))
-        parts.append(label(words, -8, f"{float(y) + 4:.2f}", "tick left"))
-    bottom = _TOP + _PLOT
-    for at, words in places:
-        parts.append(line(share(at), share(at), bottom, bottom + 4, "grid"))
-        parts.append(label(words, share(at), bottom + 17, "tick"))
-    parts.append(label(along, "100%", bottom + 34, "axis end"))
-    if limit is not None:
-        y = _y(scale, limit[0])
-        parts.append(line("0", "100%", y, y, "limit"))
-        parts.append(label(limit[1], "100%", f"{float(y) - 5:.2f}", "limit-words"))
-    if parting is not None:
-        x, right = share(parting), parting > 0.45
-        style = "parting-words end" if right else "parting-words"
-        words, dx = "the models part here", -6 if right else 6
-        parts.append(line(x, x, _TOP - 14, bottom, "parting"))
-        parts.append(tag("text", words, x=x, y=_TOP - 6, dx=dx, class_=style))
-    for index, points in enumerate(series):
-        parts += _curve(scale, points, f"series-{index}")
-    return picture(title, description, bottom + _BOTTOM, "depth", *parts)
-
-
-def _curve(scale: Scale, points: Sequence[Point], style: str) -> list[Markup]:
-    lines, signs = [], []
-    heights = [
-        None if point.value is None or math.isnan(point.value) else _y(scale, point.value)
-        for point in points
-    ]
-    for index, (point, y, following) in enumerate(
-        zip(points, heights, [*heights, None][1:], strict=True)
-    ):
-        if y is None:
-            continue
-        at = (index + 0.5) / len(points)
-        if following is not None:
-            x1, x2 = share(at), share((index + 1.5) / len(points))
-            lines.append(tag("line", x1=x1, y1=y, x2=x2, y2=following, class_=f"curve {style}"))
-        shape = _SIGNS[point.style]
-        signs.append(sign(at, float(y), shape, point.words, f"sign {point.style} {style}"))
-    return lines + signs
-
-
-def _y(scale: Scale, value: float) -> str:
-    return f"{_TOP + _PLOT * (1 - scale.at(value)):.2f}"

@@ -10,8 +10,9 @@ import numpy as np
 
 from normswap.parity.report import ApproximateOutput, ValidationReport
 from normswap.report.html.agreement import approximate_outputs
+from normswap.report.html.along import Point, depth_drawing
 from normswap.report.html.parts import TO, Picture, Section, Table, closeness, percent
-from normswap.report.html.svg import Point, depth_drawing, logarithmic
+from normswap.report.html.svg import logarithmic
 
 _POINTS = 60  # of a curve; more cannot be distinguished
 

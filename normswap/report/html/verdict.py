@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from normswap.parity.report import ApproximateOutput, ExactOutput, ValidationReport
 from normswap.report.html.agreement import accuracy_word, approximate_outputs, class_output
@@ -12,8 +11,10 @@ from normswap.report.html.norms import NormRow, norm_rows
 from normswap.report.html.output_errors import largest_excess
 from normswap.report.html.parts import (
     TO,
+    KeyFigure,
     Note,
     Section,
+    Verdict,
     change,
     counted,
     file_size,
@@ -27,23 +28,6 @@ from normswap.report.html.parts import (
 from normswap.timing.bench_report import BenchReport, Ratio
 
 _GOOD, _BAD = ("good", "\N{CHECK MARK}"), ("bad", "\N{BALLOT X}")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """``tone``: 'good', 'plain' (another function, measured) or 'bad'."""
-
-    tone: str
-    sign: str
-    headline: str
-    sentences: list[str]
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    value: str
-    name: str
-    detail: str = ""
 
 
 # -- the verdict ---------------------------------------------------------------------------------
