@@ -158,7 +158,8 @@ class Row:
         return self.rescaled <= 2 * self.unplanted
 
 
-def _feeds(name: str, first: int, count: int, train: bool) -> dict[str, Array]:
+def feeds_of(name: str, first: int, count: int, train: bool) -> dict[str, Array]:
+    """``count`` images from ``first`` on, of the training or the test set, and texts for a CLIP."""
     split = load_digits_split()
     images = (split.train_images if train else split.test_images)[first : first + count]
     if name == "ViT":
@@ -168,13 +169,18 @@ def _feeds(name: str, first: int, count: int, train: bool) -> dict[str, Array]:
     return {"pixel_values": images, "input_ids": caption_ids(captions)}
 
 
+def exported(source: Source, path: Path) -> ns.Model:
+    """As ONNX, norms spelled out, written to ``path``."""
+    return _exported(source, 14, path)
+
+
 def _model(source: Source, graph: str, folder: Path) -> ns.Model:
     if graph == "torch":
         return model_from_source(source)
-    return _exported(source, 14, folder / "model.onnx")
+    return exported(source, folder / "model.onnx")
 
 
-def _error(model: ns.Model, like: ns.Model, feeds: Mapping[str, Array]) -> float | None:
+def error_in_half(model: ns.Model, like: ns.Model, feeds: Mapping[str, Array]) -> float | None:
     """Of ``model`` in simulated float16 against ``like`` in float32."""
     given = {spec.name: feeds[spec.name] for spec in model.inputs if spec.name in feeds}
     given |= {s.name: np.ones_like(feeds["input_ids"]) for s in model.inputs if s.name not in given}
@@ -192,17 +198,17 @@ def measure(kinds: Sequence[str], folder: Path) -> list[Row]:
     rows = []
     for name, place in FOLDERS.items():
         source = huggingface_source(str(place))
-        calibration, test = _feeds(name, 0, SAMPLES, True), _feeds(name, 0, TESTED, False)
+        calibration, test = feeds_of(name, 0, SAMPLES, True), feeds_of(name, 0, TESTED, False)
         for graph in ("torch", "ONNX"):
             trained = _model(source, graph, folder)
-            unplanted = _error(trained, trained, test)
+            unplanted = error_in_half(trained, trained, test)
             for kind in kinds:
                 module = copy.deepcopy(source.module)
                 with torch.no_grad():
                     KINDS[kind](module)
                 model = _model(replace(source, module=module), graph, folder)
                 result = ns.swap(model, ns.Rescale(), data=calibration)
-                errors = (_error(m, model, test) for m in (model, result.model))
+                errors = (error_in_half(m, model, test) for m in (model, result.model))
                 counts = len(model.graph.nodes), len(result.model.graph.nodes)
                 stays = [note for note in result.notes if "it stays" in note or "cannot" in note]
                 says = stays[0] if stays else f"{len(result.done)} norms done"
