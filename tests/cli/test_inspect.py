@@ -195,10 +195,14 @@ def test_full_size_models_have_their_sites_and_roles(
 
 
 @pytest.mark.parametrize("name", ["spelled-out.onnx", "vit.pt2"])
-def test_headroom_on_data(run: Run, files: Path, name: str) -> None:
+def test_headroom_on_data(run: Run, files: Path, name: str, tmp_path: Path) -> None:
     asked = ("inspect", files / name, "--headroom", "--data", files / "images.npz")
-    outcome = run(*asked, "--samples", 5)
+    outcome = run(*asked, "--samples", 5, "--report", tmp_path / "page.html")
     assert (outcome.status, outcome.err) == (0, "")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "headroom in half precision on 5 samples" in page
+    assert page.count("<figure>") == 1
+    assert "This command makes it again:" in page
     assert f"{name}: headroom in half precision on 5 samples" in outcome.out
     assert "vit.layernorm" in outcome.out
     assert "nothing goes over" in outcome.out
@@ -215,6 +219,7 @@ def test_headroom_on_data(run: Run, files: Path, name: str) -> None:
         (["--headroom"], "--headroom needs real inputs: give --data."),
         (["--data", "images.npz"], "--data belongs to --headroom."),
         (["--samples", "3"], "--samples belongs to --headroom."),
+        (["--report", "page.html"], "--report belongs to --headroom."),
         (["--headroom", "--mermaid"], "--headroom and --mermaid exclude each other."),
     ],
 )

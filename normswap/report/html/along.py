@@ -25,8 +25,8 @@ _SIGNS = {
 
 @dataclass(frozen=True)
 class Point:
-    """``value``: None leaves a gap. ``style``: 'dot', 'triangle', 'diamond' or 'cross', of a bar a
-    class of the style file; ``words``: shown on hovering."""
+    """``value``: None leaves a gap. ``style``: 'dot', 'triangle', 'diamond' or 'cross', of a bar
+    nothing, and further classes of the style file; ``words``: shown on hovering."""
 
     value: float | None
     words: str
@@ -52,7 +52,8 @@ def depth_drawing(
     """
     parts = _frame(axis, scale, places, along)
     if limit is not None:
-        parts += _level(scale, *limit)
+        above = f"{float(_y(scale, limit[0])) - 5:.2f}"
+        parts += [_line_at(scale, limit[0]), label(limit[1], "100%", above, "limit-words")]
     if parting is not None:
         x, right = share(parting), parting > 0.45
         style = "parting-words end" if right else "parting-words"
@@ -73,12 +74,12 @@ def level_drawing(
     series: Sequence[Sequence[Point]],
     places: Sequence[tuple[float, str]],
     along: str,
-    limit: tuple[float, str],
+    level: float,
 ) -> Markup:
-    """A bar for each place, from the value of ``limit`` up or down to its own, and series of points
-    over them. The rest is as in ``depth_drawing``."""
+    """A bar for each place, from the line at ``level`` up or down to its own value, and series of
+    points over them. The rest is as in ``depth_drawing``."""
     parts = _frame(axis, scale, places, along)
-    parts += _bars(scale, limit[0], bars) + _level(scale, *limit)
+    parts += [*_bars(scale, level, bars), _line_at(scale, level)]
     for index, points in enumerate(series, 1):
         parts += _points(scale, points, index)
     return picture(title, description, _TOP + _PLOT + _BOTTOM, "depth", *parts)
@@ -122,11 +123,9 @@ def _frame(
     return [*parts, label(along, "100%", bottom + 34, "axis end")]
 
 
-def _level(scale: Scale, value: float, words: str) -> list[Markup]:
-    """A line across, with words above it."""
+def _line_at(scale: Scale, value: float) -> Markup:
     y = _y(scale, value)
-    above = f"{float(y) - 5:.2f}"
-    return [line("0", "100%", y, y, "limit"), label(words, "100%", above, "limit-words")]
+    return line("0", "100%", y, y, "limit")
 
 
 def _lines(scale: Scale, points: Sequence[Point], index: int) -> list[Markup]:
@@ -152,7 +151,7 @@ def _points(scale: Scale, points: Sequence[Point], index: int) -> list[Markup]:
         if (y := _height(scale, point)) is not None:
             style = f"sign {point.style} series-{index}"
             x = (at + 0.5) / len(points)
-            signs.append(sign(x, float(y), _SIGNS[point.style], point.words, style))
+            signs.append(sign(x, float(y), _SIGNS[point.style.split()[0]], point.words, style))
     return signs
 
 

@@ -168,17 +168,18 @@ def _places(norm: NormHeadroom) -> list[Place]:
 
 
 def _picture(tower: str, norms: Sequence[NormHeadroom], name: str) -> Picture:
-    bars = [_bar(norm.stream, norm.site.name, name) for norm in norms]
+    bars = [_point(norm.stream, norm.site.name, name, "candidate") for norm in norms]
     inside = [_point(norm.inside, norm.site.name, name, "triangle") for norm in norms]
     behind = [_point(norm.behind, norm.site.name, name, "diamond") for norm in norms]
-    legend = [("candidate", "what the norm reads")]
+    end = f"{FORMATS[name].largest:.5g}, the largest number of {name}"
+    legend = [("limit", end), ("candidate", "what the norm reads")]
     if any(point.value is not None for point in inside):
         legend.append(("triangle", "the largest inside a norm that is spelled out"))
     if any(point.value is not None for point in behind):
         legend.append(("diamond", "the largest behind it, up to the next norm"))
     values = [p.value for p in (*bars, *inside, *behind) if p.value is not None]
     if any(value < 0 for value in values):
-        legend.append(("cross", "beyond the format"))
+        legend.append(("over", "beyond it"))
     lowest = f"; the fewest are {min(values):.1f}" if values else ""
     title = f"{tower}: binary places left in {name}"
     drawing = level_drawing(
@@ -189,21 +190,17 @@ def _picture(tower: str, norms: Sequence[NormHeadroom], name: str) -> Picture:
         bars,
         [inside, behind],
         *named_places([norm.site.name for norm in norms]),
-        (0.0, f"{FORMATS[name].largest:.5g}: {name} ends"),
+        level=0.0,
     )
     return Picture(title, drawing, _table(norms), legend)
 
 
-def _bar(place: Place, site: str, name: str) -> Point:
-    return _point(place, site, name, "candidate", "over")
-
-
-def _point(place: Place | None, site: str, name: str, style: str, over: str = "cross") -> Point:
+def _point(place: Place | None, site: str, name: str, style: str) -> Point:
     left = math.inf if place is None else place.places(name)
     if place is None or math.isinf(left):
         return Point(None, "")
     words = f"{site}: {_called(place)}, {_size(place)}, {left:.1f} binary places"
-    return Point(left, words, style if left >= 0 else over)
+    return Point(left, words, style if left >= 0 else f"{style} over")
 
 
 def _table(norms: Sequence[NormHeadroom]) -> Table:
