@@ -13,6 +13,7 @@ HALVES = (np.dtype(np.float16), BFLOAT16)
 STANDS_FOR_INFINITY = 1e9
 """Constants from here on that a format does not hold are not weights: they stand for infinity, such
 as what is added to the logits of masked tokens."""
+_AT_ONCE = 1 << 20  # numbers
 _STICKY = np.uint64((1 << 29) - 1)  # the bits that float64 has and float32 lacks
 
 
@@ -32,13 +33,20 @@ def rounded(array: Array, dtype: Any) -> Array:
 
 def as_half(array: Array, dtype: Any) -> Array:
     """A constant as a model in ``dtype`` holds it: rounded, but a finite number that only stands
-    for infinity is the largest finite number, since 0 times it has to stay 0."""
-    array = np.asarray(array, np.float64)
-    stands = (np.abs(array) >= STANDS_FOR_INFINITY) & np.isfinite(array)
-    if stands.any():
-        most = float(ml_dtypes.finfo(dtype).max)
-        array = np.where(stands, np.clip(array, -most, most), array)
-    half: Array = rounded(array, dtype).astype(dtype)
+    for infinity is the largest finite number, since 0 times it has to stay 0.
+
+    Takes the memory of the result, and of a part of it in float64.
+    """
+    array = np.asarray(array)
+    half = np.empty(array.shape, dtype)
+    flat, place = array.reshape(-1), half.reshape(-1)
+    most = float(ml_dtypes.finfo(dtype).max)
+    for start in range(0, flat.size, _AT_ONCE):
+        part = np.asarray(flat[start : start + _AT_ONCE], np.float64)
+        stands = (np.abs(part) >= STANDS_FOR_INFINITY) & np.isfinite(part)
+        if stands.any():
+            part = np.where(stands, np.clip(part, -most, most), part)
+        place[start : start + _AT_ONCE] = rounded(part, dtype).astype(dtype)
     return half
 
 

@@ -12,7 +12,7 @@ from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.linear import Linear
 from normswap.graph.operators import norm_operator
 from normswap.norms.site import Site
-from normswap.passes.algebra.inner_scales import inner_scales
+from normswap.passes.algebra.inner_scales import difference_of_squares, inner_scales
 from normswap.passes.algebra.rules import SCALE
 from normswap.passes.algebra.scales import is_scale, scale
 from normswap.passes.algebra.spread import Norms, Spread, Start, spread
@@ -301,6 +301,8 @@ class Plan:
     def _fits(self, site: Site, k: int) -> bool:
         """Whether all inside a norm that is spelled out is held with ``k`` halvings, and its
         statistics keep their digits."""
+        if difference_of_squares(self.graph, site) is not None:
+            return False
         try:
             found = inner_scales(self.graph, site, -k, 0).values
         except Refusal:
@@ -319,7 +321,8 @@ class Plan:
         if _is_operator(self.graph, site) or site.input == site.output:
             return
         inside = [v for v in inside_of(self.graph, site) if self._exceeds(v)]
-        if not inside and self.limits.holds_epsilon(site.epsilon, 0):
+        difference = difference_of_squares(self.graph, site)
+        if not inside and difference is None and self.limits.holds_epsilon(site.epsilon, 0):
             return
         if inside and self._mend_squares(site):
             return
@@ -348,6 +351,10 @@ class Plan:
         held_in = self.limits.held_in.name
         if not self.limits.holds_epsilon(site.epsilon, k):
             return f"its epsilon of {site.epsilon * 4.0**-k:.2g} is no number of {held_in}"
+        difference = difference_of_squares(self.graph, site)
+        if difference is not None:
+            what = f"{called(difference)}, the difference of two squares"
+            return f"{held_in} leaves few digits of {what}"
         inside = max(inside_of(self.graph, site), key=self.limits.of)
         return self.limits.says(f"inside it {called(inside)}", self.limits.of(inside))
 

@@ -20,6 +20,7 @@ from normswap.precision.constants import ChangedConstant, changed_constants
 from normswap.precision.formats import Format, format_called
 from normswap.precision.simulate import norm_of_nodes
 
+_AT_ONCE = 1 << 20  # numbers of a weight
 _NO_KERNEL = "NOT_IMPLEMENTED"  # what ONNX Runtime says of a type that a device lacks
 
 
@@ -192,18 +193,13 @@ class _Wide:
         for value in held:
             if value.dtype is None or not is_floating(value.dtype) or not value.uses:
                 continue
-            array = np.asarray(self._graph.constant(value), np.float64)
-            half = np.asarray(as_half(array, self._format.dtype), np.float64)
-            finite = np.isfinite(array)
-            beyond = finite & ~np.isfinite(half)
-            if beyond.any():
-                most = float(np.abs(array[beyond]).max())
+            change = _change(np.asarray(self._graph.constant(value)), self._format)
+            if change.beyond:
                 for node in value.readers:
-                    self._add(node, f"it reads {most:.4g} ('{value.name}'), beyond {name}")
-            if (finite & (np.abs(array) >= STANDS_FOR_INFINITY) & (half != array)).any():
+                    self._add(node, f"it reads {change.beyond:.4g} ('{value.name}'), beyond {name}")
+            if change.clips:
                 clipped.append(value.name)
-            zeros = int(((half == 0) & (array != 0)).sum()) if math.prod(array.shape) > 1 else 0
-            vanished, lost = vanished + bool(zeros), lost + zeros
+            vanished, lost = vanished + bool(change.zeros), lost + change.zeros
         notes = []
         if clipped:
             limit = f"{self._format.largest:.6g}"
@@ -244,6 +240,30 @@ class _Wide:
                 name = norm if norm in self._spelled and norm else alone
                 found[name, self.reasons[node]] += 1
         return [Island(name, nodes, reason) for (name, reason), nodes in found.items()]
+
+
+@dataclass
+class _Change:
+    """What a format makes of a constant: the largest number ``beyond`` it, whether it ``clips``
+    numbers that stand for infinity, and how many of several become ``zeros``."""
+
+    beyond: float = 0.0
+    clips: bool = False
+    zeros: int = 0
+
+
+def _change(array: Array, format: Format) -> _Change:
+    change, flat = _Change(), array.reshape(-1)
+    for start in range(0, flat.size, _AT_ONCE):
+        part = np.asarray(flat[start : start + _AT_ONCE], np.float64)
+        half = np.asarray(as_half(part, format.dtype), np.float64)
+        finite, size = np.isfinite(part), np.abs(part)
+        beyond = finite & ~np.isfinite(half)
+        change.beyond = max(change.beyond, float(size[beyond].max(initial=0)))
+        change.clips |= bool((finite & (size >= STANDS_FOR_INFINITY) & (half != part)).any())
+        if flat.size > 1:
+            change.zeros += int(((half == 0) & (part != 0)).sum())
+    return change
 
 
 def _in_and_out(model: Model, format: Format) -> Model:

@@ -17,8 +17,10 @@ from normswap.errors import NormswapError
 from normswap.passes import rescale_plan
 from normswap.precision.formats import FORMATS
 from tests.effort import ALL
+from tests.passes.norm_checks import operators
 from tests.passes.rescale_checks import (
     LIMIT,
+    as_data,
     check_rescaled,
     in_turn,
     names,
@@ -449,3 +451,32 @@ def test_data_is_needed() -> None:
 
 def test_a_format_is_what_the_weights_are_for() -> None:
     assert set(FORMATS) == {"float16", "bfloat16"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_variance_that_is_a_difference_of_squares_becomes_the_operator(kind: str) -> None:
+    """float16 rounds E[x^2] and E[x]^2 to eleven digits, of which their difference keeps few."""
+
+    def body(net: Net, x: torch.Tensor) -> torch.Tensor:
+        x = net.first(x)
+        mean, square = x.mean(-1, keepdim=True), (x * x).mean(-1, keepdim=True)
+        variance = (square - mean * mean).clamp(min=0)
+        return net.out((x - mean) * torch.rsqrt(variance + 1e-5) * net.scale + net.token)
+
+    def plant(net: Net) -> None:
+        net.first.bias += 20  # the mean is much larger than the deviation
+
+    model = _model(kind, body, plant)
+    feeds = _feeds(model)
+    result = ns.swap(model, ns.Rescale(), data=as_data(feeds))
+    (note,) = result.notes
+    assert "float16 leaves few digits of Sub" in note
+    assert "the difference of two squares" in note
+    assert operators(result.model.graph)["LayerNormalization"] == 1
+    assert ns.validate(model, result.model).passed
+    before, after = (
+        ns.validate(model, m, data=feeds, simulate="float16").outputs[0].sqnr_db
+        for m in (model, result.model)
+    )
+    assert before is None or before < 30
+    assert after > 40

@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Value
 from normswap.graph.onnx import emit
 from normswap.graph.onnx.nodes import DOMAINS, captured_values, replace_captured, subgraphs
+from normswap.graph.onnx.segments import release
 from normswap.graph.onnx.single_nodes import Type
 from normswap.graph.operators import operator
 from normswap.graph.rounding import as_half
 
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_LARGE = 1 << 20  # bytes of a weight
 _TYPES = ("to", "dtype", "output_dtype")
 """Attributes that hold the type of a result."""
 Dtypes = Mapping[ir.Value, ir.DataType | None]
@@ -153,16 +155,13 @@ class _Converter:
                 read.setdefault(value, set()).add(self._before.get(value))
         for value, dtypes in read.items():
             if dtypes == {self._half} and value not in self._graph.outputs:
-                tensor = ir.tensor(self._rounded(value, self._half), name=value.name)
+                tensor = _tensor(value, self._half, value.name)
                 producer = value.producer()
                 if producer is not None:  # a Constant node, which may hold a number of its own kind
                     producer.attributes.clear()
                     producer.attributes["value"] = ir.AttrTensor("value", tensor)
                 value.const_value = tensor
                 self._set(value, self._half)
-
-    def _rounded(self, value: ir.Value, dtype: ir.DataType) -> Array:
-        return as_half(cast(ir.TensorProtocol, value.const_value).numpy(), dtype.numpy())
 
     def _retype(self, node: ir.Node) -> None:
         """The attributes of a node, and the types of its outputs."""
@@ -195,11 +194,10 @@ class _Converter:
         return self._made[value, dtype]
 
     def _constant(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        array = self._rounded(value, dtype)
         name = self._free(f"{value.name}.{dtype.numpy().name}")
-        tensor = ir.tensor(array, name=name)
+        tensor = _tensor(value, dtype, name)
         made = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor
+            name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor
         )
         self._graph.register_initializer(made)
         self.dtypes[made], self.casts[made] = dtype, value
@@ -235,6 +233,21 @@ class _Converter:
             name = str(value.name)
             value.name = self._free(f"{name}.{now.numpy().name}")
             self._graph.outputs[place] = self._cast(value, wanted, name)
+
+
+def _tensor(value: ir.Value, dtype: ir.DataType, name: str | None) -> ir.TensorProtocol:
+    """The constant ``value`` in another type. A large one is rounded whenever it is read, so that
+    the weights of a large model stay in their file."""
+    source = cast(ir.TensorProtocol, value.const_value)
+
+    def converted() -> ir.Tensor[Any]:
+        array = as_half(source.numpy(), dtype.numpy())
+        release(source)
+        return ir.tensor(array, name=name)
+
+    if source.nbytes < _LARGE:
+        return converted()
+    return ir.LazyTensor(converted, dtype=dtype, shape=ir.Shape(source.shape.numpy()), name=name)
 
 
 # -- the types that operators are declared with ---------------------------------------------------

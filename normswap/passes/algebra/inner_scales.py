@@ -7,6 +7,7 @@ scaled alike. A power of two rounds nothing, so what the norm gives is the same 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,21 @@ def inner_scales(graph: Graph, site: Site, reads: int, writes: int) -> InnerScal
     if writes:
         _scale_output(y, set(own), writes, constants)
     return InnerScales(values, {c: e for c, e in constants.items() if e})
+
+
+def difference_of_squares(graph: Graph, site: Site) -> Value | None:
+    """What a spelled-out norm has as the difference of two squares of its input, E[x^2] - E[x]^2;
+    None if there is none. It keeps few of the digits that the squares are rounded to."""
+    known = {graph.value(site.input): 1.0}
+    for node in nodes_of(graph, site):
+        data, arithmetic = node.dynamic_inputs(), node.operator.arithmetic
+        if arithmetic == "sum" and len(data) == 2 and all(known.get(v) == 2 for v in data):
+            minus = [v for v in data if v.producer and v.producer.operator.arithmetic == "sign"]
+            if minus or not node.operator.commutes:
+                return node.output
+        with contextlib.suppress(Refusal):
+            known |= dict.fromkeys(node.outputs, _exponent(graph, node, known, {}))
+    return None
 
 
 def _exponent(
