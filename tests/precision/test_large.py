@@ -18,7 +18,7 @@ from normswap.graph.rounding import as_half
 from normswap.io.onnx import data_files
 from normswap.io.onnx.tensors import MappedTensor
 
-DEPTH, WIDTH = 2, 128
+DEPTH, WIDTH = 2, 256
 
 
 @pytest.fixture
