@@ -11,10 +11,13 @@ import pytest
 import normswap as ns
 from normswap.assets import digits
 from normswap.parity.report import ValidationReport
+from normswap.report.html.document import page_text
+from normswap.report.html.headroom import headroom_page
 from normswap.report.html.page import html_report
 from normswap.report.html.training import Training
 from tests.effort import thorough
 from tests.report import html_samples as samples
+from tests.report.test_headroom_page import found as growing
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -62,6 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "trained": html_report(clip, training=_training(clip)),
         "hostile": html_report(*samples.hostile()),
         "bare": html_report(samples.bare("approximate")),
+        "headroom": page_text(headroom_page(growing())),
         "digits-vit": _digits_vit(),
         "digits-clip": _digits_clip(),
     }
