@@ -133,9 +133,8 @@ class _Wide:
     def _until_held(self, made: Node, number: float) -> set[Node]:
         """The readers of what may be ``number`` or, of its roots and multiples, what the format
         does not hold."""
-        steps: list[
-            tuple[Node, int, bool]
-        ] = []  # a reader, the step in front of it, if all is held
+        # A reader, the number of the step in front of it, and whether all there is held.
+        steps: list[tuple[Node, int, bool]] = []
         pending = [(made, number, -1)]
         while pending:
             made, number, before = pending.pop()
@@ -154,17 +153,17 @@ class _Wide:
 
     def _result(self, node: Node, value: Value, number: float) -> float | None:
         """What a node makes of a number, if it is a power or a multiple of it."""
-        if degree := node.operator.homogeneity:
-            return float(number**degree)
-        if node.operator.arithmetic != "product" or node.dynamic_inputs() != [value]:
-            return None
-        index = node.inputs.index(value)
-        factor = self._graph.scalar(node.input(1 - index))
-        if not factor:
-            return None
-        if node.operator.commutes:
-            return number * factor
-        return factor / number if index else number / factor
+        size = np.float64(number)
+        with np.errstate(all="ignore"):  # a number may be of any size
+            if degree := node.operator.homogeneity:
+                return float(size**degree)
+            if node.operator.arithmetic != "product" or node.dynamic_inputs() != [value]:
+                return None
+            index = node.inputs.index(value)
+            factor = np.float64(abs(self._graph.scalar(node.input(1 - index)) or math.nan))
+            if node.operator.commutes:
+                return float(size * factor)
+            return float(factor / size if index else size / factor)
 
     def _holds(self, number: float) -> bool:
         return 0 < float(self._format.rounded(number)) < math.inf

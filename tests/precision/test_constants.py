@@ -113,3 +113,16 @@ def test_numbers_beyond_and_those_that_stand_for_infinity(build: Builder, kind: 
     assert lost[38].becomes["float16"] == 65504
     assert {name for c in lost.values() for name in c.becomes} == {"float16"}
     assert lost[5].to_json()["becomes"] == {"float16": None}
+
+
+def test_numbers_of_any_size(build: Builder) -> None:
+    class Large(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = (x * x).sum(-1, keepdim=True).double() + 1e-300
+            for _ in range(3):
+                y = 1 / (y * -3.0) / 1e-300
+            return torch.rsqrt(y) * x
+
+    model = build("fx", Large(), {"x": torch.from_numpy(ROWS[:2])})
+    (island,) = ns.convert(model, "float16").islands
+    assert "1e-300" in island.reason

@@ -197,7 +197,10 @@ class _Converter:
         name = self._free(f"{value.name}.{dtype.numpy().name}")
         tensor = _tensor(value, dtype, name)
         made = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(dtype),
+            const_value=tensor,
         )
         self._graph.register_initializer(made)
         self.dtypes[made], self.casts[made] = dtype, value
@@ -243,7 +246,7 @@ def _tensor(value: ir.Value, dtype: ir.DataType, name: str | None) -> ir.TensorP
     def converted() -> ir.Tensor[Any]:
         array = as_half(source.numpy(), dtype.numpy())
         release(source)
-        return ir.tensor(array, name=name)
+        return ir.Tensor(array, dtype, name=name)
 
     if source.nbytes < _LARGE:
         return converted()

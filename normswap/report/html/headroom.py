@@ -127,11 +127,11 @@ def _findings(found: Headroom) -> Section:
         gone = [place for place in found.places if place.vanishes(name)]
         if gone:
             most = max(gone, key=lambda place: place.largest)
-            text = (
+            words = (
                 f"{name} makes 0 of all of {counted(len(gone), 'value')}, the largest "
                 f"{_size(most)} at {_called(most)}."
             )
-            notes.append(Note("warn", "underflows", text))
+            notes.append(Note("warn", "underflows", words))
     text = []
     if found.over(_HALF):
         text.append(
