@@ -88,7 +88,7 @@ def swap(
     elif to is not None:
         raise NormswapError("swap: give a pass or its word (to=), not both")
     given: dict[str, Any] = {"sites": sites, "progress": progress}
-    if how.needs_data and data is not None:
+    if (how.needs_data or how.takes_data) and data is not None:
         from normswap.io.data import Data, load_data
 
         given["data"] = (

@@ -90,8 +90,9 @@ def swap(
     tower's. Exit status 1, and nothing written, if MODEL has no norm, one that --sites asks for is
     skipped, or --ensure leaves none to swap.
     """
-    _check_belongs(kind, "--data", data is not None, kind.needs_data)
-    _check_belongs(kind, "--samples", samples is not None, kind.needs_data)
+    takes_data = kind.needs_data or kind.takes_data
+    _check_belongs(kind, "--data", data is not None, takes_data)
+    _check_belongs(kind, "--samples", samples is not None, takes_data)
     # Only what is fitted leaves something to fold, only an exact swap a norm with gamma and beta.
     _check_belongs(kind, "--fold", then_fold, not kind.exact)
     _check_belongs(kind, "--fold-affine", fold_affine, kind.exact)
@@ -137,10 +138,10 @@ def _check_belongs(kind: type[Pass], option: str, given: bool, fits: bool) -> No
     if given and not fits:
         from normswap.passes import passes
 
-        needs_data = option in ("--data", "--samples")
+        is_data = option in ("--data", "--samples")
         takers = [
             word
             for word, other in passes().items()
-            if (other.needs_data if needs_data else other.exact != kind.exact)
+            if (other.needs_data or other.takes_data if is_data else other.exact != kind.exact)
         ]
         raise click.UsageError(f"{option} belongs to --to {' or '.join(takers)}, not to {kind.to}.")

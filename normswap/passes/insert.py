@@ -60,19 +60,26 @@ def insert_scale_shift(
 
 
 def insert_linear(
-    graph: Graph, x: Value, axis: int, weight: Array, bias: Array, name: str, like: Node | None
+    graph: Graph,
+    x: Value,
+    axis: int,
+    weight: Array,
+    bias: Array | None,
+    name: str,
+    like: Node | None,
 ) -> Value:
     """``weight @ x + bias`` along ``axis``, with transposes where it is not the last one.
 
-    ``weight``: [out, in]; ``bias``: [out].
+    ``weight``: [out, in]; ``bias``: [out], None for none.
     """
     last = len(x.shape or ()) - 1
     perm = [i for i in range(last + 1) if i != axis] + [axis]
     inner = insert_transpose(graph, x, perm, f"{name}.channels_last", like)
     matrix = _constant(graph, written, weight.T, x, f"{name}.weight")
-    product = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
-    term = _constant(graph, rounded, bias, x, f"{name}.bias")
-    total = graph.insert("Add", [product, term], name=name, like=like)
+    total = graph.insert("MatMul", [inner, matrix], name=f"{name}.product", like=like)
+    if bias is not None:
+        term = _constant(graph, rounded, bias, x, f"{name}.bias")
+        total = graph.insert("Add", [total, term], name=name, like=like)
     back = [perm.index(i) for i in range(last + 1)]
     return insert_transpose(graph, total, back, f"{name}.channels_back", like)
 

@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Graph, Value
+from normswap.graph.graph import Array, Graph, Value
 from normswap.graph.operators import norm_operator
+from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
+from normswap.options import option
 from normswap.passes.algebra.rules import MEAN, mean_subtraction
 from normswap.passes.algebra.spread import Norms, Spread, Start, norm_nodes, streams
 from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import NormsWritten, Pass, PassResult, Refusal
 from normswap.passes.fold_affine import absorb_affine, has_affine
-from normswap.passes.norm_operator import replace_norm, spell_rms_norm
+from normswap.passes.norm_operator import ROW_NORMS, replace_norm, spell_rms_norm
+from normswap.passes.rotate import DRAWN, PCA, ROTATIONS, Rotation, principal_directions
 from normswap.passes.select import select_sites, why_left
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
@@ -39,60 +42,103 @@ class RmsNorm(Pass):
     Skips, with the reason, norms of other kinds or over several axes, and those on a stream that
     is an output or is read by anything else, as in post-norm models.
 
+    With ``rotate`` each of these streams is turned by an orthogonal matrix Q as well
+    (``rotate.py``), and so are the streams of norms that were RMSNorms before. The notes say which
+    are not, and why.
+
     Attributes:
         sites: which norms; see ``select_sites``. All by default.
+        rotate: what Q is: 'hadamard' (entries of one magnitude with random signs), 'random'
+            (orthogonal), 'pca' (the principal directions of what the stream's norms give on
+            ``data``, largest first). None for no rotation.
+        data: for 'pca' alone, unlabelled inputs as ``load_data`` gives them; ``swap`` fills it in.
+
+    Raises:
+        NormswapError: 'pca' without data, data without 'pca', and data that is unfit.
 
     Examples:
         >>> result = RmsNorm()(model)
         >>> [reason for site, reason in result.skipped]
+        >>> swap(model, RmsNorm(rotate="hadamard")).notes
     """
 
     to: ClassVar[str] = "rmsnorm"
     summary: ClassVar[str] = "exact, the residual stream is centred by its weights."
     exact: ClassVar[bool] = True
+    takes_data: ClassVar[bool] = True
     lowering: ClassVar[tuple[str, ...]] = ("kernels",)
 
+    rotate: str | None = option(
+        None,
+        "turn each stream by an orthogonal matrix, which spreads outliers over all channels; pca "
+        "takes its directions from DATA.",
+        choices=ROTATIONS,
+    )
+    data: Data | None = None
+
     def run(self, model: Model) -> PassResult:
+        matrix = self._matrix(model)
         chosen = select_sites(model.sites, self.sites)
-        if all(_why_not(site) for site in chosen):
-            return PassResult(model, False, [], [(s, _why_not(s)) for s in chosen])
+        kinds = ("layer_norm",) if matrix is None else ROW_NORMS
+        if all(why_left(site, kinds) for site in chosen):
+            return PassResult(model, False, [], [(s, why_left(s, kinds)) for s in chosen])
         result = model.copy()
         try:
             result.graph.require(norm_operator("rms_norm"))
         except NormswapError as error:
             why = str(error)
         else:
-            swapped = _swapped(model, result, chosen, replace_norm)
+            swapped = _swapped(model, result, chosen, replace_norm, matrix)
             why = result.graph.load_refusal() if swapped.modified else ""
             if not why or model.graph.load_refusal():
                 return swapped
-        swapped = _swapped(model, model.copy(), chosen, spell_rms_norm)
+        swapped = _swapped(model, model.copy(), chosen, spell_rms_norm, matrix)
         notes = [*swapped.notes, f"RMSNorms are spelled out: {why}"] if swapped.modified else []
         return replace(swapped, notes=notes)
 
+    def _matrix(self, model: Model) -> Matrix | None:
+        """What the stream of some norms is turned by."""
+        if (self.data is None) == (self.rotate == PCA):
+            raise NormswapError(
+                "--rotate pca takes its directions from calibration data: give --data"
+                if self.data is None
+                else "--to rmsnorm: --data is for --rotate pca; leave it out"
+            )
+        if self.rotate is None:
+            return None
+        if self.data is not None:
+            data = self.data
+            return lambda sites: principal_directions(model, data, sites)
+        draw = DRAWN[self.rotate]
+        return lambda sites: draw(sites[0].normalized_shape[0])
+
 
 Writer = Callable[[Graph, Site, Site], Value]
+Matrix = Callable[[Sequence[Site]], Array]
 
 
-def _swapped(model: Model, result: Model, chosen: Sequence[Site], write: Writer) -> PassResult:
+def _swapped(
+    model: Model, result: Model, chosen: Sequence[Site], write: Writer, matrix: Matrix | None
+) -> PassResult:
     """The norms of ``chosen`` swapped in ``result``, a copy of ``model``, by what ``write``
-    writes."""
+    writes; with a ``matrix`` for each stream these are turned."""
     located = model.sites
-    unfit = {s: why for s in chosen if (why := _why_not(s))}
-    todo = [s for s in chosen if s not in unfit]
+    unfit = {s: why for s in chosen if (why := why_left(s, ("layer_norm",)))}
     swap = _Swap(result.graph, located)
-    swap.centre(todo)
-    skipped = [(s, unfit.get(s) or swap.reasons[s]) for s in chosen if s not in swap.done]
-    if not swap.done:
+    swap.centre([s for s in chosen if s not in unfit])
+    reasons = {**swap.reasons, **unfit}
+    done = set(swap.done)
+    if matrix is not None:
+        refused = swap.turn(chosen, matrix)
+        done |= swap.turned
+        reasons |= {s: why for s, why in refused.items() if s.kind == "rms_norm"}
+    skipped = [(s, reasons[s]) for s in chosen if s not in done]
+    if not done:
         return PassResult(model, False, [], skipped)
     written = swap.write(write)
     values = {site: value.name for site, value in written.items()}
-    done = [site for site in todo if site in swap.done]
-    return NormsWritten(result, True, done, skipped, swap.notes, values=values)
-
-
-def _why_not(site: Site) -> str:
-    return why_left(site, ("layer_norm",))
+    done_in_order = [site for site in chosen if site in done]
+    return NormsWritten(result, True, done_in_order, skipped, swap.notes, values=values)
 
 
 class _Swap:
@@ -106,6 +152,9 @@ class _Swap:
         self.reasons = dict(self.norms.reasons)
         self.notes: list[str] = []
         self.subtractions: dict[Value, Site] = {}  # the norm by its output
+        self.turned: set[Site] = set()
+        self._become: dict[Site, Site] | None = None
+        self._inputs: dict[Site, str] = {}
 
     def centre(self, todo: Sequence[Site]) -> None:
         for change, stream in streams(self.edits, self.norms, todo, self._start):
@@ -123,17 +172,46 @@ class _Swap:
         # No row becomes longer without its mean.
         return Start(x, change, downward=False, norms=self.norms, joins=True, bounded=True)
 
+    def turn(self, chosen: Sequence[Site], matrix: Matrix) -> dict[Site, str]:
+        """Turns the streams of ``chosen``; those norms whose streams are not, with the reason."""
+        self._become = self._without_affines()
+        rotation = Rotation(self.edits, self.located, self._become, matrix)
+        means = {
+            value: mean_subtraction(site.normalized_shape[0], 0, 1).linear
+            for value, site in self.subtractions.items()
+        }
+        rotation.make(chosen, means)
+        self._become, self._inputs = rotation.become, rotation.inputs
+        self.turned = set(rotation.done)
+        for value in rotation.behind:
+            self.subtractions.pop(value, None)
+        reasons: dict[str, list[Site]] = {}
+        for site, why in rotation.refused.items():
+            if site in self.done:
+                reasons.setdefault(why, []).append(site)
+        self.notes += [
+            f"the stream of '{s[0].name}'{_and_more(s)} is not turned: {w}"
+            for w, s in reasons.items()
+        ]
+        self.notes += rotation.notes
+        return rotation.refused
+
     def write(self, write: Writer) -> dict[Site, Value]:
         """Writes norms, by ``write``, and weights into the graph; the new values of the norms."""
-        kept = {site: self._without_affine(site) for site in self.located if site in self.done}
+        become = self._without_affines() if self._become is None else self._become
         written = {  # in reverse, for a norm may read the output of the one before it
-            site: write(self.graph, norm, site) for site, norm in reversed(kept.items())
+            site: write(self.graph, norm, replace(site, input=self._inputs.get(site, site.input)))
+            for site, norm in reversed(become.items())
         }
         for value, site in self.subtractions.items():
             self._subtract_mean(written.get(site, value), site.axes[0], site.name)
         self.edits.write()
         self.graph.prune()
         return written
+
+    def _without_affines(self) -> dict[Site, Site]:
+        """The norms that are swapped, in order, with what each becomes."""
+        return {site: self._without_affine(site) for site in self.located if site in self.done}
 
     def _without_affine(self, site: Site) -> Site:
         """The RMSNorm in place of ``site``, whose readers take over what they can."""
@@ -154,6 +232,10 @@ class _Swap:
         readers = [v.producer for v in (mean, rest) if v.producer is not None]
         self.graph.replace_uses(value, rest, keep=readers)
         self.notes.append(f"behind '{name}' a mean is subtracted, for all norms on its stream")
+
+
+def _and_more(sites: Sequence[Site]) -> str:
+    return f" and {len(sites) - 1} more" if len(sites) > 1 else ""
 
 
 def _not_worth_it(change: Spread, stream: Sequence[Site]) -> str:

@@ -33,6 +33,7 @@ from normswap.passes.algebra.weight_edits import WeightEdits
 from normswap.passes.base import Refusal, called
 
 SUM = Arithmetic((1, 1))
+_ORTHOGONAL = 1e-9  # how far Q Q^T may be from 1 in float64
 PRODUCT_OF_VALUES = "MatMul"
 """With two computed operands, the scores of an attention or the values that they weigh."""
 TAKES_PART = frozenset({"Gather", "GatherND", "ReduceMean"})
@@ -241,6 +242,32 @@ SCALE = Unseen(
 )
 
 
+def rotation(matrix: Array, axis: int, rank: int) -> ChannelMap:
+    """y = Q x along ``axis``, for an orthogonal ``matrix`` Q [C, C]; Q^T undoes it."""
+    forward, back = (ChannelMap.along(m, np.zeros(len(m)), axis, rank) for m in (matrix, matrix.T))
+    return replace(forward, inverse=back.linear)
+
+
+def _is_rotation(change: ChannelMap, site: Site) -> bool:
+    """Whether the norm of what it turns is what it makes of the norm."""
+    size, axis = site.normalized_shape[0], site.axes[0]
+    weight = np.ones(size) if site.weight is None else site.weight
+    if np.any(weight != weight[0]) or (site.bias is not None and np.any(site.bias)):
+        return False
+    found = None if change.shifts or change.axis != axis else change.on(axis, size)
+    if found is None:
+        return False
+    return bool(np.abs(found.linear @ found.linear.T - np.eye(size)).max() < _ORTHOGONAL)
+
+
+ROTATION = Unseen(
+    "an orthogonal matrix Q, which goes on behind it, if its weight is alike for all channels and "
+    "it has no bias",
+    _is_rotation,
+    commutes=True,
+)
+
+
 def _does_not_see(*unseen: Unseen) -> Rule:
     return Rule(
         downward="does not see, if a pass asks for it, " + "; ".join(u.says for u in unseen),
@@ -383,7 +410,7 @@ RULES: dict[str, Rule] = {
     ),
     "Shape": Rule("reads sizes only", "-", "", "reads sizes only", _of_sizes),
     "layer_norm": _does_not_see(MEAN, SCALE),
-    "rms_norm": _does_not_see(SCALE),
+    "rms_norm": _does_not_see(SCALE, ROTATION),
     ANY_OTHER: Rule("refuses", "refuses", "every map", "refuses"),
 }
 """By operator; a norm by its ``Site.kind``, however it is spelled."""

@@ -89,7 +89,8 @@ class Start:
     ``joins``: products that can join their writer do so, and are gone (LayerScale). ``leaves``:
     outputs of the model may change, for the pass to undo it in front of them. ``held``: the dtypes
     that hold what takes the place of ``value``. ``bounded``: no value becomes so large or so small
-    by the change that its dtype would not hold it.
+    by the change that its dtype would not hold it. ``apart``: norms that stay as they are, for the
+    pass to undo the map in front of them and to apply it behind them.
     """
 
     value: Value
@@ -103,14 +104,15 @@ class Start:
     leaves: bool = False
     held: Holds = nothing_more
     bounded: bool = False
+    apart: Collection[Site] = ()
 
 
 class Spread:
     """A change with all that follows from it; nothing of the graph is edited before ``act``.
 
     ``refusal``: why it cannot be made, '' if it can. ``known``: the values that it has reached,
-    with their maps. ``behind``: outputs of norms that would have to change, with their norm; that
-    is for the pass to do.
+    with their maps. ``behind``: outputs of norms that would have to change, with their norm, and
+    ``in_front``: norms for which it has to be undone; both are for the pass to do.
     """
 
     def __init__(self, edits: WeightEdits, start: Start, part: bool) -> None:
@@ -118,6 +120,7 @@ class Spread:
         self.refused: Refusal | None = None
         self.known: dict[Value, ChannelMap] = {}
         self.behind: dict[Value, Site] = {}
+        self.in_front: dict[Site, None] = {}
         self._part, self._inverts = part, start.change.inverse is not None
         self._condition = start.change.condition if self._inverts else 1.0
         self._weights: dict[Weight, None] = {}
@@ -152,7 +155,9 @@ class Spread:
     def reaches(self, site: Site) -> bool:
         """Whether the input of ``site`` changes by a map that the norm does not see."""
         norms, change = self.start.norms, self.known.get(self.graph.value(site.input))
-        return norms is not None and change is not None and norms.do_not_see(change, site)
+        if norms is None or change is None or site in self.start.apart:
+            return False
+        return norms.do_not_see(change, site)
 
     # -- from operator to operator -------------------------------------------------------------
 
@@ -251,6 +256,9 @@ class Spread:
     def _meet_norm(self, norms: Norms, place: Place) -> None:
         for value in (v for v in place.node.outputs if v in self.known):
             site = norms.outputs.get(value)
+            if site is not None and site in self.start.apart:
+                self.behind[value] = site
+                continue
             if site is None or not norms.do_not_see(self.known[value], site):
                 raise place.refusal()
             if norms.unseen.commutes:
@@ -259,8 +267,11 @@ class Spread:
                 self.behind[value] = site
         for value in (v for v in place.node.dynamic_inputs() if v in self.known):
             readers = [site for x, site in norms.readers[place.node] if x is value]
+            apart = [site for site in readers if site in self.start.apart]
+            self.in_front |= dict.fromkeys(apart)
             readers = [site for site in readers if norms.do_not_see(self.known[value], site)]
-            if not readers:
+            readers = [site for site in readers if site not in apart]
+            if not readers and not apart:
                 raise place.refusal()
             for site in readers if norms.unseen.commutes else ():
                 self._set(self.graph.value(site.output), self.known[value])
