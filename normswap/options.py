@@ -60,5 +60,5 @@ def check_choices(options: Any, dashes: bool = True) -> None:
     for name, shown in options_of(options):
         value = getattr(options, name)
         if shown.choices and value is not None and value not in shown.choices:
-            flag = f"--{name.replace('_', '-')}" if dashes else name
+            flag = f"--{name.rstrip('_').replace('_', '-')}" if dashes else name
             raise NormswapError(f"{flag}: '{value}' is none of {', '.join(shown.choices)}")

@@ -108,7 +108,7 @@ def _options(kind: type[Pass]) -> list[tuple[str, Option]]:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"  # a field cannot be called 'for'
 
 
 def _click_options(offered: dict[str, type[Pass]]) -> list[click.Option]:

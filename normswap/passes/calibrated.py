@@ -5,10 +5,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
 
+from normswap import distributed
 from normswap.errors import NormswapError
 from normswap.fit.activations import MEMORY
 from normswap.fit.calibration import Batches, calibration_batches, own_share
@@ -25,6 +27,7 @@ from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import NormFit, NormsFitted, Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.select import Selection, select_sites, why_left
+from normswap.precision.integers import INTEGER_FORMATS, IntegerFormat, Range
 
 _FEWEST = 2  # samples, to fit anything to
 _JUDGED = 5  # every fifth sample
@@ -36,11 +39,12 @@ KINDS = ("layer_norm", "rms_norm")
 class Fitted:
     """A site with what its fit has to know: the ``masks`` of the tokens that count (None: all do)
     and which positions are ``special`` (class, register and [BOS] tokens; None: none that are
-    fitted apart)."""
+    fitted apart). ``form``: the integers that its input will be in, where it is fitted for them."""
 
     site: Site
     masks: Masks | None
     special: Array | None = None
+    form: IntegerFormat | None = None
 
     @property
     def axis(self) -> int:
@@ -52,7 +56,7 @@ class Fitted:
         return size
 
     def rows(self, readings: Readings, axes: Sequence[int]) -> Iterator[Rows]:
-        return rows(readings, axes, self.masks)
+        return rows(as_read(readings, self.form), axes, self.masks)
 
 
 @dataclass
@@ -60,12 +64,14 @@ class Plan:
     """What a calibrated swap is about to do: ``stops`` of the sweep, which edit ``graph``, and what
     the user is to know. ``located``: all norms of the original. ``stays``: sites that keep a scale
     and shift for each of so many tokens. ``refused``: sites that stay as they are, with the reason.
-    ``fits``: of the others. ``losses``: of predicted scales (``NormsFitted``)."""
+    ``fits``: of the others. ``losses``: of predicted scales (``NormsFitted``). ``form``: the
+    integers that the result is fitted for."""
 
     original: Graph
     graph: Graph
     batches: Batches
     located: Sequence[Site]
+    form: IntegerFormat | None = None
     stops: list[Stop] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stays: dict[str, int] = field(default_factory=dict)
@@ -113,6 +119,9 @@ class Calibrated(Pass):
         ensure: a requirement such as 'top1>=0.99', 'cosine>=0.99' or 'sqnr>=20' (dB), held on every
             fifth sample, which no fit sees then: the norms that cost too much stay, and are
             reported as ``kept``.
+        for_: the name of an integer format (``INTEGER_FORMATS``) that the result is to be quantised
+            to. Everything is fitted to inputs that are rounded to it, and held-out samples, those
+            of ``ensure`` too, judge the folded model rounded to it. None for none.
         memory: bytes of activations to hold in memory; what is beyond it waits in a temporary file.
 
     Raises:
@@ -135,6 +144,12 @@ class Calibrated(Pass):
         "keep as few norms as it takes for the result to agree with MODEL on a fifth of DATA: "
         "top1 (0 to 1), cosine, or sqnr (dB).",
         metavar="METRIC>=NUMBER",
+    )
+    for_: str | None = option(
+        None,
+        "fit and judge for a result that is to be quantised: weights and what products read in "
+        "integers.",
+        choices=tuple(INTEGER_FORMATS),
     )
     memory: int = MEMORY
 
@@ -186,6 +201,7 @@ class Calibrated(Pass):
         """A swap of some of ``todo``, fitted to ``data``."""
         batches = calibration_batches(model, todo, own_share(data))
         fitted = fitted_sites(model.graph, located, todo, batches)
+        fitted = [replace(f, form=self._form) for f in fitted]
         if self.tokens == "class":
             fitted = with_special(model.graph, located, fitted, batches)
 
@@ -200,7 +216,7 @@ class Calibrated(Pass):
     ) -> PassResult:
         """All of ``sites`` swapped, fitted to ``batches``."""
         result = model.copy()
-        plan = Plan(model.graph, result.graph, batches, located)
+        plan = Plan(model.graph, result.graph, batches, located, self._form)
         self.plan(plan, sites)
         steps = sweep(model.graph, result.graph, batches, plan.stops, self.memory)
         for count, _ in enumerate(steps, 1):
@@ -214,9 +230,32 @@ class Calibrated(Pass):
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
         return NormsFitted(result, True, done, skipped, notes, fits=plan.fits, losses=plan.losses)
 
+    @property
+    def _form(self) -> IntegerFormat | None:
+        return None if self.for_ is None else INTEGER_FORMATS[self.for_]
+
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
         """Adds the stops that swap ``sites``, and notes."""
+
+
+class _AsRead(Readings):
+    """Readings whose first array is what a product in integers reads of it."""
+
+    def __init__(self, readings: Readings, form: IntegerFormat) -> None:
+        super().__init__((), readings.samples, readings.examples)
+        self._readings, self._form = readings, form
+        own = Range.of(first for first, *_ in readings)
+        self._range = reduce(Range.merged, distributed.gathered(own))
+
+    def __iter__(self) -> Iterator[list[Array]]:
+        for first, *others in self._readings:
+            yield [self._form.rounded_activation(first, self._range), *others]
+
+
+def as_read(readings: Readings, form: IntegerFormat | None) -> Readings:
+    """``readings`` as a product in integers of ``form`` reads the first of them."""
+    return readings if form is None else _AsRead(readings, form)
 
 
 def _held_out(model: Model, sites: Sequence[Site], samples: Data) -> HeldOut | None:

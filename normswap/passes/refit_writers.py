@@ -18,7 +18,7 @@ from normswap.graph.linear import Linear, linear_writing
 from normswap.norms.structure import Residual, is_attention, is_product, residuals, towers
 from normswap.passes.algebra.rounding import rounded
 from normswap.passes.base import Refusal
-from normswap.passes.calibrated import Fitted, Plan
+from normswap.passes.calibrated import Fitted, Plan, as_read
 
 _PATH = 64  # operators, at most, between a writer and the sum
 
@@ -178,6 +178,7 @@ class _Refit(Stop):
         """By batch the rows of what the layer reads and of where they arrive: of the skip, of the
         original's total; and which are held out."""
         linear = self._writer.linear
+        readings = as_read(readings, self._plan.form)
         for number, (hidden, skip, *inputs, total) in enumerate(readings):
             arrival = _arrival(self._writer, hidden, inputs)
             if arrival is None:  # though it is in place in the first batch

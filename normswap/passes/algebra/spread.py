@@ -20,7 +20,7 @@ import numpy as np
 from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.linear import Convolution
 from normswap.norms.site import Site, site_nodes
-from normswap.passes.algebra.channel_map import ChannelMap
+from normswap.passes.algebra.channel_map import Affine, ChannelMap
 from normswap.passes.algebra.narrow import Holds, crosses, nothing_more
 from normswap.passes.algebra.place import Place, Rule, Unseen
 from normswap.passes.algebra.rules import rule_of
@@ -158,6 +158,15 @@ class Spread:
         if norms is None or change is None or site in self.start.apart:
             return False
         return norms.do_not_see(change, site)
+
+    def readers(self) -> Iterator[tuple[Weight, Affine]]:
+        """The weights that read what changes, with the map of their own input channels."""
+        for weight in self._weights:
+            if weight.input in self.known:
+                change = self._for_readers(self.known[weight.input])
+                found = change.on(weight.axis, weight.sizes[1])
+                assert found is not None  # else the change would be refused
+                yield weight, found
 
     # -- from operator to operator -------------------------------------------------------------
 
