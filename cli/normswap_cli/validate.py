@@ -31,6 +31,7 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
         "normswap validate vit.onnx fused.onnx",
         "normswap validate vit.pt2 free.onnx --contract approximate --data test",
         "normswap validate vit.onnx vit.onnx --simulate float16 --data test",
+        "normswap validate vit.onnx free.onnx --simulate int8 --data test --calibration train",
         "normswap validate vit.onnx fused.onnx --report report.html",
     )
 )
@@ -61,9 +62,19 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
 )
 @click.option(
     "--simulate",
-    type=click.Choice(["float16", "bfloat16"]),
-    help="Run CANDIDATE with every value rounded to this format, as a device without float32 "
-    "accumulation computes, and say where it is not finite first.",
+    type=click.Choice(
+        ["float16", "bfloat16", "int8", "int8-per-channel", "w4a8", "w4a8-per-channel"]
+    ),
+    help="Run CANDIDATE with every value rounded to a half-precision format, as a device without "
+    "float32 accumulation computes, and say where it is not finite first. int8, and w4a8 with "
+    "weights of four bits: with weights and what products read rounded to integers, as a quantiser "
+    "would make it.",
+)
+@click.option(
+    "--calibration",
+    type=FileOrName(),
+    metavar="DATA",
+    help="--simulate int8, w4a8: inputs whose ranges the integers cover. By default --data.",
 )
 @click.option("--reference-runtime", type=_RUNTIMES, help="Where to run REFERENCE.")
 @click.option(
@@ -100,6 +111,7 @@ def validate(
     contract: Literal["exact", "approximate"] | None,
     effort: Literal["quick", "full"],
     simulate: str | None,
+    calibration: str | None,
     reference_runtime: str | None,
     candidate_runtime: str | None,
     limit: float | None,
@@ -138,6 +150,7 @@ def validate(
             contract=contract,
             effort=effort,
             simulate=simulate,
+            calibration=calibration and images.data(calibration, before, progress, None),
             bisect=bisect,
             reproducer=reproducer,
             reference_runtime=reference_runtime,

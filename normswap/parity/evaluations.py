@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from normswap.errors import NormswapError
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Runner, Value
 from normswap.lowering import kernels_of
 from normswap.model import Model
 from normswap.parity.batches import has_dynamic_batch
 from normswap.parity.pairing import Run, RunFailed, reported_failures, runner
 
 Feeds = Mapping[str, Array]
+Slicing = Callable[[Sequence[Value], Sequence[Value]], Runner]
+"""From inputs and outputs to what computes these (``Graph.slice``)."""
 _HELD = 2**25  # elements of the values inside a model that one run may yield beside its outputs
 _FEW_ROWS = 2  # of feeds whose values inside would be more
 
@@ -81,13 +83,16 @@ def few_rows(model: Model, feeds: Feeds) -> dict[str, Array]:
 
 
 def value_runner(
-    model: Model, values: Sequence[Value], dtype: Any = None
+    model: Model, values: Sequence[Value], dtype: Any = None, slicing: Slicing | None = None
 ) -> Callable[[Feeds], list[Array]]:
-    """A function from feeds by name to ``values``; whatever goes wrong in it is RunFailed."""
+    """A function from feeds by name to ``values``; whatever goes wrong in it is RunFailed.
+
+    ``slicing``: in place of the graph's own arithmetic in ``dtype``."""
     distinct = list(dict.fromkeys(values))
     places = [distinct.index(value) for value in values]
     try:
-        run = model.graph.slice(model.graph.inputs, distinct, dtype)
+        inputs = model.graph.inputs
+        run = slicing(inputs, distinct) if slicing else model.graph.slice(inputs, distinct, dtype)
     except NormswapError as error:
         reason = str(error)
 

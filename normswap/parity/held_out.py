@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from normswap.graph.graph import Array, Value
+from normswap.graph.graph import Array, Runner, Value
 from normswap.model import Model
 from normswap.parity.metrics import Similarity, finite_or_none
+
+RunBy = Callable[[Model, Sequence[str], Sequence[int]], Runner]
+"""From a model, the names of inputs and the places of outputs to what computes these."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,21 @@ class Agreement:
 class HeldOut:
     """A model's outputs on ``batches``: those that depend on nothing but the inputs given there.
 
+    ``run_by``: how the models are run that are held against it; None is as their graphs do.
     ``outputs``: their names; empty where every output needs more.
     """
 
-    def __init__(self, model: Model, batches: Sequence[Mapping[str, Array]]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        batches: Sequence[Mapping[str, Array]],
+        run_by: RunBy | None = None,
+    ) -> None:
         given = set(batches[0])
         named = zip(model.output_names, model.graph.outputs, strict=True)
         sources = {name: _sources(model, value) for name, value in named}
         self._batches = batches
-        self._model = model
+        self._model, self._run_by = model, run_by
         self._sources = sources
         self.outputs = [name for name, needed in sources.items() if set() < needed <= given]
         self._expected: list[list[Array]] | None = None
@@ -98,11 +107,17 @@ class HeldOut:
         return self._model.graph.outputs[self._model.output_names.index(name)]
 
     def _run(self, model: Model) -> list[list[Array]]:
-        graph = model.graph
         inputs = sorted(set().union(*(self._sources[name] for name in self.outputs)))
-        outputs = [graph.outputs[self._model.output_names.index(n)] for n in self.outputs]
-        run = graph.slice([graph.value(name) for name in inputs], outputs)
+        places = [self._model.output_names.index(name) for name in self.outputs]
+        run_by = self._run_by or as_graph
+        run = (as_graph if model is self._model else run_by)(model, inputs, places)
         return [run([batch[name] for name in inputs]) for batch in self._batches]
+
+
+def as_graph(model: Model, inputs: Sequence[str], outputs: Sequence[int]) -> Runner:
+    """A ``RunBy``: as the graph of the model does."""
+    graph = model.graph
+    return graph.slice([graph.value(name) for name in inputs], [graph.outputs[i] for i in outputs])
 
 
 def _sources(model: Model, value: Value) -> set[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
-from normswap.parity.held_out import HeldOut
+from normswap.parity.held_out import HeldOut, RunBy
 
 METRICS = ("top1", "cosine", "sqnr")
 _FORM = re.compile(r"\s*([a-z0-9]+)\s*>=\s*([-+0-9.e]+)\s*", re.IGNORECASE)
@@ -51,15 +51,19 @@ class Judge:
     """Holds models against the original, on data that no fit has seen.
 
     Judged are the outputs that depend on nothing but the data's inputs: all of them, the worst of
-    which counts; for 'top1' the class scores (``HeldOut.scores``).
+    which counts; for 'top1' the class scores (``HeldOut.scores``). ``run_by``: as for ``HeldOut``.
     Raises NormswapError where there is none.
     """
 
     def __init__(
-        self, model: Model, batches: Sequence[Mapping[str, Array]], requirement: Requirement
+        self,
+        model: Model,
+        batches: Sequence[Mapping[str, Array]],
+        requirement: Requirement,
+        run_by: RunBy | None = None,
     ) -> None:
         self.requirement = requirement
-        self.held_out = HeldOut(model, batches)
+        self.held_out = HeldOut(model, batches, run_by)
         self._outputs = self.held_out.outputs
         if requirement.metric == "top1":
             scores = self.held_out.scores

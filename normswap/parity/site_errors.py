@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,7 @@ from normswap.graph.graph import Array, Graph
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
 from normswap.parity.bounds import BoundedErrors, draws_in_doubt, largest_excess
-from normswap.parity.evaluations import value_runner
+from normswap.parity.evaluations import Slicing, value_runner
 from normswap.parity.metrics import Similarity, finite_or_none
 from normswap.parity.neighbours import one_ulp_off
 from normswap.parity.pairing import RunFailed, Runs, feeds_for, reported_failures
@@ -38,7 +37,7 @@ class _Tally:
 class SiteErrors:
     """The values of two models at matched norms, on one set of inputs after the other.
 
-    ``dtype``: in which the candidate is evaluated by ``add``; None is as it runs. Models that
+    ``slicing``: how the candidate is evaluated by ``add``; None is as it runs. Models that
     cannot be run up to their norms have no figures there: that is told where outputs are compared.
     """
 
@@ -47,9 +46,9 @@ class SiteErrors:
         reference: Model,
         candidate: Model,
         pairs: Sequence[SitePair],
-        dtype: Any = None,
+        slicing: Slicing | None = None,
     ) -> None:
-        self._dtype = dtype
+        self._slicing = slicing
         self._reference, self._candidate = reference, candidate
         self._feeds, self._pairs = feeds_for(reference, candidate), pairs
         self.ours = [pair.ours for pair in pairs]
@@ -94,7 +93,9 @@ class SiteErrors:
     def add(self, probe: Probe) -> None:
         """Counts how alike the values are on a batch."""
         run_ours = self._runs[0] or value_runner(self._reference, self.ours)
-        run_theirs = self._runs[1] or value_runner(self._candidate, self.theirs, self._dtype)
+        run_theirs = self._runs[1] or value_runner(
+            self._candidate, self.theirs, slicing=self._slicing
+        )
         self._runs = run_ours, run_theirs
         try:
             ours = run_ours(probe.feeds)

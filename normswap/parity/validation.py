@@ -24,6 +24,7 @@ from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
 from normswap.parity.pairing import (
     Run,
+    feeds_for,
     matched_positions,
     reported_failures,
     shared_inputs,
@@ -34,7 +35,9 @@ from normswap.parity.report import Finding, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
 from normswap.parity.summary import found_unchanged, model_summary, provenance
-from normswap.precision.simulate import SimulatedModel
+from normswap.precision.integers import INTEGER_FORMATS
+from normswap.precision.quantised import QuantisedModel
+from normswap.precision.simulate import SimulatedModel, simulated
 from normswap.runtimes.process import RUN_SECONDS, check_limit
 
 _BATCHES_AT_NORMS = 2  # of the data
@@ -49,6 +52,7 @@ def validate(
     contract: Literal["exact", "approximate"] | None = None,
     effort: Effort = "quick",
     simulate: str | None = None,
+    calibration: Any = None,
     bisect: bool = False,
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
@@ -75,7 +79,10 @@ def validate(
             for, and fewer of costly models. 'full': eight rows of every kind.
         simulate: 'float16' or 'bfloat16': run ``candidate`` with every value rounded to it, as a
             device without float32 accumulation does (graph/simulation.py); the report says where
-            it is not finite first. ``reference`` runs as it is.
+            it is not finite first. 'int8', 'w4a8', and both with '-per-channel': with its weights
+            and what products read rounded to integers, as a quantiser would make it
+            (precision/quantised.py). ``reference`` runs as it is.
+        calibration: for the ranges of integers, as ``data``; by default ``data`` itself.
         bisect: also look for the first place at which the models part.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
@@ -92,8 +99,8 @@ def validate(
     Raises:
         NormswapError: bad data or labels, models whose inputs or outputs do not match, a runtime
             that is missing or not for that model, a limit that is no time, an unknown contract or
-            format, and ``simulate`` with the exact contract, a bisection or a runtime for
-            ``candidate``.
+            format, ``simulate`` with the exact contract, a bisection or a runtime for
+            ``candidate``, and ``calibration`` without integers to simulate.
 
     Examples:
         >>> report = validate(load("vit.onnx"), load("fused.onnx"))
@@ -101,6 +108,7 @@ def validate(
         True
         >>> validate(model, swapped, data="images", contract="approximate").outputs[0].sqnr_db
         >>> validate(model, model, data="images", simulate="float16").outputs[0].sqnr_db
+        >>> validate(model, swapped, data="test", simulate="int8", calibration="train").outputs
     """
     contract = contract or ("approximate" if simulate else "exact")
     if contract not in ("exact", "approximate"):
@@ -110,6 +118,10 @@ def validate(
         raise NormswapError(f"the effort '{effort}' is neither quick nor full")
     if simulate is not None:
         _check_simulated(contract, bisect, candidate_runtime)
+    if calibration is not None and simulate not in INTEGER_FORMATS:
+        raise NormswapError(
+            "calibration data is for integers: give simulate='int8' or leave it out"
+        )
     fitting = shared_inputs if contract == "exact" else shared_sizes
     shared = replace(reference, inputs=fitting(reference, candidate))
     matched_positions(reference, candidate)  # before any work, for what it raises
@@ -122,16 +134,21 @@ def validate(
             used = _approximate_inputs(shared, data, labels)
         ours, theirs = (list(model.sites) for model in (reference, candidate))
         pairs, unmatched = _paired_norms(reference, candidate, ours, theirs)
-        simulated = None if simulate is None else SimulatedModel(candidate, simulate)
-        dtype = None if simulated is None else simulated.format.dtype
-        sites = SiteErrors(reference, candidate, pairs, dtype)
+        run = None
+        if simulate is not None:
+            ranges = used if calibration is None else _calibration(shared, calibration, progress)
+            named = feeds_for(reference, candidate)
+            run = simulated(candidate, simulate, [named(probe.feeds) for probe in ranges.probes])
+        sites = SiteErrors(reference, candidate, pairs, None if run is None else run.slice)
         sides = (
             _Side(reference, reference_runtime, limit),
-            _Side(candidate, candidate_runtime, limit, simulated),
+            _Side(candidate, candidate_runtime, limit, run),
         )
         report = _at_outputs(sides, contract, used, sites, progress)
-        findings = [*used.findings, *_simulation_findings(simulated)]
-        if simulated is None:
+        findings = list(used.findings)
+        if run is not None:
+            findings += [Finding(kind, told, fatal=False) for kind, told in run.findings()]
+        else:
             findings += found_unchanged(reference, candidate)
         report = _with_findings(report, findings)
         if report.answers is not None and data is not None:
@@ -194,6 +211,12 @@ def _approximate_inputs(shared: Model, data: Data | None, labels: Any) -> _Input
     return _Inputs([Probe("data", feeds) for feeds in batches], findings, counted, given)
 
 
+def _calibration(shared: Model, data: Any, progress: Progress | None) -> _Inputs:
+    if not isinstance(data, Data):
+        data = load_data(data, shared, progress=progress)
+    return _approximate_inputs(shared, Data(data.feeds, None), None)
+
+
 @dataclass(frozen=True)
 class _Side:
     """A model, and how it is run."""
@@ -201,7 +224,7 @@ class _Side:
     model: Model
     runtime: str | None
     limit: float
-    simulated: SimulatedModel | None = None
+    simulated: SimulatedModel | QuantisedModel | None = None
 
     def opened(self, stack: contextlib.ExitStack) -> tuple[Run | None, str]:
         """As ``chosen_runtimes.opened`` has it."""
@@ -213,7 +236,7 @@ class _Side:
             with reported_failures():
                 return simulated.run(feeds)
 
-        return call, f"every value rounded to {simulated.format.name}"
+        return call, simulated.says
 
 
 def _check_simulated(contract: str, bisect: bool, runtime: str | None) -> None:
@@ -224,15 +247,6 @@ def _check_simulated(contract: str, bisect: bool, runtime: str | None) -> None:
         raise NormswapError("a simulation itself says where it begins: leave bisect out")
     if runtime is not None:
         raise NormswapError(f"a simulation runs in no runtime: leave {runtime} or simulate out")
-
-
-def _simulation_findings(simulated: SimulatedModel | None) -> list[Finding]:
-    if simulated is None:
-        return []
-    overflow = simulated.overflow_text()
-    found = [Finding("overflow", overflow, fatal=False)] if overflow else []
-    vanished = simulated.vanished_texts()
-    return found + [Finding("underflow", message, fatal=False) for message in vanished]
 
 
 def _at_outputs(

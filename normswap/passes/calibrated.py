@@ -17,17 +17,19 @@ from normswap.fit.calibration import Batches, calibration_batches, own_share
 from normswap.fit.sweep import HELD_OUT, Readings, Stop, sweep
 from normswap.fit.text_masks import text_masks
 from normswap.fit.tokens import TOKENS, Masks, Rows, rows, special_positions
-from normswap.graph.graph import Array, Graph, Node, Value
+from normswap.graph.graph import Array, Graph, Node, Runner, Value
 from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.options import option
-from normswap.parity.held_out import HeldOut
+from normswap.parity.held_out import HeldOut, RunBy
 from normswap.parity.requirement import Judge, Requirement
 from normswap.passes.base import NormFit, NormsFitted, Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
+from normswap.passes.fold import Fold
 from normswap.passes.select import Selection, select_sites, why_left
 from normswap.precision.integers import INTEGER_FORMATS, IntegerFormat, Range
+from normswap.precision.quantised import QuantisedModel
 
 _FEWEST = 2  # samples, to fit anything to
 _JUDGED = 5  # every fifth sample
@@ -174,7 +176,8 @@ class Calibrated(Pass):
             _check_fixed_tokens(model, todo, self.tokens)
         if self.ensure is None:
             result = self.swapping(model, located, todo, data)(todo)
-            held_out = _held_out(model, todo, data.split(HELD_OUT)[1])
+            fitting, judging = data.split(HELD_OUT)
+            held_out = _held_out(model, todo, judging, self._run_by(model, todo, fitting))
         else:
             fitting, judging = data.split(_JUDGED)
             if not judging.count:
@@ -183,7 +186,8 @@ class Calibrated(Pass):
                     f"judge by; give it hundreds"
                 )
             requirement = Requirement.parse(self.ensure)
-            judge = Judge(model, calibration_batches(model, todo, judging), requirement)
+            batches = calibration_batches(model, todo, judging)
+            judge = Judge(model, batches, requirement, self._run_by(model, todo, fitting))
             result = self.ensured(model, todo, fitting, judge)
             held_out = judge.held_out
         if held_out is not None and isinstance(result, NormsFitted) and result.modified:
@@ -234,6 +238,21 @@ class Calibrated(Pass):
     def _form(self) -> IntegerFormat | None:
         return None if self.for_ is None else INTEGER_FORMATS[self.for_]
 
+    def _run_by(self, model: Model, sites: Sequence[Site], data: Data) -> RunBy | None:
+        """How models are run that are judged: folded and rounded, where they are to be quantised."""
+        form = self._form
+        if form is None:
+            return None
+        batches = calibration_batches(model, sites, data)
+
+        def run_by(swapped: Model, inputs: Sequence[str], outputs: Sequence[int]) -> Runner:
+            folded = Fold()(swapped).model
+            graph = folded.graph
+            values = [graph.value(n) for n in inputs], [graph.outputs[i] for i in outputs]
+            return QuantisedModel(folded, form.name, batches).slice(*values)
+
+        return run_by
+
     @abc.abstractmethod
     def plan(self, plan: Plan, sites: Sequence[Fitted]) -> None:
         """Adds the stops that swap ``sites``, and notes."""
@@ -258,10 +277,12 @@ def as_read(readings: Readings, form: IntegerFormat | None) -> Readings:
     return readings if form is None else _AsRead(readings, form)
 
 
-def _held_out(model: Model, sites: Sequence[Site], samples: Data) -> HeldOut | None:
+def _held_out(
+    model: Model, sites: Sequence[Site], samples: Data, run_by: RunBy | None
+) -> HeldOut | None:
     """The model's outputs on ``samples``; None where these are fewer than fill a batch."""
     try:
-        return HeldOut(model, calibration_batches(model, sites, samples))
+        return HeldOut(model, calibration_batches(model, sites, samples), run_by)
     except NormswapError:
         return None
 

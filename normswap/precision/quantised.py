@@ -30,15 +30,16 @@ class QuantisedModel:
     """``model`` with its weights, and what its products read, rounded to integers (see above).
 
     ``format``: the name of one of ``INTEGER_FORMATS``. ``calibration``: batches of feeds, of which
-    come the ranges of what products read. Raises NormswapError for another format, a model without
-    a product, and values that are not finite.
+    come the ranges of what products read; what depends on inputs that they lack is not rounded.
+    Raises NormswapError for another format, a model without a product, and values that are not
+    finite.
 
     Examples:
         >>> quantised = QuantisedModel(load("vit.onnx"), "int8", batches)
         >>> (logits,) = quantised.run({"pixel_values": images})
     """
 
-    def __init__(self, model: Model, format: str, calibration: Iterable[Feeds]) -> None:
+    def __init__(self, model: Model, format: str, calibration: Sequence[Feeds]) -> None:
         self.model, self.format = model, integer_format(format)
         self.graph = model.graph.copy()
         self._reads = _separated(self.graph)
@@ -46,7 +47,7 @@ class QuantisedModel:
             raise NormswapError(f"{model.name}: has no product to quantise")
         self.ranges = self._calibrated(calibration)
         _round_weights(self.graph, self.format)
-        self._run = self.slice(model.graph.inputs, model.graph.outputs)
+        self._run: Runner | None = None
 
     @property
     def says(self) -> str:
@@ -57,6 +58,8 @@ class QuantisedModel:
     def run(self, feeds: Feeds) -> list[Array]:
         """All outputs in order, in their own dtypes."""
         self.model.check_feeds(feeds)
+        graph = self.model.graph
+        self._run = self._run or self.slice(graph.inputs, graph.outputs)
         return self._run([np.asarray(feeds[spec.name]) for spec in self.model.inputs])
 
     def slice(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Runner:
@@ -64,7 +67,8 @@ class QuantisedModel:
         own graph."""
 
         def rounded(value: Value, array: Array) -> Array:
-            return self.format.rounded_activation(array, self.ranges[value])
+            within = self.ranges.get(value)
+            return array if within is None else self.format.rounded_activation(array, within)
 
         return self._slice(self._own(inputs), self._own(outputs), rounded)
 
@@ -74,17 +78,23 @@ class QuantisedModel:
     def _slice(self, inputs: Sequence[Value], outputs: Sequence[Value], hook: Hook) -> Runner:
         return _Stages(self.graph, self._reads, inputs, outputs, hook)
 
-    def _calibrated(self, calibration: Iterable[Feeds]) -> dict[Value, Range]:
-        ranges = dict.fromkeys(self._reads, Range())
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """None: integers do not overflow, they saturate."""
+        return iter(())
+
+    def _calibrated(self, calibration: Sequence[Feeds]) -> dict[Value, Range]:
+        ranges: dict[Value, Range] = {}
 
         def note(value: Value, array: Array) -> Array:
-            ranges[value] = ranges[value].merged(Range.of([array]))
+            ranges[value] = ranges.get(value, Range()).merged(Range.of([array]))
             return array
 
-        outputs = self._own(self.model.graph.outputs)
-        run = self._slice(self._own(self.model.graph.inputs), outputs, note)
+        given = [spec.name for spec in self.model.inputs if spec.name in calibration[0]]
+        graph, missing = self.graph, {s.name for s in self.model.inputs} - set(given)
+        outputs = [v for v in graph.outputs if not missing & {s.name for s in graph.sources([v])}]
+        run = self._slice([graph.value(name) for name in given], outputs, note)
         for feeds in calibration:
-            run([np.asarray(feeds[spec.name]) for spec in self.model.inputs])
+            run([np.asarray(feeds[name]) for name in given])
         wild = next((v for v, found in ranges.items() if not found.is_finite), None)
         if wild is not None:
             raise NormswapError(

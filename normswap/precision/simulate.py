@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from normswap.graph.graph import Array, Node
+from normswap.errors import NormswapError
+from normswap.graph.graph import Array, Node, Runner, Value
 from normswap.graph.simulation import Overflow, Simulation
 from normswap.model import Model
 from normswap.precision.constants import changed_constants
-from normswap.precision.formats import format_called
+from normswap.precision.formats import FORMATS, format_called
+from normswap.precision.integers import INTEGER_FORMATS
+from normswap.precision.quantised import QuantisedModel
 
 
 class SimulatedModel:
@@ -34,6 +37,22 @@ class SimulatedModel:
         """All outputs in order, in their own dtypes."""
         self.model.check_feeds(feeds)
         return self._run([np.asarray(feeds[spec.name]) for spec in self.model.inputs])
+
+    @property
+    def says(self) -> str:
+        """What was done, for a report."""
+        return f"every value rounded to {self.format.name}"
+
+    def slice(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> Runner:
+        """A function that computes ``outputs`` from arrays for ``inputs``."""
+        return self.model.graph.slice(inputs, outputs, self.format.dtype)
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """What the runs so far have shown, each with the kind of finding that it is."""
+        if overflow := self.overflow_text():
+            yield "overflow", overflow
+        for message in self.vanished_texts():
+            yield "underflow", message
 
     @property
     def overflows(self) -> list[Overflow]:
@@ -68,6 +87,22 @@ class SimulatedModel:
             return f"the {'constant' if found.value.is_constant else 'input'} {name}"
         norm = norm_of_nodes(self.model).get(found.node)
         return f"{name} ({found.node.op}{f' in the norm {norm}' if norm else ''})"
+
+
+SIMULATED = (*FORMATS, *INTEGER_FORMATS)
+"""What a model can be simulated in."""
+
+
+def simulated(
+    model: Model, format: str, calibration: Sequence[Mapping[str, Array]]
+) -> SimulatedModel | QuantisedModel:
+    """``model`` in one of ``SIMULATED``. ``calibration``: feeds for the ranges of integers. Raises
+    NormswapError for another name."""
+    if format in INTEGER_FORMATS:
+        return QuantisedModel(model, format, calibration)
+    if format not in FORMATS:
+        raise NormswapError(f"'{format}' is none of the formats {', '.join(SIMULATED)}")
+    return SimulatedModel(model, format)
 
 
 def norm_of_nodes(model: Model) -> dict[Node, str]:
