@@ -23,7 +23,9 @@ from normswap.passes.fused import Fused as Fused
 from normswap.passes.predicted import Predicted as Predicted
 from normswap.passes.rescale import Rescale as Rescale
 from normswap.passes.rms_norm import RmsNorm as RmsNorm
+from normswap.passes.smooth import Smooth as Smooth
 from normswap.precision.headroom import headroom as headroom
+from normswap.precision.ranges import ranges as ranges
 from normswap.timing.bench import bench as bench
 from normswap.train.distill import distill as distill
 from normswap.train.study.compare import compare as compare

@@ -30,6 +30,7 @@ from normswap_cli.options import (
         "normswap inspect vit.pt2 --mermaid > vit.mmd",
         "normswap inspect vit.onnx --headroom --data images",
         "normswap inspect vit.onnx --headroom --data images --report headroom.html",
+        "normswap inspect vit.onnx --ranges --data images",
     )
 )
 @model_argument
@@ -56,17 +57,24 @@ from normswap_cli.options import (
     "not hold.",
 )
 @click.option(
+    "--ranges",
+    "with_ranges",
+    is_flag=True,
+    help="Run MODEL on DATA: how evenly the channels of what norms read and give are filled, which "
+    "decides what int8 makes of them.",
+)
+@click.option(
     "--data",
     type=FileOrName(),
     metavar="DATA",
-    help="--headroom: inputs without labels: a folder of images, prepared as the model's own "
+    help="--headroom, --ranges: inputs without labels: a folder of images, prepared as the model's own "
     "configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
 )
 @image_options
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="--headroom: use at most that many of DATA, drawn at random (always the same).",
+    help="--headroom, --ranges: use at most that many of DATA, drawn at random (always the same).",
 )
 @click.option(
     "--report",
@@ -83,6 +91,7 @@ def inspect(
     as_mermaid: bool,
     input_shapes: tuple[str, ...],
     with_headroom: bool,
+    with_ranges: bool,
     data: str | None,
     images: ImageOptions,
     samples: int | None,
@@ -96,15 +105,17 @@ def inspect(
     """
     if as_json and as_mermaid:
         raise click.UsageError("--json and --mermaid exclude each other.")
-    if as_mermaid and with_headroom:
-        raise click.UsageError("--headroom and --mermaid exclude each other.")
-    if with_headroom and data is None:
-        raise click.UsageError("--headroom needs real inputs: give --data.")
-    options = {"--data": data, "--samples": samples, "--report": page}
-    given = next((name for name, value in options.items() if value is not None), None)
-    if not with_headroom and given is not None:
-        raise click.UsageError(f"{given} belongs to --headroom.")
-    measured = None
+    asked = ["--headroom"] * with_headroom + ["--ranges"] * with_ranges
+    if as_mermaid and asked:
+        raise click.UsageError(f"{asked[0]} and --mermaid exclude each other.")
+    if asked and data is None:
+        raise click.UsageError(f"{asked[0]} needs real inputs: give --data.")
+    if not asked and (data is not None or samples is not None):
+        given = "--samples" if data is None else "--data"
+        raise click.UsageError(f"{given} belongs to --headroom and --ranges.")
+    if page is not None and not with_headroom:
+        raise click.UsageError("--report belongs to --headroom.")
+    measured, channels = None, None
     with working() as progress:
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
@@ -118,32 +129,43 @@ def inspect(
             diagram = model_diagram(source, shapes)
         else:
             found = inspection(source, shapes)
-        if with_headroom:
+        if asked:
             from normswap.io.atomic import check_writable
+            from normswap.io.data import load_data
             from normswap.parity.summary import provenance
             from normswap.precision.headroom import headroom
+            from normswap.precision.ranges import ranges
             from normswap.report.html.headroom import write_headroom
 
             if page is not None:
                 check_writable(page)
             source = images.of(source)
-            loaded = images.data(data, source, progress, samples)
-            measured = headroom(source, data=loaded, samples=samples, progress=progress)
-            if page is not None:
+            given_data = images.data(data, source, progress, samples)
+            loaded = load_data(given_data, source, samples, progress=progress)
+            if with_headroom:
+                measured = headroom(source, data=loaded, progress=progress)
+            if measured is not None and page is not None:
                 command = shlex.join(["normswap", *sys.argv[1:]])
                 write_headroom(measured, page, provenance(command))
+            if with_ranges:
+                channels = ranges(source, data=loaded, progress=progress)
     if as_mermaid:
         click.echo(diagram, nl=False)
         return 0
     if as_json:
-        more = {} if measured is None else {"headroom": measured.to_json()}
+        told = {"headroom": measured, "ranges": channels}
+        more = {name: own.to_json() for name, own in told.items() if own is not None}
         show_json({**found.to_json(), **more})
-    elif measured is None:
+    elif not asked:
         show(inspection_view(found))
     else:
         from normswap.report.headroom import headroom_view
+        from normswap.report.ranges import ranges_view
 
-        show(headroom_view(measured))
+        if measured is not None:
+            show(headroom_view(measured))
+        if channels is not None:
+            show(ranges_view(channels))
     if not found.sites:
         complain(f"{model}: no norm was found")
         return 1

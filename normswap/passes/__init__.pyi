@@ -12,3 +12,4 @@ from normswap.passes.registry import pass_called as pass_called
 from normswap.passes.registry import passes as passes
 from normswap.passes.rescale import Rescale as Rescale
 from normswap.passes.rms_norm import RmsNorm as RmsNorm
+from normswap.passes.smooth import Smooth as Smooth

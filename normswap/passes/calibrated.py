@@ -239,7 +239,7 @@ class Calibrated(Pass):
         return None if self.for_ is None else INTEGER_FORMATS[self.for_]
 
     def _run_by(self, model: Model, sites: Sequence[Site], data: Data) -> RunBy | None:
-        """How models are run that are judged: folded and rounded, where they are to be quantised."""
+        """How models that are judged are run: folded and rounded, if they are to be quantised."""
         form = self._form
         if form is None:
             return None

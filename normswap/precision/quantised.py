@@ -3,9 +3,9 @@
 What is modelled. The weight of every linear layer and convolution is rounded, symmetric about 0,
 with one scale, or one for each output channel. What a product reads (a linear layer, a convolution,
 a MatMul of two values, a fused attention) is rounded with one scale and zero point for the whole
-tensor, from its least and largest value on calibration data: what ONNX Runtime's ``quantize_static``
-does with its defaults, and others in their first mode. All else is computed as it is: norms, sums,
-activations, softmax. Tables of embeddings and biases are not rounded.
+tensor, from its least and largest value on calibration data, as ONNX Runtime's ``quantize_static``
+does by default. All else is computed as it is: norms, sums, activations, softmax. Tables of
+embeddings and biases are not rounded.
 """
 
 from __future__ import annotations

@@ -217,8 +217,8 @@ def test_headroom_on_data(run: Run, files: Path, name: str, tmp_path: Path) -> N
     ("options", "reason"),
     [
         (["--headroom"], "--headroom needs real inputs: give --data."),
-        (["--data", "images.npz"], "--data belongs to --headroom."),
-        (["--samples", "3"], "--samples belongs to --headroom."),
+        (["--data", "images.npz"], "--data belongs to --headroom and --ranges."),
+        (["--samples", "3"], "--samples belongs to --headroom and --ranges."),
         (["--report", "page.html"], "--report belongs to --headroom."),
         (["--headroom", "--mermaid"], "--headroom and --mermaid exclude each other."),
     ],

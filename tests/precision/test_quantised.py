@@ -125,7 +125,8 @@ def test_validate_tells_how_it_was_rounded() -> None:
     )
     assert report.candidate.runtime == "weights int8 per tensor, activations int8"
     figures = [r.outputs[0].sqnr_db for r in (report, other)]
-    assert figures[0] is not None and figures[1] is not None
+    assert figures[0] is not None
+    assert figures[1] is not None
     assert 20 < figures[1] < figures[0] < 60
     for wrong in (None, "float16"):
         with pytest.raises(NormswapError, match="calibration data is for integers"):

@@ -1,0 +1,268 @@
+"""What int8 costs each form of a model, by ONNX Runtime's stock quantiser and by simulation.
+
+    python -m benchmarks.int8 [MODEL ...] [--real NAME ...] [--forms FORM ...] [--nncf]
+                              [--calibrate N] [--cache FOLDER] [--json FILE]
+
+in the repository's root. MODEL are folders of digits-vit or digits-clip checkpoints, one for each
+training seed (see ``benchmarks.fits``); by default the two of normswap/assets. --real NAME: models
+and data of ``real_models``. Everything runs as an ONNX file.
+
+*float* is the form's own score: the accuracy on the 540 test images in percent (zero-shot for a
+CLIP), the first score of its task for a real model. *ORT* is that of ``quantize_static`` with its
+defaults (QDQ, activations uint8 and weights int8, ranges from the least and largest value), per
+tensor and per channel, calibrated on N training samples. *sim* is ``validate --simulate``: int8 and
+w4a8, per tensor and per channel. With --nncf, which needs the package ``nncf``, the same of
+``nncf.quantize`` for transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import normswap as ns
+from benchmarks.real_packages import Unavailable, default_cache
+from benchmarks.real_tasks import TASKS, outputs_of
+from normswap.assets import digits
+from normswap.demo.tasks import tasks
+from normswap.graph.graph import Array
+from normswap.precision.integers import INTEGER_FORMATS
+from normswap.precision.quantised import QuantisedModel
+
+Feeds = Mapping[str, Array]
+AT_ONCE = 64
+FITTED = {
+    "affine": ns.Affine,
+    "affine, writers": lambda **how: ns.Affine(refit_writers=True, **how),
+    "predicted": ns.Predicted,
+    "batchnorm, least-squares": lambda **how: ns.BatchNorm(fit="least-squares", **how),
+}
+EXACT: dict[str, ns.Pass] = {
+    "fused": ns.Fused(),
+    "rmsnorm": ns.RmsNorm(),
+    "rmsnorm, hadamard": ns.RmsNorm(rotate="hadamard"),
+    "rmsnorm, random": ns.RmsNorm(rotate="random"),
+    "smooth, balanced": ns.Smooth(),
+    "smooth, one-range": ns.Smooth(scales="one-range"),
+    "smooth, powers-of-two": ns.Smooth(scales="powers-of-two"),
+}
+FORMS = ("original", *EXACT, *FITTED, *(f"{name}, for int8" for name in FITTED))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with its data; ``score`` of a model, the larger the better."""
+
+    name: str
+    model: ns.Model
+    calibration: Feeds
+    score: Callable[[ns.Model], float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A form of a model: its score in float32, and by each way to quantise it (None: it fails)."""
+
+    model: str
+    form: str
+    floating: float
+    quantised: dict[str, float | None] = field(default_factory=dict)
+
+
+def digits_case(folder: Path, file: Path) -> Case:
+    task = next(t for t in tasks() if t.name.split("-")[1] in folder.name)
+    ns.save(ns.load(folder), file)
+    model = ns.load(file)
+    feeds = dict(task.calibration_for(model))
+    captions = digits.class_caption_ids()
+    flat = captions.reshape(-1, captions.shape[-1])
+    rows = np.random.default_rng(0).integers(len(flat), size=len(feeds["pixel_values"]))
+    for spec in model.inputs:
+        if spec.name == "input_ids":
+            feeds[spec.name] = flat[rows]
+        elif spec.name == "attention_mask":
+            feeds[spec.name] = (flat[rows] != digits.VOCABULARY[digits.PAD]).astype(spec.dtype)
+    return Case(folder.name, model, feeds, lambda m: 100 * task.accuracy(m))
+
+
+def real_case(name: str, cache: Path) -> Case:
+    task = TASKS[name](cache)
+    draw = task.draw(0)
+    original = outputs_of(task.model, draw.test)
+
+    def score(model: ns.Model) -> float:
+        return next(iter(task.score(draw, original, outputs_of(model, draw.test)).values()))
+
+    return Case(name, task.model, draw.calibration, score)
+
+
+def _made(case: Case, form: str) -> ns.Model:
+    if form == "original":
+        return case.model
+    if form in EXACT:
+        how = EXACT[form]
+        data = case.calibration if how.needs_data else None
+        return ns.swap(case.model, how, data=data).model
+    name = form.removesuffix(", for int8")
+    how = FITTED[name](**({} if name == form else {"for_": "int8"}))
+    return ns.fold(ns.swap(case.model, how, data=case.calibration).model).model
+
+
+def _batches(case: Case, count: int) -> list[dict[str, Array]]:
+    sizes = {s.shape[0] for s in case.model.inputs if isinstance(s.shape[0], int)}
+    size = min(sizes, default=AT_ONCE)
+    return [
+        {spec.name: case.calibration[spec.name][i : i + size] for spec in case.model.inputs}
+        for i in range(
+            0, min(count, len(next(iter(case.calibration.values())))) // size * size, size
+        )
+    ]
+
+
+def _by_onnxruntime(
+    source: Path, target: Path, batches: Sequence[Feeds], per_channel: bool
+) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest: Iterator[Feeds] = iter(batches)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.rest, None)
+
+    quantize_static(str(source), str(target), Reader(), per_channel=per_channel)
+
+
+def _by_nncf(source: Path, target: Path, batches: Sequence[Feeds], per_channel: bool) -> None:
+    import nncf  # type: ignore[import-not-found]
+    import onnx
+
+    data = nncf.Dataset(list(batches))
+    transformer = nncf.ModelType.TRANSFORMER
+    model = nncf.quantize(onnx.load(source), data, model_type=transformer)
+    onnx.save(model, target)
+
+
+def measure(case: Case, form: str, count: int, nncf: bool) -> Row:
+    model = _made(case, form)
+    batches = _batches(case, count)
+    quantised: dict[str, float | None] = {}
+
+    def note(way: str, made: Callable[[], float]) -> None:
+        try:
+            quantised[way] = made()
+        except Exception as error:  # whatever another tool raises
+            print(f"{case.name}, {form}, {way}: {str(error)[:300]}", file=sys.stderr)
+            quantised[way] = None
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "model.onnx")
+        ns.save(model, source)
+        by: list[tuple[str, Callable[..., Any], bool]] = [
+            ("ORT per tensor", _by_onnxruntime, False),
+            ("ORT per channel", _by_onnxruntime, True),
+        ]
+        by += [("NNCF", _by_nncf, True)] * nncf
+        for number, (way, quantise, per_channel) in enumerate(by):
+            target = Path(folder, f"{number}.onnx")
+
+            def by_tool(
+                quantise: Callable[..., Any] = quantise,
+                target: Path = target,
+                per_channel: bool = per_channel,
+            ) -> float:
+                quantise(source, target, batches, per_channel)
+                return case.score(ns.load(target))
+
+            note(way, by_tool)
+    for name in INTEGER_FORMATS:
+        note(f"sim {name}", lambda name=name: case.score(_Simulated(model, name, batches).model))
+    row = Row(case.name, form, case.score(model), quantised)
+    print(*asdict(row).values(), sep=" | ", file=sys.stderr, flush=True)
+    return row
+
+
+class _Simulated:
+    """A quantised model that is run as a ``Model`` is."""
+
+    def __init__(self, model: ns.Model, form: str, batches: Sequence[Feeds]) -> None:
+        self._quantised = QuantisedModel(model, form, batches)
+        self._names = model.output_names
+
+    @property
+    def model(self) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._quantised.model, name)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        return dict(zip(self._names, self._quantised.run(feeds), strict=True))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """In Markdown, the mean over the models of a kind."""
+    ways = list(rows[0].quantised)
+    kinds = dict.fromkeys(row.model.rstrip("0123456789") for row in rows)
+    parts = []
+    for kind in kinds:
+        own = [row for row in rows if row.model.rstrip("0123456789") == kind]
+        count = len({row.model for row in own})
+        lines = [
+            f"| {kind} (models: {count}) | float | {' | '.join(ways)} |",
+            f"|---|---|{'---|' * len(ways)}",
+        ]
+        for form in dict.fromkeys(row.form for row in own):
+            these = [row for row in own if row.form == form]
+            cells = [f"{np.mean([row.floating for row in these]):.4g}"]
+            for way in ways:
+                found = [v for row in these if (v := row.quantised[way]) is not None]
+                cells.append(f"{np.mean(found):.4g}" if len(found) == len(these) else "fails")
+            lines.append(f"| {form} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL")
+    parser.add_argument("--real", nargs="+", choices=TASKS, default=[], metavar="NAME")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, metavar="FORM")
+    parser.add_argument("--nncf", action="store_true")
+    parser.add_argument("--calibrate", type=int, default=512, metavar="N")
+    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)  # of the quantisers
+    folders = options.models or ([] if options.real else [digits.DIGITS_VIT, digits.DIGITS_CLIP])
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        makers: list[tuple[str, Callable[[], Case]]] = [
+            (str(f), lambda f=f: digits_case(f, Path(scratch, f"{f.name}.onnx"))) for f in folders
+        ]
+        cache = options.cache.resolve()
+        makers += [(name, lambda name=name: real_case(name, cache)) for name in options.real]
+        for name, make in makers:
+            try:
+                case = make()
+                for form in options.forms:
+                    rows.append(measure(case, form, options.calibrate, options.nncf))
+                    if options.json:
+                        options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
+            except (Unavailable, ns.NormswapError) as error:
+                print(f"{name}: left out: {error}", file=sys.stderr)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
