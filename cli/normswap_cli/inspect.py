@@ -67,8 +67,8 @@ from normswap_cli.options import (
     "--data",
     type=FileOrName(),
     metavar="DATA",
-    help="--headroom, --ranges: inputs without labels: a folder of images, prepared as the model's own "
-    "configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
+    help="--headroom, --ranges: inputs without labels: a folder of images, prepared as the model's "
+    "own configuration says, or a .npy, .npz or .safetensors file of prepared inputs.",
 )
 @image_options
 @click.option(

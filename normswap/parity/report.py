@@ -292,6 +292,24 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class SiteRanges:
+    """How evenly channels are filled at a norm, in the reference and in the candidate: the largest
+    magnitude over that of the median channel (``precision/ranges.py``), and the kurtosis.
+
+    ``reads``, ``gives``: of the norm's input and output. The candidate's are None where no norm of
+    it has this name.
+    """
+
+    name: str
+    role: str
+    tower: str
+    reads_ratio: tuple[float, float | None]
+    reads_kurtosis: tuple[float, float | None]
+    gives_ratio: tuple[float, float | None]
+    gives_kurtosis: tuple[float, float | None]
+
+
+@dataclass(frozen=True)
 class ValidationReport(Shown):
     """The result of a validation, to be printed. ``passed``: no finding is fatal.
 
@@ -300,7 +318,8 @@ class ValidationReport(Shown):
     ``unmatched``: norms of the reference that could not be, with the reason. ``errors``: the
     distributions, in the order of ``outputs``, integers left out. ``retrieval``: for a CLIP under
     the approximate contract, on data without labels. ``bisection``: where it was asked for.
-    ``answers``: under the approximate contract, where an output holds classes.
+    ``answers``: under the approximate contract, where an output holds classes. ``ranges``: at each
+    norm of the reference, where integers are simulated.
     """
 
     view: ClassVar[str] = "normswap.report.terminal:validation_view"
@@ -318,6 +337,7 @@ class ValidationReport(Shown):
     bisection: Bisection | None = None
     provenance: Provenance | None = None
     answers: Answers | None = None
+    ranges: list[SiteRanges] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, nothing non-finite among them (null instead).

@@ -31,12 +31,13 @@ from normswap.parity.pairing import (
     shared_sizes,
 )
 from normswap.parity.probes import Effort, Probe, draw_feeds, make_probes
-from normswap.parity.report import Finding, ValidationReport
+from normswap.parity.report import Finding, SiteRanges, ValidationReport
 from normswap.parity.site_errors import SiteErrors, comparable, judged
 from normswap.parity.site_pairs import Side, SitePair, pair_sites
 from normswap.parity.summary import found_unchanged, model_summary, provenance
 from normswap.precision.integers import INTEGER_FORMATS
 from normswap.precision.quantised import QuantisedModel
+from normswap.precision.ranges import measured
 from normswap.precision.simulate import SimulatedModel, simulated
 from normswap.runtimes.process import RUN_SECONDS, check_limit
 
@@ -151,6 +152,9 @@ def validate(
         else:
             findings += found_unchanged(reference, candidate)
         report = _with_findings(report, findings)
+        if simulate in INTEGER_FORMATS:
+            feeds = [probe.feeds for probe in used.probes[:_BATCHES_AT_NORMS]]
+            report = replace(report, ranges=_ranges(reference, candidate, feeds))
         if report.answers is not None and data is not None:
             report = replace(report, answers=with_pictures(report.answers, reference, data))
         report = replace(report, unmatched=unmatched)
@@ -247,6 +251,32 @@ def _check_simulated(contract: str, bisect: bool, runtime: str | None) -> None:
         raise NormswapError("a simulation itself says where it begins: leave bisect out")
     if runtime is not None:
         raise NormswapError(f"a simulation runs in no runtime: leave {runtime} or simulate out")
+
+
+def _ranges(
+    reference: Model, candidate: Model, batches: Sequence[Mapping[str, Array]]
+) -> list[SiteRanges]:
+    named = feeds_for(reference, candidate)
+    ours = measured(reference, batches).norms
+    theirs = {
+        norm.site.name: norm for norm in measured(candidate, [named(f) for f in batches]).norms
+    }
+    rows = []
+    for norm in ours:
+        site, other = norm.site, theirs.get(norm.site.name)
+        reads, gives = (None, None) if other is None else (other.reads, other.gives)
+        rows.append(
+            SiteRanges(
+                site.name,
+                site.role,
+                site.tower,
+                (norm.reads.ratio, reads and reads.ratio),
+                (norm.reads.kurtosis, reads and reads.kurtosis),
+                (norm.gives.ratio, gives and gives.ratio),
+                (norm.gives.kurtosis, gives and gives.kurtosis),
+            )
+        )
+    return rows
 
 
 def _at_outputs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.precision.integers import INTEGER_FORMATS, Range
 from normswap.precision.quantised import QuantisedModel
+from normswap.report.html.page import write_html
 from tests.passes.fold_checks import KINDS, captured
 
 C, N = 8, 5
@@ -131,3 +134,39 @@ def test_validate_tells_how_it_was_rounded() -> None:
     for wrong in (None, "float16"):
         with pytest.raises(NormswapError, match="calibration data is for integers"):
             ns.validate(model, model, data={"x": _rows()}, simulate=wrong, calibration=_rows())
+
+
+def test_the_page_shows_the_ranges_before_and_after(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(C, C), nn.LayerNorm(C), nn.Linear(C, C)).eval()
+    net[1].weight.data[3] = 50.0
+    model = ns.load(net, example_inputs=(torch.randn(2, N, C),))
+    rows = {model.inputs[0].name: _rows()[:2].astype(np.float32)}
+    smooth = ns.swap(model, ns.Smooth(scales="one-range"), data=rows).model
+    report = ns.validate(model, smooth, data=rows, simulate="int8")
+    (site,) = report.ranges
+    before, after = site.gives_ratio
+    assert after is not None
+    assert before > 10 > 2 > after
+    assert report.to_json()["ranges"][0]["gives_ratio"] == [before, after]
+    write_html(report, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Ranges of channels" in page
+    assert f"{before:.3g}" in page
+
+
+def test_channels_are_measured_as_by_hand() -> None:
+    net = nn.Sequential(nn.Linear(C, C), nn.LayerNorm(C), nn.Linear(C, C)).eval()
+    net[1].weight.data[3] = 50.0
+    model = ns.load(net, example_inputs=(torch.randn(2, N, C),))
+    array = _rows()[:2].astype(np.float32)
+    found = ns.ranges(model, data={model.inputs[0].name: array})
+    with torch.no_grad():
+        given = net[:2](torch.from_numpy(array)).numpy().reshape(-1, C).astype(np.float64)
+    (norm,) = found.norms
+    largest = np.abs(given).max(0)
+    centred = given - given.mean()
+    assert norm.gives.channel == 3
+    assert norm.gives.ratio == pytest.approx(largest.max() / np.median(largest), rel=1e-5)
+    kurtosis = (centred**4).mean() / (centred**2).mean() ** 2
+    assert norm.gives.kurtosis == pytest.approx(kurtosis, rel=1e-4)
+    assert "over median" in str(found)

@@ -14,6 +14,7 @@ from normswap.report.html.document import Page, page_text, provenance_section, w
 from normswap.report.html.norms import norms_section, skipped_section
 from normswap.report.html.output_errors import details_section, errors_section
 from normswap.report.html.parts import Section, Table, file_size
+from normswap.report.html.ranges import ranges_section
 from normswap.report.html.training import Training, training_section
 from normswap.report.html.verdict import findings_section, key_figures, verdict
 from normswap.timing.bench_report import BenchReport
@@ -75,6 +76,7 @@ def _sections(
         *([] if report.answers is None else [answers_section(report.answers)]),
         norms_section(report),
         depth_section(report),
+        *([ranges_section(report.ranges)] if report.ranges else []),
         errors_section(report),
         *([] if exact else [agreement_section(report)]),
         *([] if training is None else [training_section(training, report)]),
