@@ -35,6 +35,7 @@ from benchmarks.real_tasks import TASKS, outputs_of
 from normswap.assets import digits
 from normswap.demo.tasks import tasks
 from normswap.graph.graph import Array
+from normswap.graph.onnx.evaluate import SESSION_THREADS
 from normswap.precision.integers import INTEGER_FORMATS
 from normswap.precision.quantised import QuantisedModel
 
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # of the quantisers
+    SESSION_THREADS.set(1)  # of the many small sessions of a simulation, whose threads wait busily
     folders = options.models or ([] if options.real else [digits.DIGITS_VIT, digits.DIGITS_CLIP])
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -146,11 +146,16 @@ def test_both_towers_of_a_clip(run: Run, files: Path, tmp_path: Path) -> None:
     assert len(outcome.json["passes"][0]["done"]) == 11
 
 
+TAKE_DATA = "affine or auto or batchnorm or predicted or rescale or rmsnorm or smooth"
+
+
 @pytest.mark.parametrize(
     ("target", "option", "takers"),
     [
-        ("fused", ["--data", "x.npy"], "affine or auto or batchnorm or predicted or rescale"),
-        ("fused", ["--samples", 3], "affine or auto or batchnorm or predicted or rescale"),
+        ("fused", ["--data", "x.npy"], TAKE_DATA),
+        ("fused", ["--samples", 3], TAKE_DATA),
+        ("fused", ["--rotate", "pca"], "rmsnorm"),
+        ("fused", ["--for", "int8"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--tokens", "class"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--ensure", "top1>=1"], "affine or auto or batchnorm or predicted"),
         ("fused", ["--fold"], "affine or auto or batchnorm or predicted"),
