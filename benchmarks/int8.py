@@ -34,14 +34,14 @@ from benchmarks.real_packages import Unavailable, default_cache
 from benchmarks.real_tasks import TASKS, outputs_of
 from normswap.assets import digits
 from normswap.demo.tasks import tasks
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, Runner
 from normswap.graph.onnx.evaluate import SESSION_THREADS
 from normswap.precision.integers import INTEGER_FORMATS
 from normswap.precision.quantised import QuantisedModel
 
 Feeds = Mapping[str, Array]
 AT_ONCE = 64
-FITTED = {
+FITTED: dict[str, Callable[..., ns.Pass]] = {
     "affine": ns.Affine,
     "affine, writers": lambda **how: ns.Affine(refit_writers=True, **how),
     "predicted": ns.Predicted,
@@ -66,7 +66,7 @@ class Case:
     name: str
     model: ns.Model
     calibration: Feeds
-    score: Callable[[ns.Model], float]
+    score: Callable[[Any], float]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _by_onnxruntime(
 
 
 def _by_nncf(source: Path, target: Path, batches: Sequence[Feeds], per_channel: bool) -> None:
-    import nncf  # type: ignore[import-not-found]
+    import nncf
     import onnx
 
     data = nncf.Dataset(list(batches))
@@ -187,7 +187,7 @@ def measure(case: Case, form: str, count: int, nncf: bool) -> Row:
 
             note(way, by_tool)
     for name in INTEGER_FORMATS:
-        note(f"sim {name}", lambda name=name: case.score(_Simulated(model, name, batches).model))
+        note(f"sim {name}", lambda name=name: case.score(_Simulated(model, name, batches)))
     row = Row(case.name, form, case.score(model), quantised)
     print(*asdict(row).values(), sep=" | ", file=sys.stderr, flush=True)
     return row
@@ -198,17 +198,14 @@ class _Simulated:
 
     def __init__(self, model: ns.Model, form: str, batches: Sequence[Feeds]) -> None:
         self._quantised = QuantisedModel(model, form, batches)
-        self._names = model.output_names
-
-    @property
-    def model(self) -> Any:
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._quantised.model, name)
+        self.inputs, self.output_names = model.inputs, model.output_names
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        return dict(zip(self._names, self._quantised.run(feeds), strict=True))
+        return dict(zip(self.output_names, self._quantised.run(feeds), strict=True))
+
+    def runner(self) -> Runner:
+        names = [spec.name for spec in self.inputs]
+        return lambda arrays: self._quantised.run(dict(zip(names, arrays, strict=True)))
 
 
 def table(rows: Sequence[Row]) -> str:

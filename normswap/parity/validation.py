@@ -153,8 +153,8 @@ def validate(
             findings += found_unchanged(reference, candidate)
         report = _with_findings(report, findings)
         if simulate in INTEGER_FORMATS:
-            feeds = [probe.feeds for probe in used.probes[:_BATCHES_AT_NORMS]]
-            report = replace(report, ranges=_ranges(reference, candidate, feeds))
+            few = [probe.feeds for probe in used.probes[:_BATCHES_AT_NORMS]]
+            report = replace(report, ranges=_ranges(reference, candidate, few))
         if report.answers is not None and data is not None:
             report = replace(report, answers=with_pictures(report.answers, reference, data))
         report = replace(report, unmatched=unmatched)
@@ -264,16 +264,15 @@ def _ranges(
     rows = []
     for norm in ours:
         site, other = norm.site, theirs.get(norm.site.name)
-        reads, gives = (None, None) if other is None else (other.reads, other.gives)
         rows.append(
             SiteRanges(
                 site.name,
                 site.role,
                 site.tower,
-                (norm.reads.ratio, reads and reads.ratio),
-                (norm.reads.kurtosis, reads and reads.kurtosis),
-                (norm.gives.ratio, gives and gives.ratio),
-                (norm.gives.kurtosis, gives and gives.kurtosis),
+                (norm.reads.ratio, None if other is None else other.reads.ratio),
+                (norm.reads.kurtosis, None if other is None else other.reads.kurtosis),
+                (norm.gives.ratio, None if other is None else other.gives.ratio),
+                (norm.gives.kurtosis, None if other is None else other.gives.kurtosis),
             )
         )
     return rows
