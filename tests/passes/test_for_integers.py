@@ -76,9 +76,12 @@ def test_agreement_is_that_of_the_quantised_model(model: Model, kind: type[Calib
 
 def test_what_is_ensured_is_the_quantised_model(model: Model) -> None:
     """In float32 all norms can go, with weights of four bits they cannot."""
-    free = ns.swap(model, ns.Predicted(), data=_rows(200, 0))
-    assert isinstance(free, ns.passes.base.NormsFitted)
-    least = f"sqnr>={free.agreement[0].sqnr_db - 3:.1f}"
+    figures = []
+    for form in (None, "w4a8"):
+        result = ns.swap(model, ns.Predicted(for_=form), data=_rows(200, 0))
+        assert isinstance(result, ns.passes.base.NormsFitted)
+        figures.append(result.agreement[0].sqnr_db)
+    least = f"sqnr>={np.mean(figures):.2f}"
     floating = ns.swap(model, ns.Predicted(ensure=least), data=_rows(200, 0))
     rounded = ns.swap(model, ns.Predicted(ensure=least, for_="w4a8"), data=_rows(200, 0))
     assert len(floating.done) == 2
