@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from normswap.errors import NormswapError
-from normswap.lowering import Lowering, chooser_for, lower
+from normswap.lowering import Lowering, chooser_for, lower, target_chooser
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Pass, PassResult
@@ -99,7 +99,9 @@ def swap(
     made_for = lowering or Lowering()
     if unknown := [name for name in made_for.asked if name not in how.lowering]:
         raise NormswapError(f"swap: '{how.to}' does not depend on {unknown[0]}; leave it out")
-    if "target" in how.lowering:
+    if how.needs_target:
+        given["chooser"] = target_chooser(made_for.target, made_for.tune, progress)
+    elif "target" in how.lowering:
         given["chooser"] = chooser_for(made_for.target, made_for.tune, progress)
     how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
     with model.blamed():

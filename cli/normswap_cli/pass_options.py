@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from normswap.options import Option
     from normswap.passes import Pass
 
-_TO = "--to"
+_TO, _TARGET = "--to", "--target"
+_FOR_TARGET = "dialect"  # what --target alone asks for
 _OFFERED = "normswap.offered"
 
 
@@ -47,13 +48,16 @@ class To(click.ParamType):  # type: ignore[type-arg]
 class PassCommand(click.Command):
     """A command with ``--to``, which also takes the options of the pass that is named there.
 
-    Only that pass is imported; without ``--to``, and for the help text, all of them are.
+    ``--target`` without ``--to`` asks for ``--to dialect``. Only that pass is imported; without
+    both, and for the help text, all of them are.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from normswap.passes import pass_called, passes
 
-        word = _word_in(args)
+        word = _word_in(_TO, args)
+        if word is None and _word_in(_TARGET, args) is not None:
+            word, args = _FOR_TARGET, [_TO, _FOR_TARGET, *args]
         kind = None if word is None or set(args) & set(ctx.help_option_names) else pass_called(word)
         ctx.meta[_OFFERED] = passes() if kind is None else {word: kind}
         try:
@@ -83,14 +87,14 @@ class PassCommand(click.Command):
         super().format_options(ctx, formatter)
 
 
-def _word_in(args: Sequence[str]) -> str | None:
-    """What stands behind the last ``--to``."""
+def _word_in(flag: str, args: Sequence[str]) -> str | None:
+    """What stands behind the last ``flag``."""
     word = None
     for argument, following in zip(args, [*args[1:], ""], strict=True):
-        if argument == _TO:
+        if argument == flag:
             word = following
-        elif argument.startswith(f"{_TO}="):
-            word = argument.removeprefix(f"{_TO}=")
+        elif argument.startswith(f"{flag}="):
+            word = argument.removeprefix(f"{flag}=")
     return word
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "normswap swap vit.onnx -o fused.onnx --to fused",
         "normswap swap vit.onnx -o vit-fp16.onnx --to fused --dtype float16",
+        "normswap swap vit.onnx -o for-npu.onnx --target rknn",
         "normswap swap vit.onnx -o rms.onnx --to rmsnorm --sites 'role=pre_*'",
         "normswap swap vit.onnx -o rescaled.onnx --to rescale --data images",
         "normswap swap vit.pt2 -o free.pt2 --to affine --refit-writers --fold --data images",
@@ -41,7 +42,13 @@ if TYPE_CHECKING:
 )
 @model_argument
 @output_option
-@click.option("--to", "kind", required=True, type=To(), help="What the norms become: see above.")
+@click.option(
+    "--to",
+    "kind",
+    required=True,
+    type=To(),
+    help="What the norms become: see above. With --target, 'dialect' by default.",
+)
 @sites_option
 @click.option(
     "--fold-affine",

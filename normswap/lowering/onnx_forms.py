@@ -54,7 +54,7 @@ def fastest_forms(
     for site in sites:
         candidates = forms.candidates(graph, site)
         if candidates:
-            groups[_sort(graph, site, candidates)].append(site)
+            groups[norm_sort(graph, site, candidates)].append(site)
         else:
             result.skipped.append((site, f"no other form of it is known for {runtime.name}"))
     for number, group in enumerate(groups.values()):
@@ -66,8 +66,8 @@ def fastest_forms(
     return result
 
 
-def _sort(graph: OnnxGraph, site: Site, candidates: Sequence[str]) -> Hashable:
-    """What norms that take the same time have in common."""
+def norm_sort(graph: Graph, site: Site, candidates: Sequence[str]) -> Hashable:
+    """What norms have in common that take the same time, in the same operators."""
     x, y = graph.value(site.input), graph.value(site.output)
     spelling = tuple(node.op for node in graph.ancestors([y], stop=[x]))
     affine = site.weight is None, site.bias is None

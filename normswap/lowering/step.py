@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Graph, Node, Value
+from normswap.lowering.capability_files import capabilities_of
 from normswap.lowering.inference import torch_graph
-from normswap.lowering.targets import TARGETS, Lowering
+from normswap.lowering.targets import Lowering, check_target
 from normswap.model import Progress
 from normswap.norms.site import Site
 from normswap.passes.base import Chooser, NormsWritten, PassResult
@@ -27,19 +28,37 @@ def chooser_for(
     """What decides on the form of each norm of a model that is made for ``target``: with ``tune``
     by measuring the forms on this machine; without it None, so that a pass takes its defaults.
 
-    ``target``: one of ``TARGETS``; None is 'generic' for an ONNX graph, and torch itself for a
+    ``target``: as ``Lowering`` has it; None is 'generic' for an ONNX graph, and torch itself for a
     torch graph. Raises NormswapError for an unknown one; the chooser does for a target that this
     machine cannot measure.
 
     Example: ``Fused(chooser=chooser_for("onnxruntime-cpu", tune=True))(model)``
     """
-    if target not in (None, *TARGETS):
-        raise NormswapError(f"--target: '{target}' is none of {', '.join(TARGETS)}")
+    check_target(target)
     if not tune:
         return None
     from normswap.lowering.onnx_forms import FastestForm
 
     return FastestForm(target, progress)
+
+
+def target_chooser(
+    target: str | None, tune: bool = False, progress: Progress | None = None
+) -> Chooser:
+    """What decides on the form of each norm by what ``target`` has: a norm that it runs as it
+    stands is kept, another one gets the first form that it runs, or with ``tune`` the fastest.
+
+    Raises NormswapError for no target, 'generic' and an unknown one.
+
+    Example: ``ForTarget(chooser=target_chooser("rknn"))(model)``
+    """
+    check_target(target)
+    if target in (None, "generic"):
+        raise NormswapError("--to dialect: takes what a target has; name it with --target")
+    assert target is not None
+    from normswap.lowering.supported_forms import SupportedForm
+
+    return SupportedForm(capabilities_of(target), tune, progress)
 
 
 def lower(result: PassResult, made_for: Lowering, progress: Progress | None = None) -> PassResult:

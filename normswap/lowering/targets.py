@@ -9,11 +9,13 @@ import onnx
 
 from normswap.errors import NormswapError
 from normswap.extras import install_command
+from normswap.lowering.capability_files import capabilities_of, known_targets
 from normswap.options import check_choices, option
 from normswap.runtimes import Compiled
 
-TARGETS = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
-"""What a model can be made for."""
+_MEASURED = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "generic")
+TARGETS = (*_MEASURED, *(name for name in known_targets() if name not in _MEASURED))
+"""What a model can be made for, beside what a capability file describes."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,16 @@ class Lowering:
     """What a model is made for, and whether forms and kernels are measured on this machine.
 
     Attributes:
-        target: 'onnxruntime-cpu', 'onnxruntime-cuda', 'openvino' or 'generic'; None is 'generic'
-            for an ONNX graph, and torch itself for a torch graph.
+        target: one of ``TARGETS``, for a version of it as in 'onnxruntime-cpu@1.24', or a
+            capability file (.toml). None is 'generic' for an ONNX graph, and torch itself for a
+            torch graph.
         kernels: for a torch graph: let norms run as the kernels of ``normswap.lowering.kernels``,
             which work in place. A ``.pt2`` with them needs normswap where it is loaded.
         tune: measure the forms of every norm on this machine, and take what wins; of a torch
             graph the kernels.
 
     Raises:
-        NormswapError: another target, and kernels for one.
+        NormswapError: another target, a file that is none, and kernels for a target.
 
     Examples:
         >>> swap(model, Fused(), lowering=Lowering("onnxruntime-cpu", tune=True))
@@ -37,8 +40,9 @@ class Lowering:
 
     target: str | None = option(
         None,
-        "what the model is made for. By default the standard operators of ONNX, or of torch.",
-        choices=TARGETS,
+        f"what the model is made for: {', '.join(TARGETS)}, or a capability file (.toml). By "
+        "default the standard operators of ONNX, or of torch.",
+        metavar="TARGET",
     )
     kernels: bool = option(
         False,
@@ -51,6 +55,7 @@ class Lowering:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_target(self.target)
         if self.kernels and self.target is not None:
             raise NormswapError("--kernels: are for torch itself; leave --target out")
 
@@ -58,6 +63,17 @@ class Lowering:
     def asked(self) -> list[str]:
         """The fields that are not as by default."""
         return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+
+
+def check_target(target: str | None) -> None:
+    """Raises NormswapError for what is no target, and for a capability file that is none."""
+    if target in (None, "generic"):
+        return
+    assert target is not None
+    name = target.partition("@")[0]
+    if name not in TARGETS and not target.endswith(".toml"):
+        raise NormswapError(f"--target: '{target}' is none of {', '.join(TARGETS)}, and no .toml")
+    capabilities_of(target)
 
 
 @dataclass(frozen=True)

@@ -183,9 +183,10 @@ class Pass(abc.ABC):
     A subclass is a dataclass whose fields are its options (``normswap.options``). ``to``: the word
     behind ``swap --to`` ('' for a pass that is no swap). ``summary``: what it does, for the help
     text. ``exact``: whether the new model is the same function in real arithmetic. ``needs_data``:
-    whether it calibrates, with a field ``data``; ``takes_data``: whether it may. ``lowering``:
-    those fields of ``normswap.Lowering`` that mean something for it; 'target' needs a field
-    ``chooser``, 'kernels' a result of ``NormsWritten``.
+    whether it calibrates, with a field ``data``; ``takes_data``: whether it may. ``needs_target``:
+    whether it is about one target, with a field ``chooser``. ``lowering``: those fields of
+    ``normswap.Lowering`` that mean something for it; 'target' needs a field ``chooser``, 'kernels'
+    a result of ``NormsWritten``.
 
     Attributes:
         sites: what to change; all for None.
@@ -209,6 +210,7 @@ class Pass(abc.ABC):
     exact: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False
     takes_data: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = False
     lowering: ClassVar[tuple[str, ...]] = ()
 
     sites: Selection | None = None

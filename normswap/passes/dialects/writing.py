@@ -87,7 +87,7 @@ class Dialect(Pass):
 
     def run(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)
-        reasons = {site: self._why_not(site) for site in chosen}
+        reasons = {site: self.why_not(site) for site in chosen}
         result = model.copy()
         if not all(reasons.values()):
             try:
@@ -98,7 +98,7 @@ class Dialect(Pass):
         for site in reversed(chosen):  # a norm may read the output of the one before it
             if not reasons[site]:
                 try:
-                    self._write(result.graph, site)
+                    self.write(result.graph, site)
                 except Refusal as refusal:
                     reasons[site] = str(refusal)
         skipped = [(site, reasons[site]) for site in chosen if reasons[site]]
@@ -107,11 +107,14 @@ class Dialect(Pass):
         result.graph.prune()
         return PassResult(result, True, [s for s in chosen if not reasons[s]], skipped)
 
-    def _why_not(self, site: Site) -> str:
+    def why_not(self, site: Site) -> str:
+        """Why a norm is not written in the dialect, whatever the graph; '' if it can be."""
         several = "it normalises over several axes" if len(site.axes) > 1 else ""
         return why_left(site, self.kinds) or ("" if self.any_axes else several)
 
-    def _write(self, graph: Graph, site: Site) -> None:
+    def write(self, graph: Graph, site: Site) -> Value:
+        """Writes a norm in its place; the new value. Raises Refusal, and ValueError where the graph
+        has not been asked to hold ``requires``."""
         x, old = graph.value(site.input), graph.value(site.output)
         rank, pen = len(old.shape or ()), Pen(graph, site, self._dtype(x, old))
         value = pen.cast(x, pen.dtype, "cast")
@@ -123,7 +126,9 @@ class Dialect(Pass):
             value = self.normed(pen, value, (rank - 1,))
             back = tuple(perm.index(axis) for axis in range(rank))
             value = pen.transpose(value, back, "axis_back")
-        graph.replace_uses(old, pen.cast(value, old.dtype, "cast_back"))
+        value = pen.cast(value, old.dtype, "cast_back")
+        graph.replace_uses(old, value)
+        return value
 
     def _dtype(self, x: Value, y: Value) -> np.dtype[Any]:
         known = [v.dtype for v in (x, y) if v.dtype is not None]
