@@ -31,20 +31,24 @@ from normswap_cli.precision_options import Precision, precision_options
 @trust_option
 @arch_option
 def export(model: str, output: Path, precision: Precision, trust: bool, arch: str | None) -> None:
-    """Write MODEL to OUT.onnx or OUT.pt2, unchanged or in half precision.
+    """Write MODEL to OUT.onnx or OUT.pt2, the same function or in half precision.
 
-    A torch model goes to either; an ONNX model only to .onnx.
+    A torch model goes to either; an ONNX model only to .onnx. What torch's exporter puts behind a
+    softmax, IsNaN and Where, is left out where no row is masked as a whole.
     """
     with working():
         from normswap import save
-        from normswap.io.save import check_output
+        from normswap.io.save import check_output, without_softmax_guards
+        from normswap.report.line import Line
         from normswap.report.terminal import conversion_view, written_view
 
         check_output(output)
         (source,) = load_models([model], trust, arch)
+        source, notes = without_softmax_guards(source)
         conversion = precision.conversion(source, output)
         written = source if conversion is None else conversion.model
         save(written, output)
+    show(*(Line(f"note: {note}") for note in notes))
     if conversion is not None:
         show(conversion_view(conversion))
     show(written_view(output, written))

@@ -31,6 +31,7 @@ from normswap_cli.options import (
         "normswap inspect vit.onnx --headroom --data images",
         "normswap inspect vit.onnx --headroom --data images --report headroom.html",
         "normswap inspect vit.onnx --ranges --data images",
+        "normswap inspect vit.onnx --target mnn",
     )
 )
 @model_argument
@@ -83,6 +84,12 @@ from normswap_cli.options import (
     metavar="FILE.html",
     help="--headroom: write it as one page, with the binary places left along the depth.",
 )
+@click.option(
+    "--target",
+    metavar="TARGET",
+    help="Tell which norms a target runs, which swap mends the others, and what else it lacks: a "
+    "name as in `normswap swap --help`, or a capability file (.toml).",
+)
 @trust_option
 @arch_option
 def inspect(
@@ -96,6 +103,7 @@ def inspect(
     images: ImageOptions,
     samples: int | None,
     page: Path | None,
+    target: str | None,
     trust: bool,
     arch: str | None,
 ) -> int:
@@ -108,6 +116,9 @@ def inspect(
     asked = ["--headroom"] * with_headroom + ["--ranges"] * with_ranges
     if as_mermaid and asked:
         raise click.UsageError(f"{asked[0]} and --mermaid exclude each other.")
+    if target is not None and (as_mermaid or asked):
+        other = "--mermaid" if as_mermaid else asked[0]
+        raise click.UsageError(f"--target and {other} exclude each other.")
     if asked and data is None:
         raise click.UsageError(f"{asked[0]} needs real inputs: give --data.")
     if not asked and (data is not None or samples is not None):
@@ -115,7 +126,7 @@ def inspect(
         raise click.UsageError(f"{given} belongs to --headroom and --ranges.")
     if page is not None and not with_headroom:
         raise click.UsageError("--report belongs to --headroom.")
-    measured, channels = None, None
+    measured = channels = judged = None
     with working() as progress:
         from normswap.report.input_shapes import named_shapes, parse_input_shape
         from normswap.report.inspection import inspection
@@ -129,6 +140,10 @@ def inspect(
             diagram = model_diagram(source, shapes)
         else:
             found = inspection(source, shapes)
+        if target is not None:
+            from normswap.report.on_target import on_target, on_target_view
+
+            judged = on_target(source, target)
         if asked:
             from normswap.io.atomic import check_writable
             from normswap.io.data import load_data
@@ -153,9 +168,11 @@ def inspect(
         click.echo(diagram, nl=False)
         return 0
     if as_json:
-        told = {"headroom": measured, "ranges": channels}
+        told = {"headroom": measured, "ranges": channels, "target": judged}
         more = {name: own.to_json() for name, own in told.items() if own is not None}
         show_json({**found.to_json(), **more})
+    elif judged is not None:
+        show(on_target_view(judged))
     elif not asked:
         show(inspection_view(found))
     else:

@@ -14,7 +14,7 @@ from normswap.graph.graph import BFLOAT16
 from normswap.graph.onnx.graph import OnnxGraph
 from normswap.io.atomic import check_writable
 from normswap.io.notes import notes_of
-from normswap.io.onnx import write_onnx
+from normswap.io.onnx import remove_softmax_guards, write_onnx
 from normswap.model import Model
 
 if TYPE_CHECKING:
@@ -89,6 +89,26 @@ def as_onnx(model: Model) -> Model:
         classes=model.classes,
         history=model.history,
     )
+
+
+def without_softmax_guards(model: Model) -> tuple[Model, list[str]]:
+    """An ONNX model without the guards that torch's exporter puts behind a softmax, where no row
+    can need them, and notes on them; any other as it is: ``save`` leaves them out."""
+    if not isinstance(model.graph, OnnxGraph):
+        return model, []
+    from normswap.io.load import load
+
+    cleaned = model.to_onnx_ir()
+    guards = remove_softmax_guards(cleaned)
+    if not guards.removed:
+        return model, guards.notes
+    return replace(
+        load(cleaned),
+        name=model.name,
+        preprocessing=model.preprocessing,
+        classes=model.classes,
+        history=model.history,
+    ), guards.notes
 
 
 def check_output(path: Path) -> None:

@@ -23,6 +23,7 @@ from normswap.graph.fx.module_tree import restore_batch_norms
 from normswap.graph.tensors import numpy_dtype, to_numpy, to_torch
 from normswap.io.calls import capturable, distinct
 from normswap.io.capture import capture, module_source
+from normswap.io.onnx import remove_softmax_guards
 from normswap.io.preprocessing import Preprocessing, Unsupported
 from normswap.io.sources import Source
 from normswap.io.sources.huggingface import huggingface_source
@@ -184,7 +185,8 @@ def program_from_model(model: Model, module: fx.GraphModule) -> ExportedProgram:
 
 
 def onnx_from_torch(model: Model) -> ir.Model:
-    """The torch model as ``onnx_ir.Model``, by torch's (dynamo) exporter at opset 20.
+    """The torch model as ``onnx_ir.Model``, by torch's (dynamo) exporter at opset 20, without the
+    guards that it puts behind a softmax where no row can need them.
 
     Raises NormswapError where the exporter cannot translate it, or for a model that is ONNX.
     """
@@ -208,6 +210,7 @@ def onnx_from_torch(model: Model) -> ir.Model:
         raise NormswapError(f"{model.name}: torch's ONNX exporter fails: {reason}") from error
     assert program is not None
     _name_dimensions(program.model, model)
+    remove_softmax_guards(program.model)
     return program.model
 
 

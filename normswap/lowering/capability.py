@@ -136,20 +136,22 @@ class Capabilities:
         verdicts = []
         for claim in self.claims:
             if word in claim.dialects and not claim.runs:
-                verdicts.append(Verdict("refused", _joined(word, claim.note), claim.source))
+                verdicts.append(Verdict("refused", claim.note or "it is refused", claim.source))
             elif word in claim.dialects and claim.inaccurate:
-                reason = _joined(word, claim.inaccurate)
-                verdicts.append(Verdict("inaccurate", reason, claim.source))
+                verdicts.append(Verdict("inaccurate", claim.inaccurate, claim.source))
         return worst(verdicts)
 
     def verdict_of(self, nodes: Iterable[Node], opset: int | None) -> Verdict:
         """Whether it runs all of ``nodes``: the worst of theirs, the first of these."""
-        if self.opset is not None and opset is not None:
-            low, high = self.opset
-            if not low <= opset <= high:
-                reason = f"the file is in opset {opset}: it takes {_range(low, high)}"
-                return Verdict("refused", reason, self.source)
-        return worst(self.verdict(node, opset) for node in nodes)
+        computed = (node for node in nodes if not node.output.is_constant)
+        return worst(self.verdict(node, opset) for node in computed)
+
+    def opset_verdict(self, opset: int | None) -> Verdict:
+        """Whether it reads files in ``opset``, whatever is in them."""
+        if self.opset is None or opset is None or self.opset[0] <= opset <= self.opset[1]:
+            return Verdict("runs")
+        takes = _range(*self.opset)
+        return Verdict("refused", f"the file is in opset {opset}: it takes {takes}", self.source)
 
 
 _STATES: tuple[State, ...] = ("runs", "inaccurate", "unknown", "refused")

@@ -127,9 +127,19 @@ def _verdict(
         (new,) = forms.write(copy, site, form)
     except NormswapError as error:
         return Verdict("refused", str(error))
-    nodes = copy.ancestors([new], stop=[copy.value(site.input)])
-    written = capabilities.verdict_of(nodes, opset_of(copy))
-    return worst([written, capabilities.dialect_verdict(form)])
+    verdicts = [written_verdict(capabilities, graph, copy, site, new)]
+    return worst([*verdicts, capabilities.dialect_verdict(form)])
+
+
+def written_verdict(
+    capabilities: Capabilities, graph: Graph, copy: Graph, site: Site, new: Value
+) -> Verdict:
+    """Whether the target runs what a copy of ``graph`` has in place of a norm, up to ``new``; if
+    the opset was raised for it, whether the target reads that."""
+    nodes, opset = copy.ancestors([new], stop=[copy.value(site.input)]), opset_of(copy)
+    verdict = capabilities.verdict_of(nodes, opset)
+    raised = opset != opset_of(graph)
+    return worst([verdict, capabilities.opset_verdict(opset)]) if raised else verdict
 
 
 class _Offered:
