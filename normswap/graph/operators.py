@@ -63,6 +63,7 @@ class Operator:
             'many' for a sum or mean of any number of values.
         commutes: a sum or product of two values, which may be exchanged.
         move: how it moves, copies or rounds values; it computes nothing from them.
+        quantises: whether it makes codes of numbers, 'there', or numbers of codes, 'back'.
         selects: whether an index, its second input, says which elements it picks.
         statistic: the number that it computes from many, if a norm may be built on that.
         pool: what people call it where it makes one token of many.
@@ -106,6 +107,7 @@ class Operator:
     arithmetic: Literal["", "sum", "product", "sign", "many"] = ""
     commutes: bool = False
     move: Move = ""
+    quantises: Literal["", "there", "back"] = ""
     selects: bool = False
     statistic: str = ""
     pool: str = ""
@@ -412,7 +414,7 @@ OPERATORS: tuple[Operator, ...] = (
     # Other moves
     Operator("Concat", move="concat", defaults={"axis": 0}, join="concat"),
     Operator("DepthToSpace", move="other"),
-    Operator("DequantizeLinear", since=10, move="other"),
+    Operator("DequantizeLinear", since=10, move="other", quantises="back"),
     Operator("Gather", move="gather", selects=True, defaults={"axis": 0}),
     Operator("GatherElements", since=11, selects=True),
     Operator("GatherND", since=11, move="gather", selects=True),
@@ -425,7 +427,7 @@ OPERATORS: tuple[Operator, ...] = (
         bounds_from_sizes=True,
         writable=True,
     ),
-    Operator("QuantizeLinear", since=10, move="other"),
+    Operator("QuantizeLinear", since=10, move="other", quantises="there"),
     Operator("Resize", since=10, move="resize", takes_sizes=True),
     Operator("ScatterND", since=11, move="other"),
     Operator("SpaceToDepth", move="other"),

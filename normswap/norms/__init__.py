@@ -4,7 +4,7 @@ A norm is found by what it computes, not by how it is spelled. The search goes i
 file each: ``operator_norms`` reads norms that are one operator, ``decomposed`` and
 ``spelled_batch_norm`` find those that are made of several. ``regions`` says where to look,
 ``proof`` decides, on values that ``evaluation`` computes and with the formulas of ``formula``.
-``structure`` and ``roles`` tell what each norm is for.
+``structure`` and ``roles`` tell what each norm is for, ``quantised`` why some are none.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from normswap.graph.graph import Graph
 from normswap.norms.decomposed import decomposed_norms
 from normswap.norms.operator_norms import operator_norms
+from normswap.norms.quantised import with_quantised_told
 from normswap.norms.roles import assign_roles
 from normswap.norms.site import Location, Rejection, Site, unique_names
 from normswap.norms.spelled_batch_norm import spelled_batch_norms
@@ -43,7 +44,8 @@ def locate(graph: Graph) -> Location:
     sites = [replace(s, name=n) for s, n in zip(sites, unique_names(sites), strict=True)]
     tower_of = towers(graph)
     sites = [replace(s, tower=tower_of.get(graph.value(s.input), "")) for s in sites]
-    return Location(tuple(assign_roles(graph, sites)), (*decomposed.rejected, *unread))
+    rejected = with_quantised_told(graph, decomposed.rejected)
+    return Location(tuple(assign_roles(graph, sites)), (*rejected, *unread))
 
 
 def _producer_name(graph: Graph, site: Site) -> str:
