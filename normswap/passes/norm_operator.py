@@ -39,19 +39,19 @@ class OperatorForms:
             return []
         default = _default(site)
         with_sum = []
-        if _sum_read_by(graph, site) is not None and (op := norm_with_sum_operator(site.kind)):
+        if sum_read_by(graph, site) is not None and (op := norm_with_sum_operator(site.kind)):
             with_sum = [op]
         return with_sum if default is None else [default, *with_sum]
 
     def region(self, graph: Graph, site: Site) -> tuple[list[Value], list[Value]]:
         x, y = graph.value(site.input), graph.value(site.output)
-        add = _sum_read_by(graph, site)
+        add = sum_read_by(graph, site)
         return ([x], [y]) if add is None else (add.dynamic_inputs(), [y, x])
 
     def write(self, graph: Graph, site: Site, form: str) -> list[Value]:
         graph.require(form)
         if operator(form).norm_with_sum:
-            return list(_replace_norm_and_sum(graph, site))
+            return list(replace_norm_and_sum(graph, site))
         if site.kind == "batch_norm":
             return [_replace_batch_norm(graph, site)]
         return [replace_norm(graph, site, site)]
@@ -133,11 +133,11 @@ def _replace_batch_norm(graph: Graph, site: Site) -> Value:
     return value
 
 
-def _replace_norm_and_sum(graph: Graph, site: Site) -> tuple[Value, Value]:
-    """One operator for the norm and for the sum of ``_sum_read_by``; their new values."""
+def replace_norm_and_sum(graph: Graph, site: Site) -> tuple[Value, Value]:
+    """One operator for the norm and for the sum of ``sum_read_by``; their new values."""
     x, old = graph.value(site.input), graph.value(site.output)
     add, dtype = x.producer, x.dtype
-    assert add is not None  # _sum_read_by has found it
+    assert add is not None  # sum_read_by has found it
     assert dtype is not None
     gamma = np.ones(site.normalized_shape) if site.weight is None else site.weight
     inputs: list[Value | None] = [*add.dynamic_inputs()]
@@ -146,7 +146,7 @@ def _replace_norm_and_sum(graph: Graph, site: Site) -> tuple[Value, Value]:
         inputs.append(_parameter(graph, site, site.bias, f"{site.name}.bias", dtype))
     attributes = {"epsilon": site.epsilon}
     op = norm_with_sum_operator(site.kind)
-    assert op is not None  # _sum_read_by has found it
+    assert op is not None  # sum_read_by has found it
     new = graph.insert(op, inputs, attributes, name=f"{site.name}.output", like=old.producer)
     assert new.producer is not None
     total = new.producer.outputs[3]
@@ -166,7 +166,7 @@ def _why_not(site: Site) -> str:
     return site.fixed or one or why_left(site, _KINDS)
 
 
-def _sum_read_by(graph: Graph, site: Site) -> Node | None:
+def sum_read_by(graph: Graph, site: Site) -> Node | None:
     """The Add whose sum the norm normalises, if one operator can compute both: of two values of
     one shape, rank 2 or 3, over the last axis, in one dtype that holds the parameters."""
     x, y = graph.value(site.input), graph.value(site.output)

@@ -12,11 +12,16 @@ import torch
 from torch import nn
 
 import normswap as ns
-from normswap.passes.dialects.writing import Dialect
+from normswap.passes.dialects.channels_first import ChannelsFirst
+from normswap.passes.dialects.writing import Dialect, Spelling
 from normswap.passes.registry import pass_called, passes
 from tests.zoo.exports import FX, model_as
 
-DIALECTS = sorted(to for to, kind in passes().items() if issubclass(kind, Dialect))
+DIALECTS = sorted(
+    to
+    for to, kind in passes().items()
+    if issubclass(kind, Spelling) and kind is not ChannelsFirst  # of images, in a file of its own
+)
 IN_TORCH = ("elementary", "product", "scaled")
 OF_RMS = ("elementary", "lp", "product", "scaled")
 EXPORTED = "torchscript-14"
@@ -29,6 +34,8 @@ def _operators(model: ns.Model) -> Counter[str]:
 def test_these_are_the_dialects() -> None:
     assert DIALECTS == ["elementary", "group", "instance", "lp", "product", "scaled"]
     assert all(pass_called(to) is not None for to in DIALECTS)
+    others = {to for to, kind in passes().items() if issubclass(kind, Dialect)} - {*DIALECTS}
+    assert others == {"channelsfirst", "skip"}
 
 
 @pytest.mark.parametrize("form", [FX, EXPORTED])

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred, divided
+from normswap.passes.dialects.writing import Pen, Spelling, centred, divided
 
 
 @dataclass(kw_only=True)
-class Elementary(Dialect):
+class Elementary(Spelling):
     """d = x - ReduceMean(x); y = d / Sqrt(ReduceMean(d d) + eps) * gamma + beta.
 
     Exact, and in operators that every opset has: for targets that know no norm. An RMSNorm has no

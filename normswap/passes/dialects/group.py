@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred, normed_rows
+from normswap.passes.dialects.writing import Pen, Spelling, centred, normed_rows
 
 
 @dataclass(kw_only=True)
-class Group(Dialect):
+class Group(Spelling):
     """Reshape to [rows, 1, C], GroupNormalization of one group, Reshape back, then gamma and beta.
 
     Exact: the one group has one channel, which is a row. So what differs between opset 18 (a weight

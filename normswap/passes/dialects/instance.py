@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, normed_rows
+from normswap.passes.dialects.writing import Pen, Spelling, normed_rows
 
 
 @dataclass(kw_only=True)
-class Instance(Dialect):
+class Instance(Spelling):
     """Reshape to [rows, 1, C], InstanceNormalization, Reshape back, then gamma and beta.
 
     Exact: an InstanceNorm normalises what lies behind the channels of a sample, and a row is a

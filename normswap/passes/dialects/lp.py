@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred
+from normswap.passes.dialects.writing import Pen, Spelling, centred
 
 
 @dataclass(kw_only=True)
-class Lp(Dialect):
+class Lp(Spelling):
     """y = sqrt(C) LpNormalization([d, sqrt(C eps)]) without its last channel, d = x - mean(x).
 
     Exact: |[d, sqrt(C eps)]|^2 = sum(d^2) + C eps = C (variance + eps). Tools that write an L2

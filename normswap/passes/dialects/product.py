@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred, divided
+from normswap.passes.dialects.writing import Pen, Spelling, centred, divided
 
 
 @dataclass(kw_only=True)
-class Product(Dialect):
+class Product(Spelling):
     """mean = (x P 1) / C, variance = (d d P 1) / C with constants of ones: no reduction operator.
 
     Exact; for targets whose reductions are slow, missing or on another unit than their products. A

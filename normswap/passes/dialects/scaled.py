@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from normswap.graph.graph import Value
-from normswap.passes.dialects.writing import Dialect, Pen, centred
+from normswap.norms.site import Site
+from normswap.passes.dialects.writing import Pen, Spelling, centred
 
 
 @dataclass(kw_only=True)
-class Scaled(Dialect):
+class Scaled(Spelling):
     """z = x / M with M = max(|x|, sqrt(eps)), then the norm of z with epsilon eps / M^2.
 
     Exact: norm(x) with eps is norm(x / M) with eps / M^2. For half precision on a device without
@@ -27,6 +28,9 @@ class Scaled(Dialect):
     summary: ClassVar[str] = "exact, rows are divided by their largest magnitude first, for half."
     any_axes: ClassVar[bool] = True
     widens: ClassVar[bool] = False
+
+    def why_not(self, site: Site) -> str:
+        return super().why_not(site) or ("" if site.epsilon > 0 else "its epsilon is 0")
 
     def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
         layer_norm, root = pen.site.kind == "layer_norm", math.sqrt(pen.site.epsilon)

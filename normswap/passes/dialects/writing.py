@@ -67,23 +67,22 @@ class Pen:
 class Dialect(Pass):
     """Writes LayerNorms and RMSNorms in other operators, whatever they are spelled in now.
 
-    A subclass has ``normed``. ``kinds``: of the norms that it writes. ``requires``: the
-    newest of their operators, which a graph may have no way to hold. ``any_axes``:
-    whether norms over several axes, and over others than the last, are written as they are; else
-    the axis is the last one, by transposes if need be. ``widens``: whether half precision is
-    computed in float32.
+    ``kinds``: of the norms that it writes. ``requires``: the newest of their operators, which a
+    graph may have no way to hold.
     """
 
     exact: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ROW_NORMS
     requires: ClassVar[str] = ""
-    any_axes: ClassVar[bool] = False
-    widens: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
-        """The norm of ``x`` over ``axes`` with gamma and beta. Raises Refusal for one that cannot
-        be written."""
+    def write(self, graph: Graph, site: Site) -> Value:
+        """Writes a norm in its place; the new value. Raises Refusal, and ValueError where the graph
+        has not been asked to hold ``requires``."""
+
+    def why_not(self, site: Site) -> str:
+        """Why a norm is not written in the dialect, whatever the graph; '' if it can be."""
+        return why_left(site, self.kinds)
 
     def run(self, model: Model) -> PassResult:
         chosen = select_sites(model.sites, self.sites)
@@ -107,16 +106,31 @@ class Dialect(Pass):
         result.graph.prune()
         return PassResult(result, True, [s for s in chosen if not reasons[s]], skipped)
 
+
+@dataclass(kw_only=True)
+class Spelling(Dialect):
+    """A dialect of several operators around the norm's own input and output.
+
+    A subclass has ``normed``. ``any_axes``: whether norms over several axes, and over others than
+    the last, are written as they are; else the axis is the last one, by transposes if need be.
+    ``widens``: whether half precision is computed in float32.
+    """
+
+    any_axes: ClassVar[bool] = False
+    widens: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def normed(self, pen: Pen, x: Value, axes: tuple[int, ...]) -> Value:
+        """The norm of ``x`` over ``axes`` with gamma and beta. Raises Refusal for one that cannot
+        be written."""
+
     def why_not(self, site: Site) -> str:
-        """Why a norm is not written in the dialect, whatever the graph; '' if it can be."""
         several = "it normalises over several axes" if len(site.axes) > 1 else ""
-        return why_left(site, self.kinds) or ("" if self.any_axes else several)
+        return super().why_not(site) or ("" if self.any_axes else several)
 
     def write(self, graph: Graph, site: Site) -> Value:
-        """Writes a norm in its place; the new value. Raises Refusal, and ValueError where the graph
-        has not been asked to hold ``requires``."""
         x, old = graph.value(site.input), graph.value(site.output)
-        rank, pen = len(old.shape or ()), Pen(graph, site, self._dtype(x, old))
+        rank, pen = len(old.shape or ()), Pen(graph, site, self.dtype_of(x, old))
         value = pen.cast(x, pen.dtype, "cast")
         if self.any_axes:
             value = self.normed(pen, value, site.axes)
@@ -130,7 +144,8 @@ class Dialect(Pass):
         graph.replace_uses(old, value)
         return value
 
-    def _dtype(self, x: Value, y: Value) -> np.dtype[Any]:
+    def dtype_of(self, x: Value, y: Value) -> np.dtype[Any]:
+        """In which the norm of ``x`` that yields ``y`` is computed."""
         known = [v.dtype for v in (x, y) if v.dtype is not None]
         if not self.widens and len(set(known)) == 1:
             return known[0]
