@@ -3,6 +3,7 @@ from normswap.passes.auto import Auto as Auto
 from normswap.passes.base import Pass as Pass
 from normswap.passes.base import PassResult as PassResult
 from normswap.passes.batch_norm import BatchNorm as BatchNorm
+from normswap.passes.dialect import ForTarget as ForTarget
 from normswap.passes.ffn_batch_norm import InsertFfnBatchNorm as InsertFfnBatchNorm
 from normswap.passes.fold import Fold as Fold
 from normswap.passes.fold_affine import FoldAffine as FoldAffine

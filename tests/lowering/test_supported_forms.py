@@ -49,7 +49,7 @@ def test_each_norm_gets_the_dialect_that_the_target_has(tmp_path: Path, dialect:
     target = _target(tmp_path, _WITH[dialect])
     result = ns.swap(model, to="dialect", lowering=target)
     assert len(result.done) == len(model.sites)
-    assert f"norms: {dialect}, for it has no Pow" in result.notes[0]
+    assert f"norms: {dialect}, for it has no " in result.notes[0]
     by_name = ns.swap(model, to=dialect)
     operators = [[n.op for n in each.model.graph.nodes] for each in (result, by_name)]
     assert operators[0] == operators[1]

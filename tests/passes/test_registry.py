@@ -22,7 +22,7 @@ def test_the_word_of_a_swap_names_its_file() -> None:
     known = passes()
     fitted = {"batchnorm", "affine", "predicted", "auto"}
     known = {word: kind for word, kind in known.items() if not issubclass(kind, Dialect)}
-    assert set(known) == {"fused", "rmsnorm", "rescale", "smooth", *fitted}
+    assert set(known) == {"dialect", "fused", "rmsnorm", "rescale", "smooth", *fitted}
     for word, kind in known.items():
         assert pass_called(word) is kind
         assert kind.summary
