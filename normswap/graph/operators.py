@@ -78,6 +78,7 @@ class Operator:
         join: what it does with branches of a model that meet in it.
 
     How it treats its input:
+        by_element: it is a function of each element of its one input, and no activation either.
         rowwise: alike for every row, so that what holds for a few rows holds for all.
         barrier: no norm reaches across it, although no other field says so.
         takes_sizes: numbers behind its first input give its result a shape and are not computed
@@ -120,6 +121,7 @@ class Operator:
     beside: str = ""
     join: str = ""
 
+    by_element: bool = False
     rowwise: bool = False
     barrier: bool = False
     takes_sizes: bool = False
@@ -168,6 +170,12 @@ class Operator:
         return self.arithmetic in ("sum", "product")
 
     @property
+    def is_of_elements(self) -> bool:
+        """Whether it computes each element of its result from those that stand at its place."""
+        plain = bool(self.activation) and not (self.attention or self.domain)
+        return self.combines_two or self.by_element or plain
+
+    @property
     def is_barrier(self) -> bool:
         """Whether no norm that is spelled out reaches across it."""
         multiplies = self.product in ("matrix", "convolution")
@@ -203,7 +211,7 @@ OPERATORS: tuple[Operator, ...] = (
         defaults={"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0},
         writable=True,
     ),
-    Operator("Conv", product="convolution", has_bias=True, defaults={"group": 1}),
+    Operator("Conv", product="convolution", has_bias=True, defaults={"group": 1}, writable=True),
     Operator("ConvTranspose", product="convolution", has_bias=True, defaults={"group": 1}),
     Operator("Einsum", since=12, product="einsum"),
     Operator("aten.conv*", product="convolution"),
@@ -215,20 +223,20 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("*scaled_dot_product*", attention="fused"),
     # Activations
     Operator("BiasGelu", domain=RUNTIME_DOMAIN, activation="GELU"),
-    Operator("Elu", activation="ELU"),
-    Operator("Erf", since=9, barrier=True),  # of a GELU
+    Operator("Elu", activation="ELU", writable=True),
+    Operator("Erf", since=9, barrier=True, by_element=True, writable=True),  # of a GELU
     Operator("FastGelu", domain=RUNTIME_DOMAIN, activation="GELU"),
-    Operator("Gelu", since=20, activation="GELU"),
-    Operator("HardSwish", since=14, activation="HardSwish"),
-    Operator("LeakyRelu", degree=1, activation="LeakyReLU"),
-    Operator("Mish", since=18, activation="Mish"),
+    Operator("Gelu", since=20, activation="GELU", writable=True),
+    Operator("HardSwish", since=14, activation="HardSwish", writable=True),
+    Operator("LeakyRelu", degree=1, activation="LeakyReLU", writable=True),
+    Operator("Mish", since=18, activation="Mish", writable=True),
     Operator("PRelu", activation="PReLU"),
     Operator("QuickGelu", domain=RUNTIME_DOMAIN, activation="quick GELU"),
-    Operator("Relu", degree=1, activation="ReLU"),
-    Operator("Sigmoid", activation="sigmoid"),
-    Operator("Softplus", activation="softplus"),
-    Operator("Swish", since=24, activation="SiLU"),
-    Operator("Tanh", activation="tanh"),
+    Operator("Relu", degree=1, activation="ReLU", writable=True),
+    Operator("Sigmoid", activation="sigmoid", writable=True),
+    Operator("Softplus", activation="softplus", writable=True),
+    Operator("Swish", since=24, activation="SiLU", writable=True),
+    Operator("Tanh", activation="tanh", writable=True),
     # Arithmetic
     Operator("Add", arithmetic="sum", commutes=True, rowwise=True, join="add", writable=True),
     Operator("Div", arithmetic="product", rowwise=True, writable=True),

@@ -71,6 +71,8 @@ def shape_after(
         return None
     if op == "Transpose":
         return tuple(shape[axis] for axis in attributes["perm"])
+    if operator(op).product == "convolution":  # with a kernel of size 1, as it is written
+        return (shape[0], cast(tuple[int, ...], inputs[1].shape)[0], *shape[2:])
     if operator(op).product:
         return (*shape[:-1], cast(tuple[int, ...], inputs[1].shape)[1])
     if op == "Shape":

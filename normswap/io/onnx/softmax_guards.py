@@ -139,7 +139,7 @@ def _open_places(value: ir.Value) -> Array | None:
     if array is not None:
         if not is_floating(array.dtype) or np.any(np.isnan(array) | np.isposinf(array)):
             return None
-        return ~np.isneginf(array)
+        return np.asarray(~np.isneginf(array))
     node = value.producer()
     if node is None or node.op_type != "Where":
         return None
@@ -160,7 +160,7 @@ def _open(value: ir.Value) -> Array | None:
 
 def _any(mask: Array, axis: int) -> Array:
     """Whether anything of each row along ``axis``, from the end, is true."""
-    return mask.any(axis) if mask.ndim >= -axis else mask
+    return np.asarray(mask.any(axis)) if mask.ndim >= -axis else mask
 
 
 def _constant(value: ir.Value) -> Array | None:

@@ -9,10 +9,8 @@ from normswap.graph.graph import Graph, Value
 from normswap.norms.site import Site
 from normswap.passes.base import Refusal
 from normswap.passes.dialects.elementary import Elementary
+from normswap.passes.dialects.image_layout import CHANNELS_FIRST, CHANNELS_LAST, carry_over
 from normswap.passes.dialects.writing import Pen
-
-_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-"""NCHW to NHWC, and back."""
 
 
 @dataclass(kw_only=True)
@@ -20,8 +18,10 @@ class ChannelsFirst(Elementary):
     """As ``Elementary``, over axis 1 of [N, C, H, W]: for targets that compute on images alone.
 
     Exact. A norm over the last axis of [N, H, W, C], as in a ConvNeXt, gets a Transpose before and
-    behind it, and these cancel with the ones that are there: of Transpose, norm, Transpose the norm
-    is left. Skips norms of values that have not 4 axes, and over other axes than one of these.
+    behind it, and these cancel with those that are there: of Transpose, norm, Transpose the norm is
+    left. Where products and activations stand between, up to the next Transpose, they are carried
+    over to the image, as convolutions with a kernel of size 1, in ONNX graphs. Skips norms of
+    values that have not 4 axes, and over other axes than one of these.
 
     Examples:
         >>> ChannelsFirst(sites="role=downsample")(model).model
@@ -38,13 +38,16 @@ class ChannelsFirst(Elementary):
             return super().write(graph, site)
         pen = Pen(graph, site, self.dtype_of(x, old))
         before = x.producer
-        moved = before is not None and before.attributes.get("perm") == _LAST
-        image = before.data_input() if moved and before else pen.transpose(x, _FIRST, "first")
+        moved = before is not None and before.attributes.get("perm") == CHANNELS_LAST
+        image = (
+            before.data_input() if moved and before else pen.transpose(x, CHANNELS_FIRST, "first")
+        )
         value = self.normed(pen, pen.cast(image, pen.dtype, "cast"), (1,))
         value = pen.cast(value, old.dtype, "cast_back")
+        carry_over(graph, old, value)
         for reader in old.readers:
-            if reader.attributes.get("perm") == _FIRST:
+            if reader.attributes.get("perm") == CHANNELS_FIRST:
                 graph.replace_uses(reader.output, value)
-        last = pen.transpose(value, _LAST, "last")
+        last = pen.transpose(value, CHANNELS_LAST, "last")
         graph.replace_uses(old, last)
         return last
