@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 import normswap as ns
 from normswap.errors import NormswapError
+from normswap.lowering import measure
+from normswap.timing.paired import Timing
 from tests.zoo.exports import FX, model_as
 
 _SPELLED = "torchscript-14"
@@ -122,3 +125,26 @@ def test_a_target_takes_one_kind_of_graph() -> None:
     for lowering in (None, ns.Lowering("generic")):
         with pytest.raises(NormswapError, match="name it with --target"):
             ns.swap(torch, to="dialect", lowering=lowering)
+
+
+def test_tuned_it_is_the_fastest_of_those_that_run_and_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seconds = {"elementary": 0.5, "product": 0.7, "skip": 0.1}
+    offered: set[str] = set()
+
+    def compare(runs: dict[str, Callable[[], object]], reference: str, rounds: int) -> dict:
+        offered.update(runs)
+        ratios = {name: seconds.get(name, 1.0) for name in runs}
+        return {n: Timing(1.0, r, r * 0.99, r * 1.01) for n, r in ratios.items()}
+
+    monkeypatch.setattr(measure, "compare", compare)
+    model = model_as("timm_vit", _SPELLED)
+    lowering = ns.Lowering("onnxruntime-cpu", tune=True)
+    result = ns.swap(model, to="dialect", lowering=lowering, sites="role=final")
+    assert len(result.done) == 1
+    assert "elementary; time beside the original" in result.notes[0]
+    assert offered - {"the original"} == {
+        "fused", "elementary", "instance", "group", "lp", "product"
+    }  # fmt: skip

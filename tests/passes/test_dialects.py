@@ -120,6 +120,12 @@ def test_l2_without_epsilon_would_be_wrong_by_the_order_of_one() -> None:
     np.testing.assert_allclose(found, truth, rtol=1e-6, atol=1e-7)
 
 
+def test_scaled_rows_need_an_epsilon() -> None:
+    """A row of zeros would be divided by its largest magnitude."""
+    result = ns.swap(_norm("layer_norm", 14, "N, 2, 12", epsilon=0.0), to="scaled")
+    assert [reason for _, reason in result.skipped] == ["its epsilon is 0"]
+
+
 @pytest.mark.parametrize("opset", [11, 13, 17])
 @pytest.mark.parametrize("to", DIALECTS)
 def test_files_of_fixed_and_of_free_sizes(to: str, opset: int) -> None:
