@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from normswap.errors import NormswapError
+from normswap.errors import NormswapError, plain
 from normswap.lowering.capability import Capabilities, Claim, version_numbers
 
 SCHEMA = "normswap.capabilities/1"
@@ -81,7 +81,7 @@ def _read(path: Path, target: str, version: str) -> Capabilities:
     try:
         return _parsed(table, target, version)
     except _Bad as bad:
-        raise NormswapError(f"{path}: {bad}") from None
+        raise NormswapError(f"{path}: {plain(str(bad))}") from None
 
 
 class _Bad(Exception):

@@ -77,6 +77,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('title = "mine"', "", "title is missing"),
         ('title = "mine"', "title = 3", "title is not a text"),
         ('title = "mine"', 'title = "a"\nsize = 3', "'size' is none of"),
+        ('title = "mine"', 'title = "a"\n"b\\n\\u001b[31m" = 3', "is none of"),
         ('version = "1.2"', 'version = "new"', "version is 'new'"),
         ("[11, 17]", "[17, 11]", "[model] opset is not the smallest and the largest"),
         ("[11, 17]", "[11, true]", "[model] opset is not a list of whole numbers"),
