@@ -83,7 +83,7 @@ def test_tuning_says_what_was_measured(
 def test_options_of_other_swaps_are_refused(run: Run, files: Path, tmp_path: Path) -> None:
     args = ["swap", files / "vit.pt2", "-o", tmp_path / "out.pt2", "--to"]
     exact = " or ".join(sorted(to for to, kind in passes().items() if kind.exact))
-    for option, takers in (("--tune", "fused"), ("--fold-affine", exact)):
+    for option, takers in (("--tune", "dialect or fused"), ("--fold-affine", exact)):
         outcome = run(*args, "batchnorm", "--data", files / "images.npz", option)
         assert outcome.status == 2
         assert f"{option} belongs to --to {takers}, not to batchnorm." in outcome.err
