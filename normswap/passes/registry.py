@@ -29,7 +29,7 @@ def pass_called(to: str) -> type[Pass] | None:
     Raises NormswapError for a pass of another package that cannot be loaded.
     """
     for name in _modules():
-        if name.rpartition(".")[2].replace("_", "") == to:
+        if name.rpartition(".")[2].replace("_", "") == to.replace("-", ""):
             return _in_module(name).get(to)
     for entry in entry_points(group=GROUP, name=to):
         return _loaded(entry)

@@ -163,7 +163,7 @@ def test_no_norm(run: Run, files: Path, tmp_path: Path, args: list[str]) -> None
         (["--to", "batchnorm"], "--to batchnorm needs calibration data: give --data."),
         (
             ["--to", "other"],
-            "Invalid value for '--to': 'other' is none of affine, auto, batchnorm, channelsfirst",
+            "Invalid value for '--to': 'other' is none of affine, auto, batchnorm, channels-first",
         ),
         (["--to", "batchnorm", "--data", "x.npy", "--samples", 0], "0 is not in the range x>=1"),
     ],

@@ -23,7 +23,7 @@ def _model(body: str) -> ns.Model:
 
 def _swapped(model: ns.Model) -> list[str]:
     """The operators of the model with its norm over channels that come first."""
-    result = ns.swap(model, to="channelsfirst")
+    result = ns.swap(model, to="channels-first")
     (site,), (old,) = result.model.sites, model.sites
     assert (site.kind, site.epsilon, site.normalized_shape) == ("layer_norm", 1e-5, (6,))
     assert len(result.done) == 1
@@ -62,7 +62,7 @@ def test_one_over_axis_1_stays_there() -> None:
     model = _model(
         f"t = Transpose<perm=[0,2,3,1]>(x) n = {_NORM}(t, g, b) y = Transpose<perm=[0,3,1,2]>(n)"
     )
-    again = ns.swap(ns.swap(model, to="channelsfirst").model, to="channelsfirst")
+    again = ns.swap(ns.swap(model, to="channels-first").model, to="channels-first")
     assert len(again.done) == 1
     assert "Transpose" not in [node.op for node in again.model.graph.nodes]
 
@@ -72,7 +72,7 @@ def test_others_are_left() -> None:
         "h = Squeeze(two) w = Expand(h, sizes) t = Transpose<perm=[0,2,3,1]>(x) "
         "n = LayerNormalization<axis=2>(t, w) y = Transpose<perm=[0,3,1,2]>(n)"
     )
-    ((_, reason),) = ns.swap(model, to="channelsfirst").skipped
+    ((_, reason),) = ns.swap(model, to="channels-first").skipped
     assert reason == "it is no norm over the channels of an image, [N, C, H, W]"
 
 
@@ -125,7 +125,7 @@ def test_a_convnext(form: str) -> None:
     """Its norms stand between transposes, or in front of a block that ends in one."""
     model = model_as("hf_convnext", form)
     images = [site for site in model.sites if len(site.axes) == 1 and _rank(model, site.input) == 4]
-    result = ns.swap(model, to="channelsfirst", sites=images)
+    result = ns.swap(model, to="channels-first", sites=images)
     assert images
     assert len(result.done) == len(images)
     before, after = (

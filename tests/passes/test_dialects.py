@@ -35,7 +35,7 @@ def test_these_are_the_dialects() -> None:
     assert DIALECTS == ["elementary", "group", "instance", "lp", "product", "scaled"]
     assert all(pass_called(to) is not None for to in DIALECTS)
     others = {to for to, kind in passes().items() if issubclass(kind, Dialect)} - {*DIALECTS}
-    assert others == {"channelsfirst", "skip"}
+    assert others == {"channels-first", "fused-residual"}
 
 
 @pytest.mark.parametrize("form", [FX, EXPORTED])

@@ -9,8 +9,9 @@ Targets that have no IsNaN refuse the whole file for it. The guard goes where ev
 that no mask closes: ``s`` is a product, or the sum of one and of a mask with such rows, that is a
 constant, or a choice by a constant between a number and minus infinity. For finite products the
 softmax is then no NaN, and y is p to the bit. A product that overflows is another matter: the guard
-makes 0 of its NaN, torch itself does so only where all of a row is minus infinity. So for infinite
-or NaN logits the file without the guard says NaN, as the model does.
+makes 0 of its NaN, torch itself does so only where all of a row is minus infinity. So for NaN and
+infinite logits the file without the guard says NaN, as the model does, but for a row that is minus
+infinity as a whole because its products overflowed: there torch has 0.
 """
 
 from __future__ import annotations

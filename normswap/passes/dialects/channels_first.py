@@ -27,7 +27,7 @@ class ChannelsFirst(Elementary):
         >>> ChannelsFirst(sites="role=downsample")(model).model
     """
 
-    to: ClassVar[str] = "channelsfirst"
+    to: ClassVar[str] = "channels-first"
     summary: ClassVar[str] = "exact, elementary over axis 1 of an image, transposes cancelled."
 
     def write(self, graph: Graph, site: Site) -> Value:

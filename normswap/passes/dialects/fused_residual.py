@@ -16,7 +16,7 @@ _LAYER_NORM = norm_with_sum_operator("layer_norm") or ""
 
 
 @dataclass(kw_only=True)
-class Skip(Dialect):
+class FusedResidual(Dialect):
     """s = a + b; y = norm(s) as com.microsoft's SkipLayerNormalization, which yields y and s.
 
     Exact. It is what ONNX Runtime's own optimiser writes, and what targets behind it may want; on a
@@ -26,10 +26,10 @@ class Skip(Dialect):
     of 2 or 3 axes and in one dtype. There is no way back from it. ONNX graphs only.
 
     Examples:
-        >>> Skip()(model).model
+        >>> FusedResidual()(model).model
     """
 
-    to: ClassVar[str] = "skip"
+    to: ClassVar[str] = "fused-residual"
     summary: ClassVar[str] = "exact, a norm and its residual sum are ONNX Runtime's one operator."
     requires: ClassVar[str] = _LAYER_NORM
 

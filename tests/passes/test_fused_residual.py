@@ -10,7 +10,7 @@ from tests.zoo.exports import FX, model_as
 
 def test_norms_of_sums_become_the_operator_and_are_located_again() -> None:
     model = model_as("timm_vit", "torchscript-14")
-    result = ns.swap(model, to="skip")
+    result = ns.swap(model, to="fused-residual")
     skipped = {site.name: reason for site, reason in result.skipped}
     assert result.done
     assert all("it reads no sum of two values" in reason for reason in skipped.values())
@@ -26,6 +26,6 @@ def test_norms_of_sums_become_the_operator_and_are_located_again() -> None:
 
 
 def test_torch_has_no_such_operator() -> None:
-    result = ns.swap(model_as("timm_vit", FX), to="skip")
+    result = ns.swap(model_as("timm_vit", FX), to="fused-residual")
     assert not result.done
     assert all("export the model to ONNX" in reason for _, reason in result.skipped)
