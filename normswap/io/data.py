@@ -18,6 +18,7 @@ from normswap.errors import NormswapError, first_line, plain
 from normswap.graph.graph import Array, is_floating
 from normswap.graph.tensors import to_numpy
 from normswap.io.bounds import check_inflation
+from normswap.io.glyphs import PREFIX, Glyphs
 from normswap.io.images import (
     folder_labels,
     known_preprocessing,
@@ -88,6 +89,7 @@ def load_data(
               the order of their paths), which are prepared as ``model.preprocessing`` says. The
               subfolders of a classifier's images may give labels: see ``images.folder_labels``;
             * a path to a ``.npy`` (one array), ``.npz`` or ``.safetensors`` (a mapping);
+            * ``glyphs:CLASSES``: pictures of characters, see ``glyphs.py``;
             * an array or torch tensor: for the model's image input (the first floating one of rank
               4, else the first floating one, else its only one);
             * a mapping from input names to arrays, perhaps with ``labels``; any other single name
@@ -155,6 +157,11 @@ def load_data(
 
 def _read(source: Any, model: Model) -> dict[str, Array]:
     """The arrays of the source by name."""
+    if isinstance(source, str) and source.startswith(PREFIX):
+        source = Glyphs.parse(source)
+    if isinstance(source, Glyphs):
+        images, labels = source.arrays()
+        return {"glyphs": images, LABELS: labels}
     if isinstance(source, str | Path):
         return read_arrays(Path(source))
     if isinstance(source, Data):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -101,6 +102,22 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 def batch_norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     return {n: child for n, child in module.named_modules() if isinstance(child, BatchNorm)}
+
+
+@contextlib.contextmanager
+def own_statistics(norms: Iterable[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Within it the BatchNorms take the statistics of each batch, and their running ones stay."""
+    before = [(norm, norm.training, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm, _, _, tracked in before:
+            norm.train()
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if tracked is None else tracked.clone()
+        yield
+    finally:
+        for norm, training, momentum, tracked in before:
+            norm.train(training)
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
 
 @torch.no_grad()

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from normswap.assets import digits
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.io.data import Data, load_data, read_arrays
-from normswap.io.sources import Source, example_images
-from normswap.io.sources.packages import import_extra
-from normswap.io.torch_model import model_from_source
+from normswap.io.glyphs import PREFIX, SPLITS, Glyphs
 from normswap.model import Model
 from normswap.train.study.variants import untrained
+from normswap.train.study.vit import IMAGES, deit_shape, digits_shape, vit
 
-_TESTED = 5  # a sample in so many
+_SCORED = 5  # a sample in so many
 _CALIBRATED = 64
 _HASHED = 4096  # samples at a time
 
 
 @dataclass(frozen=True)
 class Contest:
-    """``starts``: the untrained model of each seed. ``train`` and ``test`` have labels. ``scores``:
-    the number of the output that classifies."""
+    """``starts``: the untrained model of each seed. ``train``, ``validation`` (which rates are
+    chosen on) and ``test`` have labels. ``scores``: the number of the output that classifies."""
 
     name: str
     data_name: str
     starts: list[Model]
     train: Data
+    validation: Data
     test: Data
     scores: int
 
@@ -46,7 +44,7 @@ class Contest:
             for name, tensor in sorted(model.to_torch().state_dict().items()):
                 found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 found.update(tensor.contiguous().numpy().tobytes())
-        for data in (self.train, self.test):
+        for data in (self.train, self.validation, self.test):
             for array in (*data.feeds.values(), data.labels):
                 assert array is not None
                 found.update(f"{array.shape} {array.dtype}".encode())
@@ -68,32 +66,67 @@ class Contest:
             untrained(variant, model, Data(first, None))
 
 
-def default_contest(seeds: int) -> Contest:
-    """A small ViT, its weights drawn anew for each seed, on scikit-learn's digits."""
-    train, test = digits_data()
-    starts = [digits_vit(seed) for seed in range(seeds)]
-    return Contest(starts[0].name, "scikit-learn's digits", starts, train, test, 0)
+def digits_contest(seeds: int) -> Contest:
+    """A small ViT, its weights drawn anew for each seed, on scikit-learn's digits: 540 to test on,
+    and of the 1257 others a fifth to validate on.
+
+    Raises NormswapError without scikit-learn.
+    """
+    data = digits.load_digits_split()
+    test = Data({IMAGES: data.test_images}, data.test_labels)
+    rest = Data({IMAGES: data.train_images}, data.train_labels)
+    assert rest.labels is not None
+    train, validation = _split(rest, rest.labels)
+    starts = [vit(digits_shape(), seed, "digits") for seed in range(seeds)]
+    name = starts[0].name
+    return Contest(name, "scikit-learn's digits", starts, train, validation, test, 0)
+
+
+def deit_contest(source: str, width: int, seeds: int) -> Contest:
+    """A ViT as deep as DeiT, its weights drawn anew for each seed, on ``source``, glyphs:CLASSES.
+
+    Raises NormswapError for another source, and where the fonts have fewer classes.
+    """
+    glyphs = Glyphs.parse(source)
+    starts = [vit(deit_shape(width, glyphs.classes), s, "glyphs") for s in range(seeds)]
+    parts = _glyph_parts(glyphs, starts[0])
+    return Contest(starts[0].name, source, starts, *parts, 0)
+
+
+def _glyph_parts(glyphs: Glyphs, model: Model) -> tuple[Data, Data, Data]:
+    """To train, to validate and to test on: of other families of fonts each."""
+    train, validation, test = (load_data(replace(glyphs, split=s), model) for s in SPLITS)
+    return train, validation, test
 
 
 def own_contest(model: Model, source: Any, labels: Any, seeds: int) -> Contest:
-    """A model and data of the user's; a fifth of the samples is for the test.
+    """A model and data of the user's; a fifth of the samples is for the test, a fifth of the others
+    to validate on. Glyphs come in three parts.
 
     Raises NormswapError for data that is unfit, lacks an input or labels, and for a model without
     scores for as many classes.
     """
     where = str(source) if isinstance(source, str | Path) else "data"
+    if where.startswith(PREFIX) and labels is None:
+        parts = _glyph_parts(Glyphs.parse(where), model)
+        assert parts[0].labels is not None
+        scores = _scores(model, int(parts[0].labels.max()))
+        return Contest(model.name, where, [model] * seeds, *parts, scores)
     data = source if isinstance(source, Data) else load_data(source, model)
     for spec in model.inputs:
         if spec.name not in data.feeds:
             raise NormswapError(f"{where}: lacks the input '{spec.name}' of {model.name}")
     targets = _labels(where, data, labels)
     scores = _scores(model, int(targets.max()))
-    train, test = _split(data, targets)
-    if not test.count:
+    rest, test = _split(data, targets)
+    assert rest.labels is not None
+    train, validation = _split(rest, rest.labels)
+    if not validation.count:
         raise NormswapError(
-            f"{where}: {data.count} samples are too few, a fifth is kept back to test on"
+            f"{where}: {data.count} samples are too few, a fifth is kept back to test on and a "
+            "fifth of the others to validate on"
         )
-    return Contest(model.name, where, [model] * seeds, train, test, scores)
+    return Contest(model.name, where, [model] * seeds, train, validation, test, scores)
 
 
 def _labels(where: str, data: Data, given: Any) -> Array:
@@ -123,16 +156,13 @@ def _labels(where: str, data: Data, given: Any) -> Array:
 
 
 def _split(data: Data, labels: Array) -> tuple[Data, Data]:
-    """A part to train on and a fifth to test on, drawn (always the same) from each class alike."""
+    """Four fifths and a fifth to score on, drawn (always the same) from each class alike."""
     mixed = np.random.default_rng(0).permutation(data.count)
     by_class = np.lexsort((mixed, labels))
-    tested = np.zeros(data.count, bool)
-    tested[by_class[_TESTED - 1 :: _TESTED]] = True
-    train, test = (
-        Data({name: array[chosen] for name, array in data.feeds.items()}, labels[chosen])
-        for chosen in (~tested, tested)
-    )
-    return train, test
+    scored = np.zeros(data.count, bool)
+    scored[by_class[_SCORED - 1 :: _SCORED]] = True
+    whole = Data(data.feeds, labels)
+    return whole.part(~scored), whole.part(scored)
 
 
 def _scores(model: Model, highest: int) -> int:
@@ -149,61 +179,3 @@ def _scores(model: Model, highest: int) -> int:
             "need; give a classifier"
         )
     return (named or fitting)[0]
-
-
-IMAGES, LOGITS = "pixel_values", "logits"
-WIDTH, DEPTH, HEADS = 32, 6, 4
-# 0.02, the usual one, is for widths of 200 and up: this narrow it takes ten times as many steps.
-_INITIAL_STD = 0.1
-
-
-def digits_vit(seed: int) -> Model:
-    """transformers' ViTForImageClassification for 8x8 digits with random weights of ``seed``.
-
-    Patch 2, so 16 patches and a class token; pre-norm, LayerNorm; input ``pixel_values`` float32
-    [N, 1, 8, 8], output ``logits`` [N, 10]. Raises NormswapError without transformers.
-    """
-    transformers: Any = import_extra("transformers", "normswap compare without MODEL", "demo")
-    config = transformers.ViTConfig(
-        image_size=8,
-        patch_size=2,
-        encoder_stride=2,
-        num_channels=1,
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=_INITIAL_STD,
-        num_labels=len(digits.WORDS),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _Logits(transformers.ViTForImageClassification(config))
-    images = example_images(1, 8, 8, torch.float32)
-    axes = {IMAGES: {0: "batch"}}
-    name = f"a ViT of width {WIDTH} and depth {DEPTH} on 8x8 digits"
-    return model_from_source(Source(name, module, (images,), {}, axes, (LOGITS,)))
-
-
-def digits_data() -> tuple[Data, Data]:
-    """The 1257 training and 540 test images with their labels.
-
-    Raises NormswapError without scikit-learn.
-    """
-    data = digits.load_digits_split()
-    train = Data({IMAGES: data.train_images}, data.train_labels)
-    return train, Data({IMAGES: data.test_images}, data.test_labels)
-
-
-class _Logits(nn.Module):
-    """Returns the scores alone."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.vit = inner
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.vit(pixel_values=pixel_values).logits
-        return logits

@@ -24,7 +24,7 @@ from normswap.train.options import TrainOptions
 from normswap.train.study.contest import Contest
 from normswap.train.study.page import page
 from normswap.train.study.results import Comparison, Options
-from normswap.train.study.runs import Run, RunFiles, RunResult
+from normswap.train.study.runs import SETTINGS, Run, RunFiles, RunResult
 
 TARGETS = "the labels"  # no input has such a name
 _WARM_UP = 20  # one step in so many
@@ -32,12 +32,13 @@ _WARM_UP = 20  # one step in so many
 
 @dataclass(frozen=True)
 class Workload:
-    """``start``: the untrained model of each seed, .pt2. ``train``, ``test``: .npy by input name,
-    and the labels as ``TARGETS``. ``scores``: the number of the output that classifies. ``runs``:
-    the folder for results."""
+    """``start``: the untrained model of each seed, .pt2. ``train``, ``validation``, ``test``: .npy
+    by input name, and the labels as ``TARGETS``. ``scores``: the number of the output that
+    classifies. ``runs``: the folder for results."""
 
     start: Mapping[int, Path]
     train: Mapping[str, Path]
+    validation: Mapping[str, Path]
     test: Mapping[str, Path]
     scores: int
     steps: int
@@ -45,37 +46,39 @@ class Workload:
     runs: Path
 
     def options(self, run: Run) -> TrainOptions:
-        """AdamW as DeiT has it, without gradient clipping: that would hide crashes."""
-        warm_up = self.steps // _WARM_UP
-        return TrainOptions(self.steps, self.batch, run.rate, warm_up, clip=None, seed=run.seed)
+        """AdamW as DeiT has it; plain is without gradient clipping, which would hide crashes."""
+        setting = SETTINGS[run.setting]
+        return TrainOptions(
+            self.steps,
+            self.batch,
+            run.rate,
+            self.steps // _WARM_UP if setting.warm_up else 0,
+            clip=setting.clip,
+            seed=run.seed,
+            precision=setting.precision,
+        )
 
 
 def write_workload(
-    folder: Path,
-    starts: Sequence[Model],
-    train: Data,
-    test: Data,
-    scores: int,
-    steps: int,
-    batch: int,
-    runs: Path,
+    folder: Path, contest: Contest, steps: int, batch: int, runs: Path
 ) -> Workload:
-    """Puts it all into ``folder``. ``starts``: one model for each seed; the same object only once.
+    """Puts it all into ``folder``; a model that several seeds start from only once.
 
     Raises NormswapError if it cannot be written.
     """
     start: dict[int, Path] = {}
     written: dict[int, Path] = {}
-    for seed, model in enumerate(starts):
+    for seed, model in enumerate(contest.starts):
         if id(model) not in written:
             written[id(model)] = folder / f"start-{seed}.pt2"
             save(model, written[id(model)])
         start[seed] = written[id(model)]
     return Workload(
         start,
-        _write_arrays(folder, "train", train),
-        _write_arrays(folder, "test", test),
-        scores,
+        _write_arrays(folder, "train", contest.train),
+        _write_arrays(folder, "validation", contest.validation),
+        _write_arrays(folder, "test", contest.test),
+        contest.scores,
         steps,
         batch,
         runs,
@@ -134,23 +137,14 @@ class CompareFolder:
         folder = self.path / _WORK
         self._make(folder)
         try:
-            yield write_workload(
-                folder,
-                contest.starts,
-                contest.train,
-                contest.test,
-                contest.scores,
-                options.steps,
-                options.batch,
-                self.runs.folder,
-            )
+            yield write_workload(folder, contest, options.steps, options.batch, self.runs.folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, result: RunResult) -> None:
-        """A line for a finished run, without its losses."""
+        """A line for a finished run, without its losses and vitals."""
         document = result.to_json()
-        del document["losses"]
+        del document["losses"], document["vitals"]
         path = self.path / _LOG
         try:
             with open(path, "a", encoding="utf-8") as file:

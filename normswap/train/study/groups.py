@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,17 @@ _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of a variant at one rate, one for each seed. ``accuracies`` in percent."""
+    """The plain runs of a variant at one rate, one for each of ``seeds``. ``accuracies`` on the test
+    samples, in percent; ``validated``: on those to validate. ``gaps``: accuracy with the running
+    statistics of its BatchNorms less that with the statistics of each batch, in points, of the runs
+    that have both."""
 
     variant: str
     rate: float
+    seeds: list[int]
     accuracies: list[float]
+    validated: list[float]
+    gaps: list[float]
     outcomes: list[str]
 
     @property
@@ -49,27 +56,45 @@ class Difference:
 
 def groups(results: Sequence[RunResult], variant: str) -> list[Group]:
     """In the order of the rates."""
-    own = sorted((r for r in results if r.run.variant == variant), key=lambda r: r.run.seed)
-    return [
-        Group(
-            variant,
-            rate,
-            [100 * r.accuracy for r in own if r.run.rate == rate],
-            [r.outcome for r in own if r.run.rate == rate],
+    own = [r for r in results if r.run.variant == variant and r.plain]
+    own.sort(key=lambda r: (r.run.rate, r.run.seed))
+    made = []
+    for rate, runs in itertools.groupby(own, key=lambda r: r.run.rate):
+        found = list(runs)
+        made.append(
+            Group(
+                variant,
+                rate,
+                [r.run.seed for r in found],
+                [100 * r.accuracy for r in found],
+                [100 * r.validation_accuracy for r in found],
+                [
+                    100 * (r.accuracy - r.batch_accuracy)
+                    for r in found
+                    if r.batch_accuracy is not None
+                ],
+                [r.outcome for r in found],
+            )
         )
-        for rate in sorted({r.run.rate for r in own})
-    ]
+    return made
 
 
 def at_best_rate(results: Sequence[RunResult], variant: str) -> Group:
-    """The rate with the highest mean test accuracy; the lower of two that are equal."""
-    return max(groups(results, variant), key=lambda group: (group.mean, -group.rate))
+    """Of the rates with the most seeds the one with the highest mean validation accuracy; the lower
+    of two that are equal."""
+    found = groups(results, variant)
+    most = max(len(group.seeds) for group in found)
+    whole = [group for group in found if len(group.seeds) == most]
+    return max(whole, key=lambda group: (float(np.mean(group.validated)), -group.rate))
 
 
 def difference(results: Sequence[RunResult], variant: str, base: str) -> Difference:
     """Seeds give both the same initial weights and the same batches, so they are pairs."""
-    ours, theirs = (at_best_rate(results, name).accuracies for name in (variant, base))
-    gaps = np.array(ours) - np.array(theirs)
+    ours, theirs = (
+        dict(zip(group.seeds, group.accuracies, strict=True))
+        for group in (at_best_rate(results, name) for name in (variant, base))
+    )
+    gaps = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()])
     mean = float(gaps.mean())
     if len(gaps) < 2:
         return Difference(mean, None, None)
@@ -79,8 +104,8 @@ def difference(results: Sequence[RunResult], variant: str, base: str) -> Differe
 
 
 def crashes(results: Sequence[RunResult], variant: str) -> tuple[int, int]:
-    """Of how many runs how many crashed, over all rates: (crashed, all)."""
-    own = [result for result in results if result.run.variant == variant]
+    """Of how many plain runs how many crashed, over all rates: (crashed, all)."""
+    own = [result for result in results if result.run.variant == variant and result.plain]
     return sum(result.crashed for result in own), len(own)
 
 

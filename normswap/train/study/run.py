@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from normswap.io.save import save
 from normswap.model import Model
 from normswap.parity.validation import validate
 from normswap.passes.fold import Fold
+from normswap.train.batch_norms import batch_norms, own_statistics
 from normswap.train.divergence import Diverged
 from normswap.train.loop import Batch, train
 from normswap.train.progressive import collapse, set_share, share_at
@@ -31,6 +33,7 @@ from normswap.train.study.folder import (
     without_targets,
 )
 from normswap.train.study.runs import (
+    CRASHED,
     Folded,
     Run,
     RunFiles,
@@ -41,6 +44,7 @@ from normswap.train.study.runs import (
     outcome,
 )
 from normswap.train.study.variants import LN, untrained
+from normswap.train.study.vitals import VitalSigns
 
 _CALIBRATION = 64  # samples that the first running statistics come from; training replaces them
 
@@ -53,26 +57,34 @@ def compared_run(work: Workload, run: Run) -> RunResult:
     """
     began, began_cpu = time.monotonic(), time.process_time()
     start = start_model(work.start[run.seed])
-    data, test = arrays(work.train), arrays(work.test)
+    data, test, validation = (arrays(p) for p in (work.train, work.test, work.validation))
     feeds, labels = without_targets(test), test[TARGETS]
     first = {n: np.array(a[:_CALIBRATION]) for n, a in without_targets(data).items()}
     module = untrained(run.variant, start, Data(first, None))
+    signs = VitalSigns(module, start, first, work.steps)
     losses: list[float] = []
-    model, folded, stopped = None, None, None
-    accuracy = most_frequent(labels)
+
+    def log(entry: Mapping[str, Any]) -> None:
+        losses.append(entry["loss"])
+        signs(entry)
+
+    model, folded, stopped, batch_accuracy = None, None, None, None
+    accuracy, validation_accuracy = map(most_frequent, (labels, validation[TARGETS]))
+    batches = shuffled(data, work.batch, run.seed)
     try:
-        train(
-            module,
-            _Loss(work),
-            shuffled(data, work.batch, run.seed),
-            work.options(run),
-            log=lambda entry: losses.append(entry["loss"]),
-        )
+        train(module, _Loss(work), batches, work.options(run), log=log)
     except Diverged as error:
-        stopped = str(error)
+        stopped = error
+        signs.measure(error.step, error.loss, math.nan)
     else:
         collapse(module)
         accuracy = module_accuracy(module, feeds, labels, work.scores)
+        validation_accuracy = module_accuracy(
+            module, without_targets(validation), validation[TARGETS], work.scores
+        )
+        if norms := batch_norms(module).values():
+            with own_statistics(norms):
+                batch_accuracy = mixed_accuracy(module, feeds, labels, work)
         examples = {name: torch.from_numpy(array[:2]) for name, array in first.items()}
         model = load(module, example_inputs=examples)
         if run.variant != LN:
@@ -83,16 +95,23 @@ def compared_run(work: Workload, run: Run) -> RunResult:
                 accuracy=model_accuracy(model, feeds, labels, work.scores),
             )
     ended = final_loss(losses) if losses else math.nan
+    how = outcome(losses, stopped is None, guessing_loss(data[TARGETS]))
     result = RunResult(
         run,
-        outcome(losses, stopped is None, guessing_loss(data[TARGETS])),
+        how,
         losses,
         ended if math.isfinite(ended) else None,
         accuracy,
+        validation_accuracy,
         time.monotonic() - began,
         time.process_time() - began_cpu,
-        stopped,
+        batch_accuracy,
+        None if stopped is None else str(stopped),
+        None if stopped is None else stopped.step,
+        None if stopped is None else stopped.site,
         folded,
+        signs.records,
+        signs.onset() if how in CRASHED else None,
     )
     _keep(RunFiles(work.runs), result, model)
     return result
@@ -134,6 +153,18 @@ def module_accuracy(
         return np.asarray(pytree.tree_leaves(module(**tensors))[scores].argmax(-1))
 
     return _share(answer, feeds, labels)
+
+
+def mixed_accuracy(
+    module: nn.Module, feeds: Mapping[str, Array], labels: Array, work: Workload
+) -> float:
+    """``module_accuracy`` over batches as large as in training, and as mixed."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    right = 0.0
+    for part in np.array_split(order, max(1, len(order) // work.batch)):
+        some = {name: array[part] for name, array in feeds.items()}
+        right += len(part) * module_accuracy(module, some, labels[part], work.scores)
+    return right / len(labels)
 
 
 def model_accuracy(model: Model, feeds: Mapping[str, Array], labels: Array, scores: int) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from normswap.errors import NormswapError, first_line
 from normswap.graph.graph import Array
 from normswap.io.atomic import atomic_path
+from normswap.train.study.vitals import Onset, Vitals
 
 DIVERGED, STUCK, TRAINED = "diverged", "stuck", "trained"
 CRASHED = (DIVERGED, STUCK)
@@ -45,16 +46,38 @@ def outcome(losses: Sequence[float], finished: bool, guessing: float) -> str:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What hides or causes crashes: see ``TrainOptions``."""
+
+    title: str
+    warm_up: bool = True
+    clip: float | None = None
+    precision: str = "float32"
+
+
+PLAIN, NO_WARM_UP, CLIP, BFLOAT16 = "plain", "no-warm-up", "clip", "bfloat16"
+SETTINGS: Mapping[str, Setting] = {
+    PLAIN: Setting("as everywhere"),
+    NO_WARM_UP: Setting("no warm-up", warm_up=False),
+    CLIP: Setting("gradients clipped at 1", clip=1.0),
+    BFLOAT16: Setting("bfloat16 autocast", precision="bfloat16"),
+}
+
+
+@dataclass(frozen=True)
 class Run:
-    """One training: a variant (``variants.py``), the highest learning rate, and the seed."""
+    """One training: a variant (``variants.py``), the highest learning rate, the seed, and one of
+    ``SETTINGS``."""
 
     variant: str
     rate: float
     seed: int
+    setting: str = PLAIN
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-rate{self.rate:g}-seed{self.seed}"
+        setting = "" if self.setting == PLAIN else f"-{self.setting}"
+        return f"{self.variant}-rate{self.rate:g}-seed{self.seed}{setting}"
 
 
 @dataclass(frozen=True)
@@ -69,35 +92,54 @@ class Folded:
 
 @dataclass(frozen=True)
 class RunResult:
-    """``outcome``: see outcome.py. ``losses``: of each step, up to where it stopped. ``accuracy``:
-    share of the test set; of a run that stopped at NaN, that of always guessing the same class.
-    ``stopped``: why it did. ``folded``: None for LN and for a run that stopped."""
+    """``outcome``: see ``outcome``. ``losses``: of each step, up to where it stopped.
+
+    ``accuracy``, ``validation_accuracy``: share of the test and of the validation set; of a run
+    that stopped at NaN, that of always guessing the same class. ``batch_accuracy``: on the test
+    set, the BatchNorms with the statistics of each batch instead of their running ones; None
+    without BatchNorms and for a run that stopped. ``stopped``: why it did, at the step
+    ``stopped_at``, the output of the norm ``stopped_norm`` the first not to be finite (None: none
+    of a norm was). ``folded``: None for LN and for a run that stopped. ``vitals``: see
+    ``vitals.py``; ``onset``: of a crash, where it began.
+    """
 
     run: Run
     outcome: str
     losses: list[float]
     final_loss: float | None
     accuracy: float
+    validation_accuracy: float
     seconds: float
     cpu_seconds: float
+    batch_accuracy: float | None = None
     stopped: str | None = None
+    stopped_at: int | None = None
+    stopped_norm: str | None = None
     folded: Folded | None = None
+    vitals: list[Vitals] = field(default_factory=list)
+    onset: Onset | None = None
 
     @property
     def crashed(self) -> bool:
         return self.outcome in CRASHED
+
+    @property
+    def plain(self) -> bool:
+        return self.run.setting == PLAIN
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> RunResult:
-        folded = document["folded"]
+        folded, onset = document["folded"], document["onset"]
         return cls(
             **{
                 **document,
                 "run": Run(**document["run"]),
                 "folded": None if folded is None else Folded(**folded),
+                "vitals": [Vitals(**vitals) for vitals in document["vitals"]],
+                "onset": None if onset is None else Onset(**onset),
             }
         )
 
@@ -134,10 +176,10 @@ class RunFiles:
         return self.folder / f"{run.name}.pt2"
 
     def best(self, variant: str) -> RunResult | None:
-        """The best of the finished runs of a variant."""
+        """The best of the finished plain runs of a variant."""
         paths = sorted(self.folder.glob(f"{variant}-rate*.json"))
         results = (self._read(path) for path in paths)
-        return best_of([r for r in results if r is not None])
+        return best_of([r for r in results if r is not None and r.plain])
 
     def keep_best_models(self, variants: Iterable[str]) -> None:
         """Removes the models of all other runs."""
@@ -149,7 +191,7 @@ class RunFiles:
 
 
 def best_of(results: Sequence[RunResult]) -> RunResult | None:
-    """By test accuracy, then by name; a run that stopped is none."""
+    """By accuracy on the validation samples, then by name; a run that stopped is none."""
     best: RunResult | None = None
     for result in results:
         if result.stopped is None and (best is None or better(result, best)):
@@ -158,4 +200,4 @@ def best_of(results: Sequence[RunResult]) -> RunResult | None:
 
 
 def better(a: RunResult, b: RunResult) -> bool:
-    return (a.accuracy, b.run.name) > (b.accuracy, a.run.name)
+    return (a.validation_accuracy, b.run.name) > (b.validation_accuracy, a.run.name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 
 import torch
 
@@ -15,25 +16,47 @@ from normswap.timing.paired import one_thread
 from normswap.train.study.folder import Workload
 from normswap.train.study.run import compared_run
 from normswap.train.study.runs import Run, RunResult
+from normswap.train.study.schedule import Budget, Found, Schedule
 
 
-def run_here(work: Workload, runs: Sequence[Run]) -> Iterator[RunResult]:
-    """The runs in turn, in this process, on one thread."""
-    with one_thread():
-        for run in runs:
-            yield compared_run(work, run)
+def run_as_scheduled(
+    work: Workload,
+    schedule: Schedule,
+    found: Found,
+    budget: Budget,
+    processes: int,
+) -> Iterator[RunResult]:
+    """The results of what is due, as they come; ``found``, those that there are, is to grow by
+    them. With one process in this one, on one thread; of several each has one thread, and they end
+    with this one, whatever ends it. No run is begun that does not fit the ``budget``.
 
-
-def run_in_processes(work: Workload, runs: Sequence[Run], processes: int) -> Iterator[RunResult]:
-    """The results as they come. The processes end with this one, whatever ends it.
-
-    Raises NormswapError for one that died, or what a run raised.
+    Raises NormswapError for a process that died, or what a run raised.
     """
+    began = time.monotonic()
+
+    def due(running: Collection[Run]) -> Iterator[Run]:
+        for run in schedule.due(found):
+            if run not in running:
+                if not budget.fits(run, found, time.monotonic() - began):
+                    return
+                yield run
+
+    if processes == 1:
+        with one_thread():
+            while (run := next(due(()), None)) is not None:
+                yield compared_run(work, run)
+        return
+    running: dict[Future[RunResult], Run] = {}
     try:
         with process_pool(processes, _on_one_thread) as pool:
-            futures: list[Future[RunResult]] = [pool.submit(compared_run, work, r) for r in runs]
-            for future in as_completed(futures):
-                yield future.result()
+            while True:
+                for run in islice(due(running.values()), processes - len(running)):
+                    running[pool.submit(compared_run, work, run)] = run
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    yield future.result()
     except BrokenProcessPool as error:
         raise NormswapError(
             "compare: a process died, perhaps for want of memory; continue with --resume and fewer "
@@ -46,15 +69,15 @@ def _on_one_thread() -> None:
 
 
 class Remaining:
-    """``todo``: what is still to be done when it is made."""
+    """The pace from when it is made."""
 
-    def __init__(self, todo: int) -> None:
-        self._todo, self._done, self._began = todo, 0, time.monotonic()
+    def __init__(self) -> None:
+        self._done, self._began = 0, time.monotonic()
 
-    def after_one(self) -> str:
-        """To be called when one is done: as '7.2 a minute, 3 min left'."""
+    def after_one(self, todo: int) -> str:
+        """To be called when one is done and ``todo`` others are not: '7.2 a minute, 3 min left'."""
         self._done += 1
         each = (time.monotonic() - self._began) / self._done
-        left = each * (self._todo - self._done)
+        left = each * todo
         remaining = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
         return f"{60 / max(each, 1e-9):.1f} a minute, {remaining} left"
