@@ -25,6 +25,7 @@ from normswap_cli.options import (
     epilog=examples(
         "normswap compare -o study",
         "normswap compare 'timm:vit_tiny_patch16_224?pretrained=false' --data images -o study",
+        "normswap compare --study deit --data glyphs:300 --hours 3 -o deit",
     )
 )
 @click.argument("model", required=False, type=FileOrName())
@@ -32,11 +33,23 @@ from normswap_cli.options import (
     "--data",
     type=FileOrName(),
     metavar="DATA",
-    help="Labelled samples: a folder with a subfolder of images for each class, or a .npz or "
-    ".safetensors file of inputs and 'labels'. A fifth of each class is kept back to test on.",
+    help="Labelled samples: a folder with a subfolder of images for each class, a .npz or "
+    ".safetensors file of inputs and 'labels', or glyphs:CLASSES, characters of this machine's "
+    "fonts. A fifth of each class is kept back to test on, a fifth of the rest to choose rates on; "
+    "of glyphs those of other fonts.",
 )
 @image_options
 @click.option("--labels", metavar="FILE.npy", help="The labels of DATA that has none.")
+@click.option(
+    "--study",
+    type=click.Choice(["grid", "deit"]),
+    default="grid",
+    show_default=True,
+    help="grid: all rates with all seeds. deit: a ViT of DeiT's depth on glyphs:300, rates doubled "
+    "until the first variant fails, more seeds around there and at the best rates, then without "
+    "warm-up, with clipping, and in bfloat16.",
+)
+@click.option("--width", type=click.IntRange(min=8), help="Of the ViT of --study deit: 96.")
 @click.option(
     "--variants",
     metavar="NAMES",
@@ -48,30 +61,22 @@ from normswap_cli.options import (
 @click.option(
     "--rates",
     metavar="NUMBERS",
-    default="0.002,0.008,0.03,0.1",
-    show_default=True,
-    help="The highest learning rates, separated by commas.",
+    help="The highest learning rates, separated by commas: 0.002,0.008,0.03,0.1. Of --study deit "
+    "the lowest one: 0.0005.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Runs of each variant at each rate.",
+    help="Runs of each variant at each rate: 4, of --study deit 3.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Updates of a run: 400.")
+@click.option(
+    "--batch", type=click.IntRange(min=2), help="Samples per update: 32, of --study deit 64."
 )
 @click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=400,
-    show_default=True,
-    help="Updates of a run.",
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=2),
-    default=32,
-    show_default=True,
-    help="Samples per update.",
+    "--hours",
+    type=float,
+    help="Begin no run that would not end within so many hours; --resume goes on another time.",
 )
 @click.option(
     "--processes",
@@ -96,11 +101,14 @@ def compare(
     data: str | None,
     images: ImageOptions,
     labels: str | None,
+    study: str,
+    width: int | None,
     variants: str,
-    rates: str,
-    seeds: int,
-    steps: int,
-    batch: int,
+    rates: str | None,
+    seeds: int | None,
+    steps: int | None,
+    batch: int | None,
+    hours: float | None,
     processes: int | None,
     output: Path,
     resume: bool,
@@ -114,7 +122,7 @@ def compare(
     scikit-learn's digits, which takes 10 to 20 minutes on 2 cores. Each run is kept when it is
     finished: --resume goes on after an interrupt.
     """
-    numbers = _numbers(rates)
+    numbers = None if rates is None else _numbers(rates)
     with working(lines=True) as progress:
         import normswap
         from normswap.train.study.page import comparison_view
@@ -127,11 +135,14 @@ def compare(
             start,
             data=data if start is None else images.data(data, start, progress, None),
             labels=labels,
+            study=study,
+            width=width,
             variants=[name.strip() for name in variants.split(",")],
             rates=numbers,
             seeds=seeds,
             steps=steps,
             batch=batch,
+            hours=hours,
             processes=processes,
             resume=resume,
             command=shlex.join(["normswap", *sys.argv[1:]]),

@@ -33,7 +33,8 @@ _COMPARED = 16  # characters, when families are held against each other
 _DAMAGED = (OSError, KeyError, ValueError, AssertionError, struct.error)
 _ALIKE = 0.97  # the correlation of pictures that count as the same
 _CANVAS, _EM, _BASELINE = 64, 44, 46  # pixels, twice as fine as the pictures
-_TURN, _SCALE, _SHIFT, _NOISE = 10.0, 0.15, 2.0, 0.25  # degrees, share, pixels, of black to white
+_MEAN, _DEVIATION = 0.08, 0.28  # of ink 1 on paper 0
+_TURN, _SCALE, _SHIFT, _NOISE = 10.0, 0.15, 2.0, 0.25  # degrees, share, pixels, share
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Glyphs:
         return cls(int(found[1]), folder, split)
 
     def arrays(self, seed: int = 0) -> tuple[Array, Array]:
-        """The pictures, float32 [N, 1, 32, 32], paper -1 and ink 1, and labels int64 [N].
+        """The pictures, float32 [N, 1, 32, 32], of mean 0 and variance 1 over all (about), ink the
+        higher numbers, and labels int64 [N].
 
         The fonts of the split's families take turns; each picture is turned, scaled and shifted a
         little, and has noise of its own. The same ``seed`` and the same fonts give the same bits.
@@ -90,7 +92,9 @@ class Glyphs:
         pictures = np.empty((len(labels), 1, SIZE, SIZE), np.float32)
         for label, character in enumerate(alphabet.characters[: self.classes]):
             families = [f for f in alphabet.families[self.split] if f.has(character)]
-            drawn = [font.draw(character) for family in families for font in family.with_(character)]
+            drawn = [
+                font.draw(character) for family in families for font in family.with_(character)
+            ]
             # A family counts as much as another one, however many styles it has.
             shares = [1 / len(f.with_(character)) for f in families for _ in f.with_(character)]
             rows = np.flatnonzero(labels == label)
@@ -114,7 +118,8 @@ def _disturbed(picture: Image.Image, random: np.random.Generator) -> Array:
         (SIZE, SIZE), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
     )
     noise = random.standard_normal((SIZE, SIZE), np.float32) * np.float32(random.uniform(0, _NOISE))
-    return np.asarray(small, np.float32) / np.float32(127.5) - 1 + 2 * noise
+    ink = np.asarray(small, np.float32) / np.float32(255) + noise
+    return (ink - np.float32(_MEAN)) / np.float32(_DEVIATION)
 
 
 # -- characters ----------------------------------------------------------------------------------

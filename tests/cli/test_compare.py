@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from normswap.extras import install_command
-from normswap.train.study.results import Comparison, Options, find
+from normswap.train.study.results import GRID, Comparison, Options, find
 from normswap.train.study.variants import BN, LN
 from tests.cli.conftest import Run
 from tests.cli.test_program import command_line, environment
@@ -25,8 +25,10 @@ def _comparison() -> Comparison:
     groups = {(LN, 0.01): fine, (LN, 0.1): fine, (BN, 0.01): fine, (BN, 0.1): [93.0, None]}
     runs = made_up(groups)
     bench = made_up_bench({"torch": (0.9, 0.88, 0.92)})
-    options = Options("a model", "data", "0", 80, 20, [LN, BN], RATES, 2, STEPS, 32)
-    return Comparison(options, "a machine", {}, runs, [], bench, find(runs, (LN, BN), bench))
+    options = Options(GRID, "a model", "data", "0", 64, 16, 20, [LN, BN], RATES, 2, STEPS, 32)
+    benches = {1: bench}
+    found = find(runs, (LN, BN), benches)
+    return Comparison(options, "a machine", {}, runs, 0, [], [], benches, found)
 
 
 def test_options_and_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +51,7 @@ def test_options_and_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "faster, but by less than claimed" in outcome.out
     assert "made/README.md" in outcome.out
     document = run("compare", *given, "--json").json
-    assert document["schema"] == "normswap.comparison/1"
+    assert document["schema"] == "normswap.comparison/2"
     assert document["difference_from_ln"].keys() == {BN}
     assert sum(result["outcome"] == "diverged" for result in document["runs"]) == 1
 

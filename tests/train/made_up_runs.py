@@ -26,10 +26,11 @@ def made_up(accuracies: Mapping[tuple[str, float], Sequence[float | None]]) -> l
                 losses,
                 losses[-1],
                 (10.0 if value is None else value) / 100,
+                (10.0 if value is None else value) / 100,
                 1.0,
                 1.0,
-                "training: the loss became nan" if value is None else None,
-                folded if value is not None else None,
+                stopped="training: the loss became nan" if value is None else None,
+                folded=folded if value is not None else None,
             )
             results.append(result)
     return results

@@ -22,6 +22,7 @@ from normswap.train.study import deployed, run, workers
 from normswap.train.study.folder import Workload
 from normswap.train.study.results import Comparison
 from normswap.train.study.runs import Run, RunFiles, RunResult
+from normswap.train.study.schedule import Budget, Grid
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, untrained
 from tests.effort import thorough
 from tests.train.made_up_runs import made_up, made_up_bench
@@ -100,7 +101,7 @@ def test_the_folder_says_it_all(done: tuple[Path, Comparison]) -> None:
     models = {path.name for path in (folder / "runs").glob("*.pt2")}
     assert models == {f"{name}-rate0.01-seed0.pt2" for name in (LN, FFN_BN)}
     document = json.loads((folder / "results.json").read_text())
-    assert document["schema"] == "normswap.comparison/1"
+    assert document["schema"] == "normswap.comparison/2"
     assert document == json.loads(json.dumps(found.to_json()))
     assert len((folder / "log.jsonl").read_text().splitlines()) == 4
     page = (folder / "README.md").read_text()
@@ -138,7 +139,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(
     assert trained == [missing.name]
     assert [r.losses for r in again.runs] == [r.losses for r in found.runs]
     assert [r.accuracy for r in again.runs] == [r.accuracy for r in found.runs]
-    assert again.bench is None  # nothing was deployed; the rest is there all the same
+    assert not again.benches  # nothing was deployed; the rest is there all the same
 
 
 @pytest.mark.parametrize(
@@ -206,9 +207,10 @@ def _dies(work: Workload, run: Run) -> RunResult:
 
 def test_a_process_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "compared_run", _dies)
-    work = Workload({}, {}, {}, 0, 1, 2, tmp_path)
+    work = Workload({}, {}, {}, {}, 0, 1, 2, tmp_path)
+    schedule = Grid([LN], [0.1], 1)
     with pytest.raises(NormswapError, match=r"a process died.*--resume"):
-        list(workers.run_in_processes(work, [Run(LN, 0.1, 0)], 1))
+        list(workers.run_as_scheduled(work, schedule, {}, Budget(None), 2))
 
 
 def _without_labels(samples: dict[str, NDArray[Any]]) -> None:

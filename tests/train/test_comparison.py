@@ -109,7 +109,7 @@ def test_findings_follow_the_numbers(
     verdicts: list[str],
 ) -> None:
     runs = made_up({(LN, LOW): ln, (BN, LOW): bn, (FFN_BN, LOW): ffn})
-    found = find(runs, (LN, BN, FFN_BN), None)
+    found = find(runs, (LN, BN, FFN_BN), {})
     assert [finding.verdict for finding in found] == verdicts, found
     assert f"{crashes(runs, BN)[0]} of 8 runs of BN crashed" in found[0].text
 
@@ -128,7 +128,7 @@ def test_findings_on_time(ratio: tuple[float, float, float], verdict: str, told:
     """In each runtime by its own LN, also where the report's first ratio is another's."""
     runs = made_up({(LN, LOW): [93.0], (BN, LOW): [93.0]})
     bench = made_up_bench({"torch": ratio, "onnxruntime": ratio})
-    *_, torch, onnxruntime = find(runs, (LN, BN), bench)
+    *_, torch, onnxruntime = find(runs, (LN, BN), {8: bench})
     for finding, runtime in ((torch, "torch"), (onnxruntime, "onnxruntime")):
         assert runtime in finding.claim
         assert finding.verdict == verdict
@@ -139,7 +139,7 @@ def test_figures_are_small_and_reproducible(tmp_path: Path) -> None:
     values: list[float | None] = [93.0, None, 91.0, 92.0]
     runs = made_up({(name, rate): values for name in VARIANTS for rate in (LOW, 0.01, 0.05, HIGH)})
     bench = made_up_bench({"torch": (0.9, 0.8, 40.0), "onnxruntime": (0.95, 0.94, 0.96)})
-    names = write_figures(tmp_path, runs, tuple(VARIANTS), bench)
+    names = write_figures(tmp_path, runs, tuple(VARIANTS), {1: bench, 8: bench})
     assert {f"{name}{suffix}" for name in names for suffix in (".svg", ".png")} == {
         path.name for path in tmp_path.iterdir()
     }
@@ -147,7 +147,7 @@ def test_figures_are_small_and_reproducible(tmp_path: Path) -> None:
     for name, content in first.items():
         assert ElementTree.fromstring(content).tag.endswith("svg")
         assert len(content) < 100_000, name
-    again = write_figures(tmp_path, runs, tuple(VARIANTS), None)
+    again = write_figures(tmp_path, runs, tuple(VARIANTS), {})
     assert TIMES in names
     assert TIMES not in again
     assert (tmp_path / f"{LOSSES}.svg").read_bytes() == first[f"{LOSSES}.svg"]

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from normswap.errors import NormswapError
 from normswap.extras import install_command
+from normswap.io.glyphs import PREFIX
 from normswap.model import Model, Progress
 from normswap.parity.summary import provenance
 from normswap.runtimes.machine import machine, processors
-from normswap.train.study.contest import Contest, default_contest, own_contest
-from normswap.train.study.deployed import deploy, measure
+from normswap.train.study.contest import Contest, deit_contest, digits_contest, own_contest
+from normswap.train.study.deployed import deploy, measure, take_out
 from normswap.train.study.folder import CompareFolder, Workload
-from normswap.train.study.results import Comparison, Options, find
+from normswap.train.study.results import DEIT, GRID, Comparison, Options, find
 from normswap.train.study.runs import Run, RunResult
+from normswap.train.study.schedule import Budget, Grid, Schedule, UpToTheFirstFailure
 from normswap.train.study.variants import VARIANTS, check_variants
-from normswap.train.study.workers import Remaining, run_here, run_in_processes
+from normswap.train.study.workers import Remaining, run_as_scheduled
 
-RATES = (0.002, 0.008, 0.03, 0.1)
-SEEDS, STEPS, BATCH = 4, 400, 32
+CLASSES, WIDTH = 300, 96
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is taken where nothing else is given. ``rates``: of 'deit' the first one alone."""
+
+    rates: Sequence[float]
+    seeds: int
+    steps: int
+    batch: int
+
+
+STUDIES = {
+    GRID: Study((0.002, 0.008, 0.03, 0.1), seeds=4, steps=400, batch=32),
+    DEIT: Study((0.0005,), seeds=3, steps=400, batch=64),
+}
 
 
 def compare(
@@ -30,11 +48,14 @@ def compare(
     *,
     data: Any = None,
     labels: Any = None,
+    study: str = GRID,
+    width: int | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
-    rates: Sequence[float] = RATES,
-    seeds: int = SEEDS,
-    steps: int = STEPS,
-    batch: int = BATCH,
+    rates: Sequence[float] | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    hours: float | None = None,
     processes: int | None = None,
     resume: bool = False,
     command: str | None = None,
@@ -53,13 +74,19 @@ def compare(
             other weights for each seed (weights of a given model stay; the seed orders its
             samples).
         data: what ``load_data`` takes, with labels or beside ``labels``; a fifth of each class is
-            kept back to test on.
+            kept back to test on, a fifth of the others to choose the rates on.
         labels: integers [N].
+        study: 'grid', or 'deit': a ViT of DeiT's depth on ``data`` 'glyphs:CLASSES' (300), its
+            rates doubled until the first variant fails. More seeds follow around that rate and at
+            the best ones, then runs there without warm-up, with clipping, and in bfloat16.
+        width: of the ViT of 'deit'; by default 96.
         variants: of 'ln', 'bn', 'bn-ffn' and 'repbn', with 'ln'.
-        rates: the highest learning rates.
-        seeds: runs of each variant at each rate.
-        steps: updates of a run.
-        batch: samples per update, 2 or more.
+        rates: the highest learning rates; of 'deit' the first one.
+        seeds: runs of each variant at each rate; by default 4, of 'deit' 3.
+        steps: updates of a run; by default 400.
+        batch: samples per update, 2 or more; by default 32, of 'deit' 64.
+        hours: begin no run that would not end within them, going by those before it; ``resume``
+            goes on another time. Exporting and timing come on top, some minutes.
         processes: as many runs at a time, one thread each; by default as there are processors.
         resume: go on with what is in ``folder``.
         command: what makes it again, to stand in the page.
@@ -71,20 +98,31 @@ def compare(
     Raises:
         NormswapError: matplotlib is missing, options out of range, data without labels, a model
             that cannot be trained or swapped, a folder that holds another comparison, or this one
-            without ``resume``, and a process that dies.
+            without ``resume``, too few hours for a run of each variant, and a process that dies.
 
     Examples:
         >>> compare("comparison", load("timm:vit_tiny_patch16_224?pretrained=false"), data="images")
+        >>> compare("deit", study="deit", hours=3)
     """
     write_figures = _figures_writer()
     check_variants(tuple(variants))
-    _check_numbers(rates, seeds, steps, batch)
-    contest = _contest(model, data, labels, seeds)
+    if study not in STUDIES:
+        raise NormswapError(f"--study: '{study}' is none of {', '.join(STUDIES)}")
+    usual = STUDIES[study]
+    rates = list(usual.rates if rates is None else rates)
+    seeds, steps, batch = (
+        getattr(usual, name) if given is None else given
+        for name, given in (("seeds", seeds), ("steps", steps), ("batch", batch))
+    )
+    _check_numbers(study, rates, seeds, steps, batch, hours)
+    contest = _contest(study, model, data, labels, width, seeds)
     options = Options(
+        study,
         contest.name,
         contest.data_name,
         contest.digest(),
         contest.train.count,
+        contest.validation.count,
         contest.test.count,
         list(variants),
         [float(rate) for rate in rates],
@@ -93,22 +131,30 @@ def compare(
         batch,
     )
     contest.check(variants, batch)
+    schedule = _schedule(options)
     output = CompareFolder(Path(folder))
     output.begin(options, resume)
     with output.workload(contest, options) as work:
-        results = _results(output, work, options, processes or processors(), progress)
+        found = {result.run: result for result in output.runs.all()}
+        count = processes or processors()
+        _train(output, work, options, schedule, Budget(hours), found, count, progress)
+        _check_all(folder, found, variants)
+        results = [found[run] for run in sorted(found, key=options.order)]
         deployed = deploy(output, work, options, progress)
-    bench = measure(deployed, contest, batch, progress)
+        taken_out = take_out(output, work, progress)
+    benches = measure([*deployed, *taken_out], contest, progress)
     comparison = Comparison(
         options,
         machine(),
         provenance().versions,
         results,
+        len(schedule.due(found)),
         [model.figures for model in deployed],
-        bench,
-        find(results, variants, bench),
+        [model.figures for model in taken_out],
+        benches,
+        find(results, variants, benches),
     )
-    output.finish(comparison, write_figures(output.path, results, variants, bench), command)
+    output.finish(comparison, write_figures(output.path, results, variants, benches), command)
     return comparison
 
 
@@ -125,22 +171,43 @@ def _figures_writer() -> Callable[..., list[str]]:
     return write_figures
 
 
-def _contest(model: Model | None, data: Any, labels: Any, seeds: int) -> Contest:
+def _contest(
+    study: str, model: Model | None, data: Any, labels: Any, width: int | None, seeds: int
+) -> Contest:
+    if study == DEIT:
+        if model is not None or labels is not None:
+            raise NormswapError(f"--study {DEIT}: has a model of its own; give no MODEL, no labels")
+        source = f"{PREFIX}{CLASSES}" if data is None else data
+        if not isinstance(source, str) or not source.startswith(PREFIX):
+            raise NormswapError(f"--study {DEIT}: trains on glyphs; --data takes {PREFIX}CLASSES")
+        return deit_contest(source, WIDTH if width is None else width, seeds)
+    if width is not None:
+        raise NormswapError(f"--width: is for --study {DEIT}; a MODEL has its own")
     if model is None:
         if data is not None or labels is not None:
             raise NormswapError("compare: data is for a model of yours; name MODEL too")
-        return default_contest(seeds)
+        return digits_contest(seeds)
     if data is None:
         raise NormswapError(f"{model.name}: compare trains it; give labelled samples, --data DATA")
     return own_contest(model, data, labels, seeds)
 
 
-def _check_numbers(rates: Sequence[float], seeds: int, steps: int, batch: int) -> None:
+def _schedule(options: Options) -> Schedule:
+    if options.study == DEIT:
+        return UpToTheFirstFailure(options.variants, options.rates[0], options.seeds)
+    return Grid(options.variants, options.rates, options.seeds)
+
+
+def _check_numbers(
+    study: str, rates: Sequence[float], seeds: int, steps: int, batch: int, hours: float | None
+) -> None:
     for rate in rates:
         if not 0 < rate < math.inf:
             raise NormswapError(f"--rates: {rate:g} is no learning rate; take positive numbers")
     if not rates or len(set(rates)) != len(rates):
         raise NormswapError("--rates: name one or more learning rates, each once")
+    if study == DEIT and len(rates) > 1:
+        raise NormswapError(f"--rates: --study {DEIT} doubles one rate; name the lowest alone")
     if seeds < 1:
         raise NormswapError(f"--seeds: {seeds} seeds make no run; take 1 or more")
     if steps < 1:
@@ -149,40 +216,40 @@ def _check_numbers(rates: Sequence[float], seeds: int, steps: int, batch: int) -
         raise NormswapError(
             f"--batch: BatchNorm cannot train on batches of {batch}; take 2 or more"
         )
+    if hours is not None and not 0 < hours < math.inf:
+        raise NormswapError(f"--hours: {hours:g} is no time; take a positive number")
 
 
-def _results(
+def _train(
     output: CompareFolder,
     work: Workload,
     options: Options,
+    schedule: Schedule,
+    budget: Budget,
+    found: dict[Run, RunResult],
     processes: int,
     progress: Progress | None,
-) -> list[RunResult]:
-    """Those of all runs, in a fixed order, whichever of them were there already."""
-    runs = [
-        Run(variant, rate, seed)
-        for seed in range(options.seeds)
-        for rate in options.rates
-        for variant in options.variants
-    ]
-    found = {run: result for run in runs if (result := output.runs.read(run)) is not None}
-    todo = [run for run in runs if run not in found]
-    remaining = Remaining(len(todo))
+) -> None:
+    """Adds what is missing to ``found``."""
+    remaining = Remaining()
     if progress:
-        progress(len(found), len(runs), "training")
-    for result in _do(work, todo, processes):
+        progress(len(found), len(found) + len(schedule.due(found)), "training")
+    for result in run_as_scheduled(work, schedule, found, budget, processes):
         found[result.run] = result
         output.log(result)
         output.runs.keep_best_models(options.variants)
         if progress:
-            progress(len(found), len(runs), f"{_in_words(result)}; {remaining.after_one()}")
-    return [found[run] for run in runs]
+            todo = len(schedule.due(found))
+            pace = remaining.after_one(todo)
+            progress(len(found), len(found) + todo, f"{_in_words(result)}; {pace}")
 
 
-def _do(work: Workload, runs: Sequence[Run], processes: int) -> Iterator[RunResult]:
-    if processes == 1 or len(runs) < 2:
-        return run_here(work, runs)
-    return run_in_processes(work, runs, min(processes, len(runs)))
+def _check_all(folder: str | Path, found: Mapping[Run, RunResult], variants: Sequence[str]) -> None:
+    trained = {run.variant for run in found}
+    if missing := [name for name in variants if name not in trained]:
+        raise NormswapError(
+            f"{folder}: the hours ended before a run of {missing[0]}; go on with --resume"
+        )
 
 
 def _in_words(result: RunResult) -> str:

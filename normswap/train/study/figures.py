@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,36 @@ from normswap.io.atomic import atomic_path
 from normswap.timing.bench_report import BenchReport
 from normswap.train.study.groups import groups
 from normswap.train.study.runs import CRASHED, RunResult
-from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, VARIANTS
+from normswap.train.study.variants import (
+    AFFINE,
+    BN,
+    FFN_BN,
+    LN,
+    PREDICTED,
+    REP_BN,
+    TITLES,
+    VARIANTS,
+)
+from normswap.train.study.vitals import HIDDEN, LOSS, STATISTICS, Vitals
 
-LOSSES, ACCURACY, CRASHES, TIMES = "loss-curves", "accuracy", "crashes", "inference-time"
+LOSSES, ACCURACY, CRASHES, ONSETS, TIMES = (
+    "loss-curves",
+    "accuracy",
+    "crashes",
+    "where-crashes-begin",
+    "inference-time",
+)
 # Dark to light, a dash pattern and a marker each; hatches for bars. The hues of Okabe and Ito.
 _STYLES: dict[str, tuple[str, Any, str, str]] = {
     LN: ("#000000", "-", "o", ""),
     BN: ("#d55e00", (0, (5, 2)), "s", "///"),
     FFN_BN: ("#0072b2", (0, (1, 1.2)), "^", "\\\\\\"),
     REP_BN: ("#56b4e9", (0, (5, 1.5, 1, 1.5)), "D", "xx"),
+    AFFINE: ("#777777", "-", "v", ""),
+    PREDICTED: ("#777777", "-", "P", ""),
 }
 _POINTS = 20  # of a loss curve
+_BEFORE, _BEHIND = 15, 8  # records around the begin of a crash
 _TOP = 3  # of a figure of losses: times the highest that a run began with
 _WIDTH = 8.0  # inches; a README shows it about 800 pixels wide
 _SETTINGS: Any = {
@@ -45,20 +65,28 @@ _SETTINGS: Any = {
 
 
 def write_figures(
-    folder: Path, results: Sequence[RunResult], variants: Sequence[str], bench: BenchReport | None
+    folder: Path,
+    results: Sequence[RunResult],
+    variants: Sequence[str],
+    benches: Mapping[int, BenchReport],
 ) -> list[str]:
-    """Writes each figure as ``NAME.svg`` and ``NAME.png``; returns the names.
+    """Writes each figure as ``NAME.svg`` and ``NAME.png``; returns the names. That on where crashes
+    begin has runs of all settings, the others plain ones.
 
     Raises NormswapError if they cannot be written.
     """
+    plain = [result for result in results if result.plain]
+    began = [result for result in results if result.onset is not None]
     with rc_context(_SETTINGS):
         figures = {
-            LOSSES: _losses(results, variants),
-            ACCURACY: _accuracy(results, variants),
-            CRASHES: _crashes(results, variants),
+            LOSSES: _losses(plain, variants),
+            ACCURACY: _accuracy(plain, variants),
+            CRASHES: _crashes(plain, variants),
         }
-        if bench is not None:
-            figures[TIMES] = _times(bench)
+        if began:
+            figures[ONSETS] = _onsets(began, variants)
+        if benches:
+            figures[TIMES] = _times(benches)
         for name, figure in figures.items():
             for suffix in ("svg", "png"):
                 with atomic_path(folder / f"{name}.{suffix}") as file:
@@ -167,7 +195,8 @@ def _crashes(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
         color, _, _, hatch = _STYLES[variant]
         found = groups(results, variant)
         shares = [100 * group.crashed / len(group.outcomes) for group in found]
-        places = np.arange(len(rates)) - 0.4 + width * (index + 0.5)
+        places = np.array([rates.index(group.rate) for group in found])
+        places = places - 0.4 + width * (index + 0.5)
         face = color if variant == LN else "white"
         bars = panel.bar(places, shares, width * 0.9, color=face, edgecolor=color, hatch=hatch)
         bars.set_label(VARIANTS[variant])
@@ -183,12 +212,74 @@ def _crashes(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
     return figure
 
 
-def _times(bench: BenchReport) -> Figure:
-    """Ratios to LN in the same rounds, in each runtime."""
-    figure, (panel,) = _panels(1, 1, 2.4)
+def _onsets(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
+    """A panel for each statistic: crashed runs, a line each, from some records before the first
+    thing left its range to some behind it; a circle where it was this statistic."""
+    figure, panels = _panels(2, 2, 2.3, sharey=False)
+    labelled = set()
+    for result in results:
+        onset = result.onset
+        assert onset is not None
+        at = [record.step for record in result.vitals].index(onset.step)
+        shown = result.vitals[max(0, at - _BEFORE) : at + _BEHIND]
+        steps = [record.step - onset.step for record in shown]
+        color, dashes, marker, _ = _STYLES[result.run.variant]
+        for panel, statistic in zip(panels, STATISTICS, strict=True):
+            values = [_drawn(record, statistic) for record in shown]
+            panel.plot(steps, values, color=color, linestyle=dashes, linewidth=0.8)
+            if statistic in onset.statistics:
+                panel.plot(0, _drawn(result.vitals[at], statistic), marker, color=color)
+        if result.run.variant not in labelled:
+            labelled.add(result.run.variant)
+            panels[0].plot(
+                [],
+                [],
+                color=color,
+                linestyle=dashes,
+                marker=marker,
+                label=VARIANTS[result.run.variant],
+            )
+    for panel, (statistic, title) in zip(panels, STATISTICS.items(), strict=True):
+        panel.set_title(title, loc="left")
+        panel.axvline(0, color="black", linewidth=0.6)
+        if statistic != LOSS:
+            panel.set_yscale("log")
+    for panel in panels[2:]:
+        panel.set_xlabel("steps from where something left its range")
+    figure.legend(loc="outside upper center", ncols=len(variants))
+    return figure
+
+
+def _drawn(record: Vitals, statistic: str) -> float:
+    """Of all FFNs the highest; what is not finite is left out of the line."""
+    if statistic == HIDDEN:
+        known = [value for value in record.hidden if value is not None]
+        return max(known) if len(known) == len(record.hidden) and known else math.nan
+    value = getattr(record, statistic)
+    return math.nan if value is None else float(value)
+
+
+def _times(benches: Mapping[int, BenchReport]) -> Figure:
+    """Ratios to LN in the same rounds, in each runtime: a panel for each batch."""
+    figure, panels = _panels(1, len(benches), 2.6)
+    highest = 1.2
+    for panel, (batch, bench) in zip(panels, benches.items(), strict=True):
+        highest = max(highest, _ratios(panel, bench))
+        panel.set_title(f"batch {batch}", loc="left")
+        panel.axvline(1, color="black", linewidth=1)
+        panel.grid(visible=False, axis="y")
+    panels[0].set_xlim(0, 1.25 * highest)  # of all; intervals may leave it
+    figure.supxlabel("time as a share of LN's, round by round (median, 95 %)", fontsize=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 3))
+    return figure
+
+
+def _ratios(panel: Axes, bench: BenchReport) -> float:
+    """Draws them; returns the highest."""
     first = bench.results[0].model
     runtimes = list(dict.fromkeys(result.runtime for result in bench.results))
-    names = {title: variant for variant, title in VARIANTS.items()}
+    names = {title: variant for variant, title in TITLES.items()}
     others = list(dict.fromkeys(r.model for r in bench.results if r.model != first))
     highest = 0.0
     for index, name in enumerate(others):
@@ -199,7 +290,7 @@ def _times(bench: BenchReport) -> Figure:
         highest = max(highest, *(ratio.median for _, ratio in shown), 0.0)
         panel.errorbar(
             [ratio.median for _, ratio in shown],
-            [place + 0.18 * (index - (len(others) - 1) / 2) for place, _ in shown],
+            [place + 0.15 * (index - (len(others) - 1) / 2) for place, _ in shown],
             xerr=(
                 [ratio.median - ratio.low for _, ratio in shown],
                 [ratio.high - ratio.median for _, ratio in shown],
@@ -207,24 +298,20 @@ def _times(bench: BenchReport) -> Figure:
             color=color,
             linestyle="none",
             marker=marker,
+            markersize=5,
             capsize=3,
             label=name,
         )
-    panel.axvline(1, color="black", linewidth=1)
     panel.set_yticks(range(len(runtimes)), runtimes)
     panel.set_ylim(len(runtimes) - 0.5, -0.5)
-    panel.set_xlim(0, max(1.5, 1.25 * highest))  # intervals may leave it
-    panel.grid(visible=False, axis="y")
-    panel.set_xlabel(
-        f"time of the folded model as a share of {first}'s, round by round (median, 95 %)"
-    )
-    figure.legend(loc="outside upper center", ncols=len(others))
-    return figure
+    return highest
 
 
-def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(
+    rows: int, columns: int, height: float, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, rows * height), layout="constrained")
-    made = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    made = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=sharey)
     return figure, list(made.flat)
 
 

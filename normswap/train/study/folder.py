@@ -59,9 +59,7 @@ class Workload:
         )
 
 
-def write_workload(
-    folder: Path, contest: Contest, steps: int, batch: int, runs: Path
-) -> Workload:
+def write_workload(folder: Path, contest: Contest, steps: int, batch: int, runs: Path) -> Workload:
     """Puts it all into ``folder``; a model that several seeds start from only once.
 
     Raises NormswapError if it cannot be written.

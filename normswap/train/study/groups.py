@@ -17,10 +17,10 @@ _T = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 @dataclass(frozen=True)
 class Group:
-    """The plain runs of a variant at one rate, one for each of ``seeds``. ``accuracies`` on the test
-    samples, in percent; ``validated``: on those to validate. ``gaps``: accuracy with the running
-    statistics of its BatchNorms less that with the statistics of each batch, in points, of the runs
-    that have both."""
+    """The plain runs of a variant at one rate, one for each of ``seeds``. ``accuracies``: on the
+    test samples, in percent; ``validated``: on those to validate. ``gaps``: accuracy with the
+    running statistics of BatchNorms less that with those of each batch, in points, of the runs that
+    have both."""
 
     variant: str
     rate: float

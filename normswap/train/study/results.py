@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +16,26 @@ from normswap.train.study.groups import (
     groups,
     highest_stable,
 )
-from normswap.train.study.runs import RunResult
+from normswap.train.study.runs import SETTINGS, Run, RunResult
 from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, VARIANTS
+from normswap.train.study.vitals import HIDDEN
 
-SCHEMA = "normswap.comparison/1"
+SCHEMA = "normswap.comparison/2"
+GRID, DEIT = "grid", "deit"
+"""What runs are made: see ``schedule.py``."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared. ``model``, ``data``: as they are called; ``digest``: of the untrained
-    weights and of all samples."""
+    """What is compared. ``study``: 'grid' or 'deit'. ``model``, ``data``: as they are called;
+    ``digest``: of the untrained weights and of all samples. ``rates``: of 'deit' the first."""
 
+    study: str
     model: str
     data: str
     digest: str
     train_samples: int
+    validation_samples: int
     test_samples: int
     variants: list[str]
     rates: list[float]
@@ -38,10 +43,20 @@ class Options:
     steps: int
     batch: int
 
+    def order(self, run: Run) -> tuple[object, ...]:
+        """What runs are sorted by."""
+        return (
+            list(SETTINGS).index(run.setting),
+            run.seed,
+            run.rate,
+            list(VARIANTS).index(run.variant),
+        )
+
 
 @dataclass(frozen=True)
 class Deployed:
-    """A variant's best run as it would be used, folded if it has BatchNorms.
+    """A variant's best run as it would be used, folded if it has BatchNorms, or a form without
+    norms of LN's best run.
 
     ``norms``, ``statistics``: that it has, and that it computes for one sample. ``accuracy``,
     ``onnx_accuracy``: in percent, in torch and in ONNX Runtime. ``file``: in the folder.
@@ -58,15 +73,19 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``runs``: all of them. ``bench``: of ``deployed``, LN
-    first; None if all runs of LN, or of the others, stopped."""
+    """``runs``: all of them; ``due``: how many more were known to be due when the hours ended.
+    ``taken_out``: the best LN model without its norms. ``benches``: of ``deployed``, LN first, and
+    of ``taken_out``, by the samples at a time; empty if all runs of LN, or of the others, stopped.
+    """
 
     options: Options
     machine: str
     versions: dict[str, str]
     runs: list[RunResult]
+    due: int
     deployed: list[Deployed]
-    bench: BenchReport | None
+    taken_out: list[Deployed]
+    benches: dict[int, BenchReport]
     findings: list[Finding]
 
     @property
@@ -75,7 +94,7 @@ class Comparison:
         return sum(result.cpu_seconds for result in self.runs)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values: ``schema`` ("normswap.comparison/1"), then the fields of this
+        """The report as JSON values: ``schema`` ("normswap.comparison/2"), then the fields of this
         class, ``groups`` (see ``Group``), and each variant's ``difference_from_ln``. The schema's
         number goes up when a field is removed or changes its meaning, not when one is added."""
         variants = self.options.variants
@@ -92,8 +111,10 @@ class Comparison:
                 for variant in variants
                 if variant != LN
             },
+            "due": self.due,
             "deployed": [dataclasses.asdict(model) for model in self.deployed],
-            "bench": None if self.bench is None else self.bench.to_json(),
+            "taken_out": [dataclasses.asdict(model) for model in self.taken_out],
+            "benches": {str(batch): bench.to_json() for batch, bench in self.benches.items()},
             "runs": [result.to_json() for result in self.runs],
         }
 
@@ -102,6 +123,7 @@ AGREES, DISAGREES, OPEN = "agrees", "disagrees", "not shown"
 _SIGNIFICANT = 0.05
 _CLAIMED_TIME = 1 / 1.2
 _EQUAL = 2.0  # points
+_FEWEST_CRASHES = 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,7 @@ class Finding:
 
 
 def find(
-    results: Sequence[RunResult], variants: Sequence[str], bench: BenchReport | None
+    results: Sequence[RunResult], variants: Sequence[str], benches: Mapping[int, BenchReport]
 ) -> list[Finding]:
     """One finding for each claim that the variants and the measured runtimes say something of."""
     found = []
@@ -124,7 +146,9 @@ def find(
     if BN in variants and FFN_BN in variants:
         found.append(_ffn_stabilises(results))
     found += [_accuracy(results, name) for name in (BN, FFN_BN, REP_BN) if name in variants]
-    return found if bench is None else found + _times(bench)
+    if any(result.onset is not None for result in results):
+        found.append(_begins_in_the_ffn(results))
+    return found + [time for batch, bench in benches.items() for time in _times(batch, bench)]
 
 
 def _bn_crashes(results: Sequence[RunResult]) -> Finding:
@@ -156,7 +180,7 @@ def _ffn_stabilises(results: Sequence[RunResult]) -> Finding:
         verdict, why = OPEN, "there was no crash to fix"
     else:
         verdict, why = OPEN, "the difference is within chance"
-    highest = max(result.run.rate for result in results)
+    highest = max(result.run.rate for result in results if result.plain)
     accuracies = ", ".join(
         f"{VARIANTS[name]} {groups(results, name)[-1].mean:.1f} %" for name in (BN, FFN_BN)
     )
@@ -187,20 +211,41 @@ def _accuracy(results: Sequence[RunResult], variant: str) -> Finding:
     return Finding(claim, OPEN, f"{text}: too wide to tell.")
 
 
-def _times(bench: BenchReport) -> list[Finding]:
+def _begins_in_the_ffn(results: Sequence[RunResult]) -> Finding:
+    """Of the crashed runs with BatchNorm and none in the FFN, whatever their settings."""
+    claim = "BatchNorm crashes because the FFN's hidden values explode first."
+    own = [r for r in results if r.run.variant == BN and r.crashed]
+    seen = [r.onset for r in own if r.onset is not None]
+    first = sum(HIDDEN in onset.statistics for onset in seen)
+    alone = sum(onset.statistics == [HIDDEN] for onset in seen)
+    text = (
+        f"Of {len(own)} crashed runs of BN {len(seen)} left a range before they ended: the FFN's "
+        f"hidden values first in {first}, {alone} of them alone."
+    )
+    if len(seen) < _FEWEST_CRASHES:
+        return Finding(claim, OPEN, f"{text} Too few to tell.")
+    if 2 * alone > len(seen):
+        return Finding(claim, AGREES, text)
+    return Finding(claim, DISAGREES if 2 * first < len(seen) else OPEN, text)
+
+
+def _times(batch: int, bench: BenchReport) -> list[Finding]:
     """Of the first folded BatchNorm model in each runtime; they all have the same operators."""
     runtimes = dict.fromkeys(result.runtime for result in bench.results)
-    return [found for runtime in runtimes if (found := _time(bench, runtime)) is not None]
+    return [found for runtime in runtimes if (found := _time(batch, bench, runtime)) is not None]
 
 
-def _time(bench: BenchReport, runtime: str) -> Finding | None:
-    own = [r for r in bench.results if r.runtime == runtime and r.error is None]
+def _time(batch: int, bench: BenchReport, runtime: str) -> Finding | None:
+    names = list(VARIANTS.values())
+    own = [
+        r for r in bench.results if r.runtime == runtime and r.error is None and r.model in names
+    ]
     ratios = [r.ratio_in_runtime or r.ratio for r in own if r.model != VARIANTS[LN]]
     if len(ratios) == len(own) or not ratios or ratios[0] is None:
         return None
     ratio: Ratio = ratios[0]
     name = next(r.model for r in own if r.model != VARIANTS[LN])
-    claim = f"Folded BatchNorm is about 20 % faster at inference ({runtime})."
+    claim = f"Folded BatchNorm is about 20 % faster at inference ({runtime}, batch {batch})."
     text = (
         f"{name}, folded, takes {ratio.median:.2f} of LN's time (95 % interval {ratio.low:.2f} to "
         f"{ratio.high:.2f}; 20 % faster would be {_CLAIMED_TIME:.2f})"

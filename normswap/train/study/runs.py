@@ -171,6 +171,11 @@ class RunFiles:
                 f"{path}: is no result of a run ({first_line(error)}); remove it to run it again"
             ) from error
 
+    def all(self) -> list[RunResult]:
+        """All that are finished. Raises NormswapError for a damaged file."""
+        found = [self._read(path) for path in sorted(self.folder.glob("*.json"))]
+        return [result for result in found if result is not None]
+
     def model(self, run: Run) -> Path:
         """Where the trained model of a run is, if it was the best of its variant by then."""
         return self.folder / f"{run.name}.pt2"

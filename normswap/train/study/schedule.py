@@ -135,7 +135,9 @@ class Budget:
         if self.hours is None:
             return True
         whole = {other: r.seconds for other, r in found.items() if r.stopped is None}
-        alike = [s for o, s in whole.items() if (o.variant, o.setting) == (run.variant, run.setting)]
+        alike = [
+            s for o, s in whole.items() if (o.variant, o.setting) == (run.variant, run.setting)
+        ]
         same = [s for o, s in whole.items() if o.setting == run.setting]
         seconds = alike or same or list(whole.values())
         slow = _SLOW if run.setting == BFLOAT16 and not same else 1.0

@@ -21,6 +21,13 @@ VARIANTS: Mapping[str, str] = {
     FFN_BN: "BN + FFN BN",
     REP_BN: "RepBN, progressive",
 }
+AFFINE, PREDICTED = "ln-affine", "ln-predicted"
+TAKEN_OUT: Mapping[str, str] = {
+    AFFINE: "LN, then affine",
+    PREDICTED: "LN, then predicted",
+}
+"""Forms without norms of a model that was trained with LayerNorm."""
+TITLES: Mapping[str, str] = {**VARIANTS, **TAKEN_OUT}
 
 
 def check_variants(names: tuple[str, ...]) -> None:
