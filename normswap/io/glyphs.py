@@ -6,6 +6,7 @@ import functools
 import re
 import string
 import struct
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,9 +33,9 @@ _SCRIPT = 0.8  # of its characters: what a family has that has a script
 _COMPARED = 16  # characters, when families are held against each other
 _DAMAGED = (OSError, KeyError, ValueError, AssertionError, struct.error)
 _ALIKE = 0.97  # the correlation of pictures that count as the same
-_CANVAS, _EM, _BASELINE = 64, 44, 46  # pixels, twice as fine as the pictures
+_CANVAS, _EM, _BASELINE = 64, 50, 49  # pixels, twice as fine as the pictures
 _MEAN, _DEVIATION = 0.08, 0.28  # of ink 1 on paper 0
-_TURN, _SCALE, _SHIFT, _NOISE = 10.0, 0.15, 2.0, 0.25  # degrees, share, pixels, share
+_TURN, _SCALE, _SHIFT, _NOISE = 6.0, 0.08, 1.0, 0.1  # degrees, share, pixels, share
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def _disturbed(picture: Image.Image, random: np.random.Generator) -> Array:
 
 
 def _letters(first: int, last: int) -> str:
-    return "".join(c for c in map(chr, range(first, last + 1)) if c.isalpha())
+    """Those with accents, which are harder to tell apart, behind those without."""
+    letters = [c for c in map(chr, range(first, last + 1)) if c.isalpha()]
+    return "".join(sorted(letters, key=lambda c: len(unicodedata.normalize("NFD", c))))
 
 
 def _two_bytes(codec: str, rows: Iterable[int]) -> str:

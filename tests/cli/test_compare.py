@@ -48,7 +48,7 @@ def test_options_and_what_is_printed(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert (options["rates"], options["seeds"], options["resume"]) == (RATES, 2, True)
     assert options["variants"] == ["ln", "bn"]
     assert "1 of 4" in outcome.out
-    assert "faster, but by less than claimed" in outcome.out
+    assert "faster, but by less than claimed" in " ".join(outcome.out.split())
     assert "made/README.md" in outcome.out
     document = run("compare", *given, "--json").json
     assert document["schema"] == "normswap.comparison/2"
