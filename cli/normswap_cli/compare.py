@@ -25,7 +25,7 @@ from normswap_cli.options import (
     epilog=examples(
         "normswap compare -o study",
         "normswap compare 'timm:vit_tiny_patch16_224?pretrained=false' --data images -o study",
-        "normswap compare --study deit --data glyphs:300 --hours 3 -o deit",
+        "normswap compare --study deit --hours 3 -o deit",
     )
 )
 @click.argument("model", required=False, type=FileOrName())
@@ -45,7 +45,7 @@ from normswap_cli.options import (
     type=click.Choice(["grid", "deit"]),
     default="grid",
     show_default=True,
-    help="grid: all rates with all seeds. deit: a ViT of DeiT's depth on glyphs:300, rates doubled "
+    help="grid: all rates with all seeds. deit: a ViT of DeiT's depth on glyphs:60, rates doubled "
     "until the first variant fails, more seeds around there and at the best rates, then without "
     "warm-up, with clipping, and in bfloat16.",
 )
@@ -69,10 +69,10 @@ from normswap_cli.options import (
     type=click.IntRange(min=1),
     help="Runs of each variant at each rate: 4, of --study deit 3.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Updates of a run: 400.")
 @click.option(
-    "--batch", type=click.IntRange(min=2), help="Samples per update: 32, of --study deit 64."
+    "--steps", type=click.IntRange(min=1), help="Updates of a run: 400, of --study deit 800."
 )
+@click.option("--batch", type=click.IntRange(min=2), help="Samples per update: 32.")
 @click.option(
     "--hours",
     type=float,

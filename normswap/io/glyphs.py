@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -293,16 +294,21 @@ def _designs(writers: Mapping[str, Sequence[_Family]]) -> dict[str, str]:
     designs under other names."""
     design = {family.name: family.name for own in writers.values() for family in own}
     for script, own in writers.items():
-        some = _scripts()[script][:: max(1, len(_scripts()[script]) // _COMPARED)]
-        shared = [c for c in some if all(family.has(c) for family in own)]
-        drawn = np.array([[f.with_(c)[0].pixels(c) for c in shared] for f in own])
-        for index, family in enumerate(own):
-            for before in range(index):
-                alike = shared and np.sum(drawn[index] * drawn[before], -1).mean() > _ALIKE
-                if alike:
-                    old, new = design[family.name], design[own[before].name]
-                    design = {name: new if d == old else d for name, d in design.items()}
+        some = _scripts()[script][:: len(_scripts()[script]) // _COMPARED]
+        for a, b in combinations(own, 2):
+            if design[a.name] != design[b.name] and _alike(a, b, some):
+                old, new = design[b.name], design[a.name]
+                design = {name: new if of == old else of for name, of in design.items()}
     return design
+
+
+def _alike(a: _Family, b: _Family, characters: str) -> bool:
+    found = [
+        float(a.with_(c)[0].pixels(c) @ b.with_(c)[0].pixels(c))
+        for c in characters
+        if a.has(c) and b.has(c)
+    ]
+    return bool(found) and float(np.mean(found)) > _ALIKE
 
 
 def _distinct(splits: Mapping[str, Sequence[_Family]]) -> str:

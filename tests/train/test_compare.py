@@ -6,6 +6,8 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,16 @@ from normswap.errors import NormswapError
 from normswap.io.data import Data
 from normswap.train.batch_norms import batch_norms
 from normswap.train.study import deployed, run, workers
-from normswap.train.study.folder import Workload
+from normswap.train.study.contest import Contest
+from normswap.train.study.deployed import take_out
+from normswap.train.study.folder import CompareFolder, Workload, write_workload
 from normswap.train.study.results import Comparison
 from normswap.train.study.runs import Run, RunFiles, RunResult
 from normswap.train.study.schedule import Budget, Grid
-from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, untrained
+from normswap.train.study.variants import BN, FFN_BN, LN, REP_BN, TAKEN_OUT, untrained
+from normswap.train.study.vit import VitShape
 from tests.effort import thorough
+from tests.train import tiny
 from tests.train.made_up_runs import made_up, made_up_bench
 from tests.zoo.exports import FX, model_as
 
@@ -48,6 +54,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     with pytest.MonkeyPatch.context() as patch:
         bench = made_up_bench({"torch": (0.9, 0.8, 1.1)})
         patch.setattr(deployed, "bench", lambda *_, **__: bench)
+        patch.setattr("normswap.train.study.compare.take_out", lambda *_: [])
         found = ns.compare(
             folder,
             model_as("hf_vit", FX),
@@ -77,6 +84,31 @@ def test_runs_train_fold_exactly_and_tell_a_crash(done: tuple[Path, Comparison])
     assert folded is not None
     assert (folded.norms_left, folded.exact) == (0, True)
     assert folded.accuracy == runs[FFN_BN, RATES].accuracy
+
+
+def test_runs_say_what_they_looked_like_from_inside(done: tuple[Path, Comparison]) -> None:
+    folder, found = done
+    runs = {(r.run.variant, r.run.rate): r for r in found.runs}
+    for variant in (LN, FFN_BN):
+        good, bad = runs[variant, RATES], runs[variant, ABSURD]
+        assert [record.step for record in good.vitals] == list(range(OPTIONS["steps"]))
+        assert [record.loss for record in good.vitals] == pytest.approx(good.losses, rel=1e-3)
+        assert all(len(record.hidden) == 2 for record in good.vitals)  # two blocks
+        assert (good.onset, good.stopped_at, good.stopped_norm) == (None, None, None)
+        assert bad.stopped_at == len(bad.losses)
+        assert bad.stopped_norm is not None
+        assert f"the norm '{bad.stopped_norm}'" in str(bad.stopped)
+        assert bad.vitals[-1].step == bad.stopped_at  # looked at once more at the end
+        assert 0.5 < good.validation_accuracy <= 1
+        assert good.validation_accuracy != good.accuracy  # 32 samples, not 40
+    ln, bn = runs[LN, RATES], runs[FFN_BN, RATES]
+    assert ln.batch_accuracy is None
+    assert all(record.ratio is None for record in ln.vitals)
+    assert bn.batch_accuracy is not None
+    assert bn.batch_accuracy > 0.5
+    assert all(record.norm is not None for record in bn.vitals)
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all("onset" in line and "stopped_norm" in line for line in logged)
 
 
 def test_what_is_used_has_no_norms_and_scores_the_same_in_onnx(
@@ -128,6 +160,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(
 
     monkeypatch.setattr(workers, "compared_run", counted)
     monkeypatch.setattr("normswap.train.study.compare.deploy", lambda *_: [])
+    monkeypatch.setattr("normswap.train.study.compare.take_out", lambda *_: [])
     again = ns.compare(
         folder,
         model_as("hf_vit", FX),
@@ -187,6 +220,77 @@ def test_all_variants_begin_with_the_same_weights() -> None:
     torch.testing.assert_close(
         modules[REP_BN].eval()(x)[0], modules[LN].eval()(x)[0], rtol=1e-5, atol=1e-6
     )
+
+
+def test_layer_norm_taken_out_afterwards(tmp_path: Path) -> None:
+    """Both forms of the best LN model, without norms and scored in either runtime."""
+    model = tiny.teacher()
+    x = tiny.inputs(160)
+    labels = next(iter(model.run({"x": x}).values())).argmax(-1)
+    data = [
+        Data({"x": x[part]}, labels[part]) for part in (slice(96), slice(96, 128), slice(128, 160))
+    ]
+    contest = Contest("tiny", "rows", [model], *data, 0)
+    output = CompareFolder(tmp_path)
+    output.runs.folder.mkdir()
+    (result,) = made_up({(LN, 0.1): [100.0]})
+    output.runs.write(result)
+    ns.save(model, output.runs.model(result.run))
+    (tmp_path / "work").mkdir()
+    work = write_workload(tmp_path / "work", contest, 1, 8, output.runs.folder)
+    made = {form.figures.variant: form for form in take_out(output, work, None)}
+    assert made.keys() == TAKEN_OUT.keys()
+    for name, form in made.items():
+        assert (form.figures.norms, form.figures.run) == (0, result.run.name)
+        assert form.figures.accuracy == form.figures.onnx_accuracy > 60
+        assert ns.load(tmp_path / f"{name}.onnx").kind == "onnx"
+
+
+TINY = VitShape(size=32, patch=16, width=16, depth=1, heads=2, classes=3, initial_std=0.1)
+
+
+def test_a_budget_in_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """'deit' with runs of an hour that are over at once: one in half an hour, then all in what
+    bfloat16 is granted before it was measured."""
+    study = "normswap.train.study"
+    monkeypatch.setattr(f"{study}.contest.deit_shape", lambda width, classes: TINY)
+    for name in ("deploy", "take_out"):
+        monkeypatch.setattr(f"{study}.compare.{name}", lambda *_: [])
+    options: dict[str, Any] = {
+        "study": "deit",
+        "data": f"glyphs:3?fonts={Path(str(files('matplotlib'))) / 'mpl-data/fonts/ttf'}",
+        "variants": (LN, BN),
+        "steps": 2,
+        "seeds": 1,
+        "batch": 8,
+        "processes": 1,
+    }
+    trained: list[Run] = []
+
+    def quick(work: Workload, asked: Run) -> RunResult:
+        """BN fails at the third rate."""
+        fails = asked.variant == BN and asked.rate > 0.0015
+        (result,) = made_up({(asked.variant, asked.rate): [None if fails else 90.0]})
+        result = replace(result, run=asked, seconds=3600.0)
+        RunFiles(work.runs).write(result)
+        trained.append(asked)
+        return result
+
+    monkeypatch.setattr(workers, "compared_run", quick)
+    with pytest.raises(NormswapError, match="hours ended before a run of bn; go on with --resume"):
+        ns.compare(tmp_path / "out", hours=0.5, **options)
+    assert [run.name for run in trained] == ["ln-rate0.0005-seed0"]
+    found = ns.compare(tmp_path / "out", hours=8.5, resume=True, **options)
+    assert found.due == 0
+    assert len(found.runs) == len(set(trained)) == len(trained) == 3 * 2 + 3 * 4
+    assert {run.rate for run in trained} == {0.0005, 0.001, 0.002}
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "glyphs:3" in page
+    assert "Other settings" in page
+    assert "Where crashes begin" in page
+    assert "bn-rate0.002-seed0-bfloat16" in page
+    with pytest.raises(NormswapError, match="holds a comparison with steps 2, not 3"):
+        ns.compare(tmp_path / "out", resume=True, **options | {"steps": 3})
 
 
 def test_the_best_models_are_kept(tmp_path: Path) -> None:
@@ -264,6 +368,11 @@ def test_unfit_data(
         ({"variants": (LN, "gn")}, "--variants: 'gn' is none of ln, bn, bn-ffn, repbn"),
         ({"batch": 1}, "--batch: BatchNorm cannot train on batches of 1"),
         ({"data": np.zeros(3)}, "data is for a model of yours; name MODEL too"),
+        ({"hours": 0.0}, "--hours: 0 is no time"),
+        ({"width": 96}, "--width: is for --study deit"),
+        ({"study": "vit"}, "--study: 'vit' is none of grid, deit"),
+        ({"study": "deit", "data": "images"}, "--study deit: trains on glyphs"),
+        ({"study": "deit", "rates": [0.1, 0.2]}, "name the lowest alone"),
     ],
 )
 def test_unfit_options(options: dict[str, Any], error: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from normswap.train.study.schedule import Budget, Grid, Schedule, UpToTheFirstFa
 from normswap.train.study.variants import VARIANTS, check_variants
 from normswap.train.study.workers import Remaining, run_as_scheduled
 
-CLASSES, WIDTH = 300, 96
+CLASSES, WIDTH = 60, 96
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Study:
 
 STUDIES = {
     GRID: Study((0.002, 0.008, 0.03, 0.1), seeds=4, steps=400, batch=32),
-    DEIT: Study((0.0005,), seeds=3, steps=400, batch=64),
+    DEIT: Study((0.0005,), seeds=3, steps=800, batch=32),
 }
 
 
@@ -76,15 +76,15 @@ def compare(
         data: what ``load_data`` takes, with labels or beside ``labels``; a fifth of each class is
             kept back to test on, a fifth of the others to choose the rates on.
         labels: integers [N].
-        study: 'grid', or 'deit': a ViT of DeiT's depth on ``data`` 'glyphs:CLASSES' (300), its
+        study: 'grid', or 'deit': a ViT of DeiT's depth on ``data`` 'glyphs:CLASSES' (60), its
             rates doubled until the first variant fails. More seeds follow around that rate and at
             the best ones, then runs there without warm-up, with clipping, and in bfloat16.
         width: of the ViT of 'deit'; by default 96.
         variants: of 'ln', 'bn', 'bn-ffn' and 'repbn', with 'ln'.
         rates: the highest learning rates; of 'deit' the first one.
         seeds: runs of each variant at each rate; by default 4, of 'deit' 3.
-        steps: updates of a run; by default 400.
-        batch: samples per update, 2 or more; by default 32, of 'deit' 64.
+        steps: updates of a run; by default 400, of 'deit' 800.
+        batch: samples per update, 2 or more; by default 32.
         hours: begin no run that would not end within them, going by those before it; ``resume``
             goes on another time. Exporting and timing come on top, some minutes.
         processes: as many runs at a time, one thread each; by default as there are processors.

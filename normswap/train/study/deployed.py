@@ -14,6 +14,7 @@ from normswap.io.load import load
 from normswap.io.save import save
 from normswap.model import Model, Progress
 from normswap.passes.affine import Affine
+from normswap.passes.base import Pass
 from normswap.passes.fold import Fold
 from normswap.passes.predicted import Predicted
 from normswap.report.inspection import inspection
@@ -67,8 +68,10 @@ def take_out(
     trained = load(output.runs.model(best.run))
     feeds = without_targets(arrays(work.train))
     data = Data({name: np.array(array[:_FITTED]) for name, array in feeds.items()}, None)
-    forms = {AFFINE: Affine(data=data, sites="*", refit_writers=True)}
-    forms[PREDICTED] = Predicted(data=data, sites="*")
+    forms: dict[str, Pass] = {
+        AFFINE: Affine(data=data, sites="*", refit_writers=True),
+        PREDICTED: Predicted(data=data, sites="*"),
+    }
     made = []
     for done, (form, swap) in enumerate(forms.items()):
         if progress:

@@ -19,8 +19,7 @@ IMAGES, LOGITS = "pixel_values", "logits"
 @dataclass(frozen=True)
 class VitShape:
     """``size``: of a grey image's sides; ``patch``: of a patch's, in pixels. ``initial_std``: of
-    all matrices; 0.02, the usual one, is for widths of some hundred: the narrower the network, the
-    more steps it takes from there."""
+    all matrices."""
 
     size: int
     patch: int
@@ -36,15 +35,16 @@ class VitShape:
 
 
 def digits_shape() -> VitShape:
-    """16 patches of a scikit-learn digit, and the class token."""
+    """16 patches of a scikit-learn digit, and the class token. An initial deviation of 0.02, the
+    usual one, takes ten times as many steps at this width."""
     return VitShape(size=8, patch=2, width=32, depth=6, heads=4, classes=10, initial_std=0.1)
 
 
 def deit_shape(width: int, classes: int) -> VitShape:
-    """As deep as DeiT (Touvron et al., 2021), its tiny one at width 192; 64 patches of a glyph, and
-    the class token."""
+    """As deep as DeiT (Touvron et al., 2021), at width 192 its tiny one; 64 patches of a glyph, and
+    the class token. DeiT's initial deviation: from 0.05 LN learnt nothing in 160 steps."""
     heads = max(1, width // 64) if width >= 192 else max(1, width // 32)
-    return VitShape(32, 4, width, 12, heads, classes, initial_std=0.05)
+    return VitShape(32, 4, width, 12, heads, classes, initial_std=0.02)
 
 
 def vit(shape: VitShape, seed: int, what: str) -> Model:

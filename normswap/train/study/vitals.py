@@ -14,7 +14,7 @@ from torch import fx
 from normswap.graph.graph import Array
 from normswap.model import Model
 from normswap.norms.structure import ffn_of, residuals
-from normswap.train.batch_norms import batch_norms, own_statistics
+from normswap.train.batch_norms import BatchNorm, batch_norms, own_statistics
 from normswap.train.taps import arguments, tapped
 
 RECORDS = 100  # in a run that goes all the way
@@ -134,10 +134,11 @@ def _outputs(module: fx.GraphModule) -> list[str]:
     return [node.name for node in output.all_input_nodes]
 
 
-def _ratio(norm: torch.nn.Module, x: torch.Tensor) -> float:
+def _ratio(norm: BatchNorm, x: torch.Tensor) -> float:
+    assert norm.running_var is not None
     axes = [axis for axis in range(x.dim()) if axis != 1]
     batch = x.detach().double().var(axes, correction=0) + norm.eps
-    return float((batch / (norm.running_var.double() + norm.eps)).log().mean().exp())  # type: ignore[operator,union-attr]
+    return float((batch / (norm.running_var.double() + norm.eps)).log().mean().exp())
 
 
 def _distance(ratio: float) -> float:
