@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import normswap as ns
 from normswap.errors import NormswapError
 from normswap.io.data import Data
+from normswap.io.glyphs import PER_CLASS
 from normswap.train.batch_norms import batch_norms
 from normswap.train.study import deployed, run, workers
 from normswap.train.study.contest import Contest
@@ -36,6 +37,8 @@ from tests.zoo.exports import FX, model_as
 
 RATES, ABSURD = 0.01, 1e30
 OPTIONS: dict[str, Any] = {"rates": [RATES, ABSURD], "seeds": 1, "steps": 30, "processes": 1}
+STUDY = "normswap.train.study"
+DEIT: dict[str, Any] = {"study": "deit", "steps": 2, "seeds": 1, "batch": 8, "processes": 1}
 
 
 def _samples() -> dict[str, NDArray[Any]]:
@@ -222,20 +225,22 @@ def test_all_variants_begin_with_the_same_weights() -> None:
     )
 
 
+def _tiny_contest() -> Contest:
+    model, x = tiny.teacher(), tiny.inputs(160)
+    labels = next(iter(model.run({"x": x}).values())).argmax(-1)
+    parts = (slice(96), slice(96, 128), slice(128, 160))
+    return Contest("tiny", "rows", [model], *(Data({"x": x[p]}, labels[p]) for p in parts), 0)
+
+
+@thorough
 def test_layer_norm_taken_out_afterwards(tmp_path: Path) -> None:
     """Both forms of the best LN model, without norms and scored in either runtime."""
-    model = tiny.teacher()
-    x = tiny.inputs(160)
-    labels = next(iter(model.run({"x": x}).values())).argmax(-1)
-    data = [
-        Data({"x": x[part]}, labels[part]) for part in (slice(96), slice(96, 128), slice(128, 160))
-    ]
-    contest = Contest("tiny", "rows", [model], *data, 0)
+    contest = _tiny_contest()
     output = CompareFolder(tmp_path)
     output.runs.folder.mkdir()
     (result,) = made_up({(LN, 0.1): [100.0]})
     output.runs.write(result)
-    ns.save(model, output.runs.model(result.run))
+    ns.save(contest.starts[0], output.runs.model(result.run))
     (tmp_path / "work").mkdir()
     work = write_workload(tmp_path / "work", contest, 1, 8, output.runs.folder)
     made = {form.figures.variant: form for form in take_out(output, work, None)}
@@ -246,25 +251,33 @@ def test_layer_norm_taken_out_afterwards(tmp_path: Path) -> None:
         assert ns.load(tmp_path / f"{name}.onnx").kind == "onnx"
 
 
-TINY = VitShape(size=32, patch=16, width=16, depth=1, heads=2, classes=3, initial_std=0.1)
+@thorough
+def test_deit_trains_on_glyphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two runs of a ViT that is shallow and narrow."""
+    shape = VitShape(size=32, patch=16, width=16, depth=1, heads=2, classes=3, initial_std=0.1)
+    monkeypatch.setattr(f"{STUDY}.contest.deit_shape", lambda width, classes: shape)
+    for name in ("deploy", "take_out"):
+        monkeypatch.setattr(f"{STUDY}.compare.{name}", lambda *_: [])
+    fonts = Path(str(files("matplotlib"))) / "mpl-data" / "fonts" / "ttf"
+    options: dict[str, Any] = DEIT | {"data": f"glyphs:3?fonts={fonts}", "variants": (LN, BN)}
+    runs = Grid((LN, BN), [0.001], 1)
+    monkeypatch.setattr(f"{STUDY}.compare._schedule", lambda _: runs)
+    found = ns.compare(tmp_path / "out", **options)
+    assert found.options.model == "a ViT of width 16 and depth 1 on 32x32 glyphs"
+    assert found.options.validation_samples == 3 * PER_CLASS["validation"]
+    ln, bn = found.runs
+    assert [len(result.vitals[0].hidden) for result in (ln, bn)] == [1, 1]
+    assert (ln.batch_accuracy is None, bn.batch_accuracy is None) == (True, False)
 
 
 def test_a_budget_in_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """'deit' with runs of an hour that are over at once: one in half an hour, then all in what
     bfloat16 is granted before it was measured."""
-    study = "normswap.train.study"
-    monkeypatch.setattr(f"{study}.contest.deit_shape", lambda width, classes: TINY)
+    contest = _tiny_contest()
+    monkeypatch.setattr(f"{STUDY}.compare.deit_contest", lambda *_: contest)
     for name in ("deploy", "take_out"):
-        monkeypatch.setattr(f"{study}.compare.{name}", lambda *_: [])
-    options: dict[str, Any] = {
-        "study": "deit",
-        "data": f"glyphs:3?fonts={Path(str(files('matplotlib'))) / 'mpl-data/fonts/ttf'}",
-        "variants": (LN, BN),
-        "steps": 2,
-        "seeds": 1,
-        "batch": 8,
-        "processes": 1,
-    }
+        monkeypatch.setattr(f"{STUDY}.compare.{name}", lambda *_: [])
+    options: dict[str, Any] = DEIT | {"variants": (LN, BN)}
     trained: list[Run] = []
 
     def quick(work: Workload, asked: Run) -> RunResult:
@@ -285,7 +298,6 @@ def test_a_budget_in_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(found.runs) == len(set(trained)) == len(trained) == 3 * 2 + 3 * 4
     assert {run.rate for run in trained} == {0.0005, 0.001, 0.002}
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "glyphs:3" in page
     assert "Other settings" in page
     assert "Where crashes begin" in page
     assert "bn-rate0.002-seed0-bfloat16" in page
