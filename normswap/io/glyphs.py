@@ -321,15 +321,16 @@ def _distinct(splits: Mapping[str, Sequence[_Family]]) -> str:
         if all(any(family.has(c) for family in own) for own in splits.values())
     ]
     alike = np.zeros((len(characters), len(characters)), bool)
+    empty = np.zeros(len(characters), bool)
     for family in splits[TRAIN]:
-        own = [index for index, c in enumerate(characters) if family.has(c)]
-        drawn = np.array([family.with_(characters[i])[0].pixels(characters[i]) for i in own])
-        if own:
-            alike[np.ix_(own, own)] |= drawn @ drawn.T > _ALIKE
-            empty = ~drawn.any(-1)
-            alike[np.ix_(own, own)] |= empty[:, None]
+        own = np.array([index for index, c in enumerate(characters) if family.has(c)], int)
+        drawn = [family.with_(characters[index])[0].pixels(characters[index]) for index in own]
+        if drawn:
+            same = np.array(drawn) @ np.array(drawn).T > _ALIKE  # an empty one is not like itself
+            alike[np.ix_(own, own)] |= same
+            empty[own[~same.diagonal()]] = True
     kept: list[int] = []
-    for index in range(len(characters)):
-        if alike[index, index] and not alike[index, kept].any():
-            kept.append(index)
+    for index in np.flatnonzero(~empty):
+        if not alike[index, kept].any():
+            kept.append(int(index))
     return "".join(characters[index] for index in kept)

@@ -228,8 +228,10 @@ def test_all_variants_begin_with_the_same_weights() -> None:
 def _tiny_contest() -> Contest:
     model, x = tiny.teacher(), tiny.inputs(160)
     labels = next(iter(model.run({"x": x}).values())).argmax(-1)
-    parts = (slice(96), slice(96, 128), slice(128, 160))
-    return Contest("tiny", "rows", [model], *(Data({"x": x[p]}, labels[p]) for p in parts), 0)
+    train, validation, test = (
+        Data({"x": x[part]}, labels[part]) for part in (slice(96), slice(96, 128), slice(128, 160))
+    )
+    return Contest("tiny", "rows", [model], train, validation, test, 0)
 
 
 @thorough
