@@ -24,7 +24,7 @@ from normswap.graph.graph import Array
 PREFIX = "glyphs:"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 SIZE = 32
-PER_CLASS = {TRAIN: 80, VALIDATION: 5, TEST: 10}
+PER_CLASS = {TRAIN: 150, VALIDATION: 15, TEST: 30}
 """Pictures of each class."""
 PACKAGES = "fonts-liberation, fonts-noto-core, fonts-droid-fallback"
 _FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts")

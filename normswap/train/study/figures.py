@@ -118,6 +118,7 @@ def _losses(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
         panel.set_ylabel("training loss (nats)")
     for panel in panels[len(rates) - columns : len(rates)]:
         panel.set_xlabel("step")
+        panel.tick_params(labelbottom=True)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
@@ -126,9 +127,10 @@ def _losses(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
 def _loss_curve(panel: Axes, variant: str, results: Sequence[RunResult], top: float) -> None:
     color, dashes, _, _ = _STYLES[variant]
     drawn = [result for result in results if result.losses]
-    curves = [_thinned(result.losses, top) for result in drawn]
-    if not curves:
+    if not drawn:
         return
+    size = max(1, max(len(result.losses) for result in drawn) // _POINTS)
+    curves = [_thinned(result.losses, size, top) for result in drawn]
     length = min(len(steps) for steps, _ in curves)  # up to where the first one stopped
     steps = curves[0][0][:length]
     losses = np.array([loss[:length] for _, loss in curves])
@@ -143,10 +145,9 @@ def _loss_curve(panel: Axes, variant: str, results: Sequence[RunResult], top: fl
             )
 
 
-def _thinned(losses: Sequence[float], top: float) -> tuple[Array, Array]:
-    """Means over stretches of equal length, at their last steps; what is above the figure is put at
-    its edge."""
-    size = max(1, len(losses) // _POINTS)
+def _thinned(losses: Sequence[float], size: int, top: float) -> tuple[Array, Array]:
+    """Means over stretches of ``size`` steps, at their last ones; what is above the figure is put
+    at its edge."""
     firsts = np.arange(0, len(losses), size)
     means = np.add.reduceat(np.minimum(losses, top), firsts) / np.diff([*firsts, len(losses)])
     return np.append(firsts[1:], len(losses)), means
