@@ -12,13 +12,21 @@ from rich.console import RenderableType
 from normswap.report.line import Line
 from normswap.report.terminal import table
 from normswap.timing.bench_report import BenchReport
-from normswap.train.study.groups import at_best_rate, crashes, difference, groups, highest_stable
+from normswap.train.study.groups import (
+    Group,
+    at_best_rate,
+    crashes,
+    difference,
+    groups,
+    highest_stable,
+)
 from normswap.train.study.results import AGREES, DISAGREES, GRID, Comparison
 from normswap.train.study.runs import DIVERGED, SETTINGS, STUCK, Run
 from normswap.train.study.variants import LN, TITLES, VARIANTS
 from normswap.train.study.vitals import RECORDS, STATISTICS
 
 _PLACES = 3  # named of those where something began
+_RUNTIME = "onnxruntime"  # which everyone has
 
 _CAPTIONS = {
     "loss-curves": "Training loss: the median over the seeds, their range, and each crashed run "
@@ -26,7 +34,7 @@ _CAPTIONS = {
     "accuracy": "Test accuracy against the learning rate.",
     "crashes": "Runs that crashed.",
     "where-crashes-begin": "Crashed runs, aligned at the first record with something out of its "
-    "range (step 0).",
+    "range (step 0); a mark where it was this.",
     "inference-time": "Time of one inference beside LN's, at batch 1 and at batch 8.",
 }
 
@@ -107,7 +115,7 @@ def best_table(comparison: Comparison) -> list[str]:
         cells = [
             VARIANTS[variant],
             f"{best.rate:g}",
-            f"{best.mean:.1f} ± {best.deviation:.1f}",
+            _accuracy(best),
             "" if variant == LN else against,
             f"{np.mean(best.gaps):+.1f} ({min(gaps):+.1f})" if best.gaps else "",
             f"{crashed} of {runs}",
@@ -132,7 +140,7 @@ def rate_table(comparison: Comparison) -> list[str]:
         cells = dict.fromkeys(rates, "")
         for group in groups(comparison.runs, variant):
             crashed = f", {group.crashed} of {len(group.seeds)} crashed" if group.crashed else ""
-            cells[group.rate] = f"{group.mean:.1f} ± {group.deviation:.1f}{crashed}"
+            cells[group.rate] = f"{_accuracy(group)}{crashed}"
         lines.append(f"| {VARIANTS[variant]} | {' | '.join(cells.values())} |")
     return lines
 
@@ -141,15 +149,15 @@ def norm_free_table(comparison: Comparison) -> list[str]:
     """The best model of each variant and the best LN model's forms without norms, as used."""
     lines = [
         "| | trained | test accuracy | in ONNX | norms left | statistics "
-        "| time, share of LN's (batch, runtime) |",
+        f"| share of LN's time in {_RUNTIME} |",
         "|---|---|---|---|---|---|---|",
     ]
     for model in (*comparison.deployed, *comparison.taken_out):
         times = [
-            f"{ratio.median:.2f} ({batch}, {result.runtime})"
+            f"{ratio.median:.2f} (batch {batch})"
             for batch, bench in comparison.benches.items()
             for result in bench.results
-            if result.model == TITLES[model.variant]
+            if (result.model, result.runtime) == (TITLES[model.variant], _RUNTIME)
             and (ratio := result.ratio_in_runtime or result.ratio) is not None
             and model.variant != LN
         ]
@@ -163,7 +171,17 @@ def norm_free_table(comparison: Comparison) -> list[str]:
             ", ".join(times),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "Fitted to training samples, no training; each the best run on validation."]
+    return [
+        *lines,
+        "",
+        "The run of each that was best on the validation samples. What LN becomes afterwards is "
+        "fitted to training samples, without labels and without training.",
+    ]
+
+
+def _accuracy(group: Group) -> str:
+    spread = f" ± {group.deviation:.1f}" if len(group.seeds) > 1 else ""
+    return f"{group.mean:.1f}{spread}"
 
 
 def setting_table(comparison: Comparison) -> list[str]:
@@ -258,7 +276,7 @@ def comparison_view(comparison: Comparison, folder: Path) -> RenderableType:
         made.add_row(
             Line(VARIANTS[variant]),
             f"{best.rate:g}",
-            f"{best.mean:.1f} ± {best.deviation:.1f} %",
+            f"{_accuracy(best)} %",
             "" if variant == LN else f"{gap:+.1f}",
             f"{crashed} of {runs}",
             "none" if stable is None else f"{stable:g}",
