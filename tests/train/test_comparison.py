@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from normswap.train.study.figures import LOSSES, TIMES, write_figures
+from normswap.train.study.figures import LOSSES, ONSETS, TIMES, write_figures
 from normswap.train.study.groups import (
     at_best_rate,
     crashes,
@@ -20,6 +21,7 @@ from normswap.train.study.groups import (
 from normswap.train.study.results import AGREES, DISAGREES, OPEN, find
 from normswap.train.study.runs import DIVERGED, STUCK, TRAINED, guessing_loss, outcome
 from normswap.train.study.variants import BN, FFN_BN, LN, VARIANTS
+from normswap.train.study.vitals import HIDDEN, LOSS, Onset, Vitals
 from tests.train.made_up_runs import made_up, made_up_bench
 
 LOW, HIGH = 0.001, 0.1
@@ -115,6 +117,24 @@ def test_findings_follow_the_numbers(
 
 
 @pytest.mark.parametrize(
+    ("statistics", "verdict"),
+    [
+        ([[HIDDEN], [HIDDEN], [LOSS]], AGREES),
+        ([[HIDDEN, LOSS], [HIDDEN, LOSS], [LOSS]], OPEN),  # several at once show no order
+        ([[LOSS], [LOSS], [HIDDEN]], DISAGREES),
+        ([[HIDDEN], [HIDDEN]], OPEN),  # two are too few
+    ],
+)
+def test_whether_crashes_begin_in_the_ffn(statistics: list[list[str]], verdict: str) -> None:
+    crashes_of_bn: list[float | None] = [None] * len(statistics)
+    runs = made_up({(BN, HIGH): crashes_of_bn, (LN, HIGH): [93.0] * len(statistics)})
+    for index, first in enumerate(statistics):
+        runs[index] = replace(runs[index], onset=Onset(10, first, []))
+    (finding,) = [f for f in find(runs, (LN, BN), {}) if "explode first" in f.claim]
+    assert finding.verdict == verdict, finding
+
+
+@pytest.mark.parametrize(
     ("ratio", "verdict", "told"),
     [
         ((0.80, 0.78, 0.84), AGREES, "0.80 of LN's time"),
@@ -138,6 +158,9 @@ def test_findings_on_time(ratio: tuple[float, float, float], verdict: str, told:
 def test_figures_are_small_and_reproducible(tmp_path: Path) -> None:
     values: list[float | None] = [93.0, None, 91.0, 92.0]
     runs = made_up({(name, rate): values for name in VARIANTS for rate in (LOW, 0.01, 0.05, HIGH)})
+    vitals = [Vitals(step, 2.0, 1.0, [1.0, None], None, None) for step in range(0, 400, 4)]
+    crashed = next(r for r in runs if r.crashed and r.run.variant == BN)
+    runs[runs.index(crashed)] = replace(crashed, vitals=vitals, onset=Onset(200, [HIDDEN], ["a"]))
     bench = made_up_bench({"torch": (0.9, 0.8, 40.0), "onnxruntime": (0.95, 0.94, 0.96)})
     names = write_figures(tmp_path, runs, tuple(VARIANTS), {1: bench, 8: bench})
     assert {f"{name}{suffix}" for name in names for suffix in (".svg", ".png")} == {
@@ -148,6 +171,6 @@ def test_figures_are_small_and_reproducible(tmp_path: Path) -> None:
         assert ElementTree.fromstring(content).tag.endswith("svg")
         assert len(content) < 100_000, name
     again = write_figures(tmp_path, runs, tuple(VARIANTS), {})
-    assert TIMES in names
+    assert {ONSETS, TIMES} <= set(names)
     assert TIMES not in again
     assert (tmp_path / f"{LOSSES}.svg").read_bytes() == first[f"{LOSSES}.svg"]
