@@ -242,9 +242,10 @@ def _onsets(results: Sequence[RunResult], variants: Sequence[str]) -> Figure:
             )
     for panel, (statistic, title) in zip(panels, STATISTICS.items(), strict=True):
         panel.set_title(title, loc="left")
-        panel.axvline(0, color="black", linewidth=0.6)
-        if statistic != LOSS:
+        drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in panel.lines])
+        if statistic != LOSS and (drawn > 0).any():  # LN alone has no BatchNorm to draw
             panel.set_yscale("log")
+        panel.axvline(0, color="black", linewidth=0.6)
     for panel in panels[2:]:
         panel.set_xlabel("steps from where something left its range")
     figure.legend(loc="outside upper center", ncols=len(variants))
