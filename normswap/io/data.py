@@ -160,8 +160,8 @@ def _read(source: Any, model: Model) -> dict[str, Array]:
     if isinstance(source, str) and source.startswith(PREFIX):
         source = Glyphs.parse(source)
     if isinstance(source, Glyphs):
-        images, labels = source.arrays()
-        return {"glyphs": images, LABELS: labels}
+        images, classes = source.arrays()
+        return {"glyphs": images, LABELS: classes}
     if isinstance(source, str | Path):
         return read_arrays(Path(source))
     if isinstance(source, Data):
