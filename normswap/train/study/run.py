@@ -51,7 +51,7 @@ _CALIBRATION = 64  # samples that the first running statistics come from; traini
 
 def compared_run(work: Workload, run: Run) -> RunResult:
     """Trains, scores, folds and validates; writes the result, and the model (a BatchNorm variant's
-    folded) unless a better one of the variant is there already.
+    folded) of a plain run unless a better one of the variant is there already.
 
     Raises NormswapError for a model that cannot be made into the variant, or a disk that is full.
     """
@@ -132,7 +132,7 @@ class _Loss:
 
 def _keep(files: RunFiles, result: RunResult, model: Model | None) -> None:
     """The model goes to disk before the result, so that a result has its model."""
-    if model is not None:
+    if model is not None and result.plain:
         best = files.best(result.run.variant)
         if best is None or better(result, best):
             save(model, files.model(result.run))
