@@ -1,0 +1,185 @@
+"""Arithmetic modulo several random primes at once, exact in float64.
+
+An array modulo ``m`` primes is a float64 array of whole numbers, ``[m, *shape]``. Every prime is
+below 2^26, so that a product of two residues, below 2^52, is exact. A matrix product splits one
+operand into halves of 13 bits: sums of up to 8192 products of 26 by 13 bits stay below 2^52,
+whatever order they are added in, and longer sums are split.
+
+A float is the dyadic rational m 2^e, which is m (2^e mod p) modulo p. Numbers that are not finite
+are three symbols of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from normswap.graph.graph import Array
+
+BITS = 26
+POOL = 1_894_120
+"""How many primes there are between 2^25 and 2^26."""
+_LEAST, _MOST = 1 << (BITS - 1), 1 << BITS
+_HALF = 13
+_LONGEST = 8192  # products in a sum
+_LOWEST, _HIGHEST = -1200, 1100  # exponents of two
+_SINGLE, _DOUBLE = 24, 53  # digits
+
+
+class Residues:
+    """Arithmetic modulo ``count`` primes that ``key`` draws from all between 2^25 and 2^26."""
+
+    def __init__(self, count: int, key: bytes) -> None:
+        self.primes = _drawn_primes(count, key)
+        self.count = count
+        odd = [np.array([pow(2, e, p) for e in range(_LOWEST, _HIGHEST)], np.float64) for p in self.primes]
+        self._powers = np.stack(odd)
+        seed = hashlib.blake2b(b"symbols", key=key).digest()
+        self._not_finite = [
+            np.array([1 + int.from_bytes(seed[i : i + 8], "little") % (p - 1) for p in self.primes], np.float64)
+            for i in (0, 8, 16)
+        ]  # of inf, -inf, nan
+
+    # -- into the field ------------------------------------------------------------------------
+
+    def of(self, array: Array, j: int) -> Array:
+        """A float, integer or bool array modulo prime ``j``."""
+        p = self.primes[j]
+        if array.dtype.kind in "iub":
+            return np.asarray(array.astype(np.int64) % p, np.float64)
+        digits = _SINGLE if array.dtype.itemsize <= np.dtype(np.float32).itemsize else _DOUBLE
+        wide = np.asarray(array, np.float64)
+        finite = np.isfinite(wide)
+        whole = bool(finite.all())
+        fraction, exponent = np.frexp(wide if whole else np.where(finite, wide, 0.0))
+        number = np.ldexp(fraction, digits)
+        if digits == _DOUBLE:
+            number = self.reduce(number, j)
+        number *= self._powers[j][exponent - (digits + _LOWEST)]
+        number = self.reduce(number, j)
+        return number if whole else self.marked(number, wide, j)
+
+    def all_of(self, array: Array) -> Array:
+        """``of`` for all primes."""
+        return np.stack([self.of(array, j) for j in range(self.count)])
+
+    def marked(self, residues: Array, shadow: Array, j: int) -> Array:
+        """``residues`` with a symbol wherever ``shadow`` is not finite."""
+        inf, minus, nan = (symbol[j] for symbol in self._not_finite)
+        found = np.where(np.isnan(shadow), nan, np.where(shadow > 0, inf, minus))
+        return np.where(np.isfinite(shadow), residues, found)
+
+    def power_of_two(self, exponent: Array) -> Array:
+        """2^exponent for an array of whole numbers, [m, *shape]."""
+        return np.asarray(self._powers[:, np.asarray(exponent, np.int64) - _LOWEST])
+
+    # -- arithmetic ----------------------------------------------------------------------------
+
+    def reduce(self, x: Array, j: int) -> Array:
+        """Whole numbers below 2^53 in size modulo prime ``j``; ``x`` is overwritten."""
+        p = float(self.primes[j])
+        if not x.ndim:
+            return np.asarray(float(int(x) % int(p)))
+        quotient = x * (1 / p)
+        np.floor(quotient, out=quotient)
+        quotient *= p
+        x -= quotient
+        np.add(x, p, out=x, where=x < 0)
+        np.subtract(x, p, out=x, where=x >= p)
+        return x
+
+    def each(self, function: Callable[[int], Array]) -> Array:
+        """What ``function`` gives for each prime, reduced: whole numbers below 2^53 in size."""
+        first = self.reduce(function(0), 0)
+        out = np.empty((self.count, *first.shape))
+        out[0] = first
+        for j in range(1, self.count):
+            out[j] = self.reduce(function(j), j)
+        return out
+
+    def matmul(self, a: Callable[[int], Array], b: Callable[[int], Array]) -> Array:
+        """Matrix products; ``a`` and ``b`` give the operands modulo each prime."""
+
+        def product(j: int) -> Array:
+            left, right = a(j), b(j)
+            length = left.shape[-1]
+            if length <= _LONGEST:
+                return self._matmul(left, right, j)
+            total = self._matmul(left[..., :_LONGEST], _rows(right, 0), j)
+            for start in range(_LONGEST, length, _LONGEST):
+                part = left[..., start : start + _LONGEST]
+                total += self._matmul(part, _rows(right, start), j)
+            return total
+
+        return self.each(product)
+
+    def _matmul(self, left: Array, right: Array, j: int) -> Array:
+        if left.size < right.size:
+            high, low = split(left)
+            return self.joined(high @ right, low @ right, j)
+        high, low = split(right)
+        return self.joined(left @ high, left @ low, j)
+
+    def joined(self, high: Array, low: Array, j: int) -> Array:
+        """What products with the two halves of ``split`` come to."""
+        total = self.reduce(high, j)
+        total *= 1 << _HALF
+        total += low
+        return self.reduce(total, j)
+
+    def inverse(self, x: Array) -> Array:
+        """1/x, [m, *shape]; 0 for 0."""
+        return self.each(lambda j: self._power(x[j], self.primes[j] - 2, j))
+
+    def _power(self, x: Array, exponent: int, j: int) -> Array:
+        result = np.ones_like(x)
+        for bit in bin(exponent)[2:]:
+            result = self.reduce(result * result, j)
+            if bit == "1":
+                result = self.reduce(result * x, j)
+        return result
+
+    @cached_property
+    def column(self) -> Array:
+        return np.array(self.primes, np.float64)
+
+
+def split(x: Array) -> tuple[Array, Array]:
+    """Residues as halves of 13 bits: x = 2^13 high + low."""
+    high = np.floor(x / (1 << _HALF))
+    return high, x - high * (1 << _HALF)
+
+
+def _rows(right: Array, start: int) -> Array:
+    return right[start : start + _LONGEST] if right.ndim == 1 else right[..., start : start + _LONGEST, :]
+
+
+def fits(length: int) -> bool:
+    """Whether sums of so many products with halves are exact."""
+    return length <= _LONGEST
+
+
+def _drawn_primes(count: int, key: bytes) -> list[int]:
+    """Different primes, each drawn evenly from the pool."""
+    found: list[int] = []
+    counter = 0
+    while len(found) < count:
+        digest = hashlib.blake2b(counter.to_bytes(8, "little"), key=key, person=b"prime").digest()
+        number = _LEAST + int.from_bytes(digest[:16], "little") % _LEAST
+        if number not in found and _is_prime(number):
+            found.append(number)
+        counter += 1
+    return found
+
+
+def _is_prime(number: int) -> bool:
+    if number % 2 == 0:
+        return False
+    return all(number % divisor for divisor in range(3, math.isqrt(number) + 1, 2))
+
+
+assert _MOST * (1 << _HALF) * _LONGEST <= 1 << 52
