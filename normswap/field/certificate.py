@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from normswap.errors import NormswapError
 from normswap.field.evaluation import Constants, drawn, equal, evaluate
 from normswap.field.operators import Read
 from normswap.field.residues import BITS, POOL
@@ -19,7 +16,9 @@ from normswap.graph.graph import Array, Graph, Value, is_floating
 PROVEN = "proven equal in real arithmetic"
 ERROR = 1e-12
 """What the probability that a certificate is wrong has to be below."""
-_COUNTS = (5, 10, 20)  # primes, the fewest first
+_PRIMES, _MOST_PRIMES = 5, 32
+_ATTEMPTS = 3
+_MIXED = 126  # bits
 
 
 @dataclass(frozen=True)
@@ -79,65 +78,78 @@ def certify(
     them.
     """
     key = key or secrets.token_bytes(32)
-    result = Certificate(False)
-    for attempt, count in enumerate(_COUNTS):
+    count = _PRIMES
+    for attempt in range(_ATTEMPTS):
         own = hashlib.blake2b(key, digest_size=32, salt=bytes([attempt])).digest()
-        result = _certified(reference, candidate, feeds, Field(count, own))
-        if result.certified or not result.reason.startswith("the bound"):
+        result, wanted = _certified(reference, candidate, feeds, Field(count, own))
+        if wanted <= count or wanted > _MOST_PRIMES:
             break
+        count = wanted
     return result
 
 
-def _certified(reference: Side, candidate: Side, feeds: Callable[[int], Mapping[str, Array]], over: Field) -> Certificate:
+def _certified(
+    reference: Side, candidate: Side, feeds: Callable[[int], Mapping[str, Array]], over: Field
+) -> tuple[Certificate, int]:
+    """The certificate, and how many primes the bound needs."""
     arrays = feeds(int(over.random.integers(2**31)))
     symbols = drawn(over, arrays)
     given = [symbols[value.name] for value in reference.inputs]
-    seen: dict[Value, bytes] = {}
-    ours = evaluate(over, reference.graph, dict(zip(reference.inputs, given, strict=True)), reference.outputs)
-    uncovered = _not_covered(reference, arrays)
-    primes = [int(p) for p in over.residues.primes]
-    if ours.refusal:
-        return Certificate(False, primes, not_covered=uncovered, reason=ours.refusal)
-    constants = candidate.constants(over) if candidate.constants else None
-    theirs = evaluate(over, candidate.graph, dict(zip(candidate.inputs, given, strict=True)), candidate.outputs, constants)
-    uninterpreted = sorted(ours.uninterpreted | theirs.uninterpreted)
-    if theirs.refusal:
-        return Certificate(False, primes, uninterpreted=uninterpreted, not_covered=uncovered, reason=theirs.refusal)
-    error, degree, bits = _bound(over, ours.outputs, theirs.outputs)
-    differs = [v.name for v, one, other in zip(reference.outputs, ours.outputs, theirs.outputs, strict=True) if not equal(one, other)]
-    reason = ""
-    if differs:
-        reason = f"the output '{differs[0]}' differs"
-    elif error > ERROR:
-        reason = f"the bound on the probability of error is {error:.1e}"
-    return Certificate(
-        not reason, primes, 1.0 if differs else error, degree, bits, over.tally.arguments, uninterpreted, uncovered, reason
-    )
+    result = Certificate(False, list(over.residues.primes), not_covered=_not_covered(reference, arrays))
+    outputs: list[Sequence[Read]] = []
+    for side in (reference, candidate):
+        constants = side.constants(over) if side.constants else None
+        feeds_by_value = dict(zip(side.inputs, given, strict=True))
+        found = evaluate(over, side.graph, feeds_by_value, side.outputs, constants)
+        uninterpreted = sorted({*result.uninterpreted, *found.uninterpreted})
+        result = replace(result, uninterpreted=uninterpreted, symbols=over.tally.arguments)
+        if found.refusal:
+            return replace(result, reason=found.refusal), 0
+        outputs.append(found.outputs)
+    for value, one, other in zip(reference.outputs, *outputs, strict=True):
+        if not equal(one, other):
+            return replace(result, reason=f"the output '{value.name}' differs"), 0
+    bound = _bound(over, *outputs)
+    result = replace(result, error=bound.error(over.residues.count), degree=bound.degree, bits=bound.bits)
+    if result.error > ERROR:
+        reason = f"the bound on the probability of error is {result.error:.1e}"
+        return replace(result, reason=reason), bound.primes()
+    return replace(result, certified=True), 0
 
 
-def _bound(over: Field, ours: Sequence[Read], theirs: Sequence[Read]) -> tuple[float, int, float]:
-    """The probability of error, and the degree and bits of what is zero, at most.
+@dataclass(frozen=True)
+class _Bound:
+    """The probability of error.
 
     For each prime, a polynomial that is not zero is zero at a random point with probability at most
-    ``degree`` / (p - 1), or zero everywhere, if p divides all of its coefficients: so does one of
-    at most ``bits`` / 25 primes of the pool. All of this for a difference of outputs, and for the
-    difference of every two arguments of uninterpreted functions, of which none may be taken for
-    another: the primes are independent.
+    ``degree`` / (p - 1), or zero everywhere, if p divides all of its coefficients, as at most
+    ``bits`` / 25 primes of the pool do. That goes for the difference of two outputs, and for that
+    of any two arguments of uninterpreted functions (``pairs``), of which none may be taken for
+    another. The primes are independent. Mixing to 128 bits adds its own.
     """
-    tally = over.tally
-    degree, bits = tally.largest_degree, tally.largest_bits
-    elements = 0
+
+    degree: int
+    bits: float
+    pairs: float
+
+    def error(self, count: int) -> float:
+        least = BITS - 1
+        single = self.degree / (2**least - 1) + self.bits / least / POOL
+        return min(1.0, self.pairs * (min(single, 1.0) ** count + 2.0**-_MIXED))
+
+    def primes(self) -> int:
+        """How many primes keep the error small enough."""
+        counts = range(_PRIMES, _MOST_PRIMES + 1)
+        return next((count for count in counts if self.error(count) <= ERROR), _MOST_PRIMES + 1)
+
+
+def _bound(over: Field, ours: Sequence[Read], theirs: Sequence[Read]) -> _Bound:
+    tally, growth = over.tally, over.tally.largest
     for one, other in zip(ours, theirs, strict=True):
         if isinstance(one, Exact) and isinstance(other, Exact):
-            whole = tally.whole(one.growth + other.growth)
-            degree, bits = max(degree, whole[0]), max(bits, whole[1])
-            elements += one.shadow.size
-    bits = 2 * bits + 1  # of a difference, over the denominators of both
-    least = 1 << (BITS - 1)
-    single = degree / (least - 1) + bits / (BITS - 1) / POOL
-    pairs = tally.arguments**2 / 2 + 1
-    alike = single ** over.residues.count if single < 1 else 1.0
-    return min(1.0, pairs * (alike + 2.0**-126)), degree, bits
+            growth = growth.joined(one.growth).joined(other.growth)
+    degree, bits = tally.whole(growth + growth)
+    return _Bound(degree, bits, tally.arguments**2 / 2 + 1)
 
 
 def _not_covered(side: Side, arrays: Mapping[str, Array]) -> list[str]:

@@ -55,10 +55,8 @@ class Growth:
         return replace(self, bits=self.bits + math.log2(max(count, 1)))
 
     def joined(self, other: Growth) -> Growth:
-        """Of an array with elements of both."""
-        return self + other if other.denominators != self.denominators else Growth(
-            max(self.degree, other.degree), max(self.inverses, other.inverses), max(self.bits, other.bits), self.denominators
-        )
+        """Of an array with elements of both, over one denominator."""
+        return replace(self + other, bits=(self + other).bits - 1)
 
     def over(self, count: int) -> Growth:
         """Of the value divided by a whole number."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,6 +28,33 @@ _HALF = 13
 _LONGEST = 8192  # products in a sum
 _LOWEST, _HIGHEST = -1200, 1100  # exponents of two
 _SINGLE, _DOUBLE = 24, 53  # digits
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers as whole numbers times powers of two. ``exponent``: places in a table of powers, None
+    for integers. ``is_single``: of at most 24 digits. ``infinite``: the numbers, where some are not
+    finite."""
+
+    mantissa: Array
+    exponent: Array | None = None
+    is_single: bool = True
+    infinite: Array | None = None
+
+    @staticmethod
+    def of(array: Array) -> Numbers:
+        """Those of a float, integer or bool array."""
+        if array.dtype.kind in "iub":
+            return Numbers(array.astype(np.int64))
+        single = array.dtype.itemsize <= np.dtype(np.float32).itemsize
+        wide = np.asarray(array, np.float64)
+        finite = np.isfinite(wide)
+        whole = bool(finite.all())
+        mantissa, exponent = np.frexp(wide if whole else np.where(finite, wide, 0.0))
+        digits = _SINGLE if single else _DOUBLE
+        mantissa *= float(1 << digits)
+        exponent -= digits + _LOWEST
+        return Numbers(mantissa, exponent, single, None if whole else wide)
 
 
 class Residues:
@@ -46,26 +73,21 @@ class Residues:
 
     # -- into the field ------------------------------------------------------------------------
 
-    def of(self, array: Array, j: int) -> Array:
-        """A float, integer or bool array modulo prime ``j``."""
-        p = self.primes[j]
-        if array.dtype.kind in "iub":
-            return np.asarray(array.astype(np.int64) % p, np.float64)
-        digits = _SINGLE if array.dtype.itemsize <= np.dtype(np.float32).itemsize else _DOUBLE
-        wide = np.asarray(array, np.float64)
-        finite = np.isfinite(wide)
-        whole = bool(finite.all())
-        fraction, exponent = np.frexp(wide if whole else np.where(finite, wide, 0.0))
-        number = np.ldexp(fraction, digits)
-        if digits == _DOUBLE:
-            number = self.reduce(number, j)
-        number *= self._powers[j][exponent - (digits + _LOWEST)]
-        number = self.reduce(number, j)
-        return number if whole else self.marked(number, wide, j)
+    def of(self, numbers: Numbers, j: int) -> Array:
+        """Numbers modulo prime ``j``."""
+        if numbers.exponent is None:
+            return np.asarray(numbers.mantissa % self.primes[j], np.float64)
+        found = numbers.mantissa.copy()
+        if not numbers.is_single:
+            found = self.reduce(found, j)
+        found *= self._powers[j][numbers.exponent]
+        found = self.reduce(found, j)
+        return found if numbers.infinite is None else self.marked(found, numbers.infinite, j)
 
     def all_of(self, array: Array) -> Array:
-        """``of`` for all primes."""
-        return np.stack([self.of(array, j) for j in range(self.count)])
+        """An array of numbers modulo all primes."""
+        numbers = Numbers.of(array)
+        return np.stack([self.of(numbers, j) for j in range(self.count)])
 
     def marked(self, residues: Array, shadow: Array, j: int) -> Array:
         """``residues`` with a symbol wherever ``shadow`` is not finite."""
@@ -142,10 +164,6 @@ class Residues:
             if bit == "1":
                 result = self.reduce(result * x, j)
         return result
-
-    @cached_property
-    def column(self) -> Array:
-        return np.array(self.primes, np.float64)
 
 
 def split(x: Array) -> tuple[Array, Array]:

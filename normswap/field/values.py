@@ -20,7 +20,7 @@ import numpy as np
 
 from normswap.field.growth import SYMBOL, Growth, of_constants
 from normswap.field.hashing import Digest, Hashing
-from normswap.field.residues import Residues
+from normswap.field.residues import Numbers, Residues
 from normswap.graph.graph import Array
 
 _TINY = 64  # constants of which the inverse has its denominators one by one
@@ -32,6 +32,7 @@ class Exact:
     def __init__(self, shadow: Array, residues: Array | None, growth: Growth, source: tuple[Residues, Array] | None = None) -> None:
         self.shadow, self.growth = shadow, growth
         self._residues, self._source = residues, source
+        self._numbers: Numbers | None = None
         self.inverse: Exact | None = None
 
     @property
@@ -42,8 +43,7 @@ class Exact:
     def residues(self) -> Array:
         if self._residues is None:
             assert self._source is not None  # a constant, converted where it is used
-            field, array = self._source
-            return field.all_of(array)
+            return np.stack([self.residue(j) for j in range(self.count)])
         return self._residues
 
     def residue(self, j: int) -> Array:
@@ -51,7 +51,9 @@ class Exact:
         if self._residues is None:
             assert self._source is not None
             field, array = self._source
-            return field.of(array, j)
+            if self._numbers is None:
+                self._numbers = Numbers.of(array)
+            return field.of(self._numbers, j)
         return np.asarray(self._residues[j], np.float64)
 
     def moved(self, move: Callable[[Array], Array]) -> Exact:
@@ -90,20 +92,19 @@ class Exact:
 
 @dataclass
 class Tally:
-    """What the bound is made of. ``arguments``: how many symbols there are. ``largest``: their
-    arguments' growth, all inverses cleared. ``cleared``: that of the product of all computed
-    values that were inverted."""
+    """What the bound is made of. ``arguments``: how many symbols there are. ``largest``: the growth
+    of their arguments, of all. ``cleared``: of the product of all computed values that were
+    inverted."""
 
     arguments: int = 0
-    largest_degree: int = 0
-    largest_bits: float = 0.0
+    largest: Growth = Growth()
     cleared_degree: int = 0
     cleared_bits: float = 0.0
 
     def whole(self, growth: Growth) -> tuple[int, float]:
-        """Degree and bits of a value with its inverses and denominators cleared."""
-        bits = growth.bits + sum(size * power for size, power in growth.denominators.values())
-        return growth.degree + growth.inverses * self.cleared_degree, bits + growth.inverses * self.cleared_bits
+        """Degree and bits of a value with its inverses cleared, over its denominators."""
+        degree = growth.degree + growth.inverses * self.cleared_degree
+        return degree, growth.bits + growth.inverses * self.cleared_bits
 
 
 class Field:
@@ -174,13 +175,16 @@ class Field:
 
     def _inverted(self, b: Exact) -> Growth:
         growth, size = b.growth, b.shadow.size
-        if growth.degree == 0 and growth.inverses == 0:
-            # D / N of each element: another whole number N for each
-            own = sum(power * bits for bits, power in growth.denominators.values())
+        own = sum(power * bits for bits, power in growth.denominators.values())
+        if growth.degree == 0 and growth.inverses == 0:  # D / N, another N for each element
             return Growth(bits=own, denominators={f"constants {self.tally.arguments}.{id(b)}": (growth.bits * size, 1)})
         degree, bits = self.tally.whole(growth)
         before = self.tally
-        above = Growth(growth.inverses * before.cleared_degree, 1, bits)
+        above = Growth(
+            growth.inverses * before.cleared_degree,
+            1,
+            own + growth.inverses * before.cleared_bits,
+        )
         self.tally = replace(
             before, cleared_degree=before.cleared_degree + size * degree, cleared_bits=before.cleared_bits + size * bits
         )
@@ -298,9 +302,7 @@ class Field:
         for argument in arguments:
             digest = self.hashing.absorb(digest, argument)
         self.tally.arguments += digest.first.size if count is None else count
-        degree, bits = self.tally.whole(growth)
-        self.tally.largest_degree = max(self.tally.largest_degree, degree)
-        self.tally.largest_bits = max(self.tally.largest_bits, bits)
+        self.tally.largest = self.tally.largest.joined(growth)
         return digest
 
 
