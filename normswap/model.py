@@ -182,6 +182,12 @@ class Model(Shown):
             return first_line(error)
         return ""
 
+    def located(self, location: Location) -> Model:
+        """The same model, of which the norms are known."""
+        same = replace(self)
+        same.__dict__["_location"] = (self.graph.version, location)
+        return same
+
     @property
     def sites(self) -> tuple[Site, ...]:
         """The norms of the graph in the order of execution."""

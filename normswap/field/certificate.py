@@ -60,20 +60,25 @@ class Certificate:
 @dataclass(frozen=True)
 class Side:
     """One of two graphs: its inputs and outputs in the order of the reference's, and what stands in
-    place of constants that a pass has computed."""
+    place of constants that a pass has computed. ``refusal``: why there is nothing to compare."""
 
     graph: Graph
     inputs: Sequence[Value]
     outputs: Sequence[Value]
-    constants: Callable[[Field], Constants] | None = None
+    constants: Constants | None = None
+    refusal: str = ""
 
 
 def certify(
-    reference: Side, candidate: Side, feeds: Callable[[int], Mapping[str, Array]], key: bytes | None = None
+    reference: Side,
+    candidate: Callable[[Field], Side],
+    feeds: Callable[[int], Mapping[str, Array]],
+    key: bytes | None = None,
 ) -> Certificate:
     """Compares two graphs over the field.
 
-    ``feeds``: arrays by the names of the reference's inputs, from a seed. ``key``: 32 bytes that
+    ``candidate``: the other graph, which may have been made over the field. ``feeds``: arrays by
+    the names of the reference's inputs, from a seed. ``key``: 32 bytes that
     everything random comes from; by default from the operating system, so that nobody can know
     them.
     """
@@ -89,7 +94,10 @@ def certify(
 
 
 def _certified(
-    reference: Side, candidate: Side, feeds: Callable[[int], Mapping[str, Array]], over: Field
+    reference: Side,
+    candidate: Callable[[Field], Side],
+    feeds: Callable[[int], Mapping[str, Array]],
+    over: Field,
 ) -> tuple[Certificate, int]:
     """The certificate, and how many primes the bound needs."""
     arrays = feeds(int(over.random.integers(2**31)))
@@ -97,10 +105,11 @@ def _certified(
     given = [symbols[value.name] for value in reference.inputs]
     result = Certificate(False, list(over.residues.primes), not_covered=_not_covered(reference, arrays))
     outputs: list[Sequence[Read]] = []
-    for side in (reference, candidate):
-        constants = side.constants(over) if side.constants else None
-        feeds_by_value = dict(zip(side.inputs, given, strict=True))
-        found = evaluate(over, side.graph, feeds_by_value, side.outputs, constants)
+    for side in (reference, candidate(over)):
+        if side.refusal:
+            return replace(result, reason=side.refusal), 0
+        fed = dict(zip(side.inputs, given, strict=True))
+        found = evaluate(over, side.graph, fed, side.outputs, side.constants)
         uninterpreted = sorted({*result.uninterpreted, *found.uninterpreted})
         result = replace(result, uninterpreted=uninterpreted, symbols=over.tally.arguments)
         if found.refusal:

@@ -45,7 +45,11 @@ def evaluate(
     """
     result, held = Evaluation(), constants or {}
     nodes = graph.ancestors(outputs, stop=feeds)
-    computed = [node for node in nodes if not node.output.is_constant]
+    computed, changed = [], set(held)
+    for node in nodes:  # constants are what the graph computes, unless they come from changed ones
+        if not node.output.is_constant or not changed.isdisjoint(node.inputs):
+            computed.append(node)
+            changed.update(node.outputs if node.output.is_constant else ())
     last = {value: i for i, node in enumerate(computed) for value in node.inputs if value is not None}
     known: dict[Value, Read] = dict(feeds)
 

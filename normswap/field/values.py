@@ -56,10 +56,17 @@ class Exact:
             return field.of(self._numbers, j)
         return np.asarray(self._residues[j], np.float64)
 
+    def compact(self) -> Exact:
+        """The same in half of the memory."""
+        return Exact(self.shadow, self.residues.astype(np.uint32), self.growth)
+
     def moved(self, move: Callable[[Array], Array]) -> Exact:
         """With ``move``, which only moves elements, on shadow and residues."""
+        if self._source is not None:
+            field, array = self._source
+            return Exact(np.asarray(move(self.shadow)), None, self.growth, (field, np.asarray(move(array))))
         residues = np.stack([move(self.residue(j)) for j in range(self.count)])
-        return Exact(move(self.shadow), residues, self.growth)
+        return Exact(np.asarray(move(self.shadow)), residues, self.growth)
 
     @property
     def count(self) -> int:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -47,6 +47,32 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 def is_floating(dtype: Any) -> bool:
     """Whether a numpy dtype is a floating-point one; bfloat16 (of ml_dtypes) is."""
     return np.issubdtype(dtype, np.floating) or np.dtype(dtype) == BFLOAT16
+
+
+class Carried(Protocol):
+    """What constants of a graph carry beside their numbers: see ``field/duals.py``."""
+
+    def read(self, value: Value, array: Array) -> Array:
+        """The array of a constant, as a pass reads it."""
+
+    def note(self, value: Value, array: Array) -> None:
+        """A constant is new, or has another array from now on."""
+
+    def copied(self, names: Callable[[str], Value]) -> Carried:
+        """The same for a copy of the graph, of which ``names`` gives the values."""
+
+
+def contiguous(array: Array, dtype: Any = None) -> Array:
+    """``numpy.ascontiguousarray``, of an array that may carry more than its numbers."""
+    if hasattr(array, "contiguous"):
+        carrying: Array = array.contiguous(dtype)
+        return carrying
+    return np.ascontiguousarray(array, dtype)
+
+
+def alike(array: Array, other: Array) -> Array:
+    """``array``, carrying more than its numbers where ``other`` does, to be written into."""
+    return other.alike(array) if hasattr(other, "alike") else array
 
 
 class Value:
@@ -163,6 +189,7 @@ class Graph(abc.ABC):
     ``inputs``, ``outputs`` and ``nodes`` and implements the abstract methods. ``nodes`` is in
     topological order at all times. ``version`` counts the edits. ``not_in_double``: operators that
     runs in float64 have so far computed in their own dtype, for want of anything better.
+    ``carried``: what the constants are beside the numbers that the graph holds (field/duals.py).
     """
 
     kind: str
@@ -178,6 +205,7 @@ class Graph(abc.ABC):
         self._folded: dict[Value, Array] = {}
         self.version = 0
         self.not_in_double: set[str] = set()
+        self.carried: Carried | None = None
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -197,10 +225,12 @@ class Graph(abc.ABC):
         if not value.is_constant:
             return None
         if value.producer is None:
-            return self._read(value)
-        if value not in self._folded:
-            self._folded[value] = self._compute_constant(value)
-        return self._folded[value]
+            array = self._read(value)
+        else:
+            if value not in self._folded:
+                self._folded[value] = self._compute_constant(value)
+            array = self._folded[value]
+        return array if self.carried is None else self.carried.read(value, array)
 
     def scalar(self, value: Value | None) -> float | None:
         """The number that a one-element constant holds, else None."""
@@ -260,10 +290,12 @@ class Graph(abc.ABC):
 
     def add_constant(self, array: Array, name: str) -> Value:
         """A new constant. A ``name`` that is taken gets a number behind it."""
-        array = np.ascontiguousarray(array)
-        raw, name = self._store(array, self._unique(name))
+        array = contiguous(array)
+        raw, name = self._store(np.asarray(array), self._unique(name))
         value = Value(name, raw, tuple(array.shape), array.dtype, is_constant=True)
         self._values[name] = value
+        if self.carried is not None:
+            self.carried.note(value, array)
         return value
 
     def insert(
@@ -428,6 +460,13 @@ class Graph(abc.ABC):
         value.shape, value.dtype = tuple(array.shape), array.dtype
         self.version += 1
         self._folded.clear()
+        if self.carried is not None:
+            self.carried.note(value, array)
+
+    def _carried_to(self, duplicate: Graph) -> None:
+        """Lets a copy carry what this graph does."""
+        if self.carried is not None:
+            duplicate.carried = self.carried.copied(duplicate.value)
 
     def _unique(self, name: str) -> str:
         candidate, count = name, 1

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Node, Value, is_floating
+from normswap.graph.graph import Array, Graph, Node, Value, contiguous, is_floating
 
 _GEMM_RANK = 2
 ADDER = "Add"
@@ -410,7 +410,7 @@ def put_constant(graph: Graph, node: Node, index: int, array: Array) -> None:
     The constant is replaced in place where nothing else reads it; else the node gets its own.
     """
     old = node.data_input(index)
-    array = np.ascontiguousarray(array, dtype=stored_dtype(node, index))
+    array = contiguous(array, stored_dtype(node, index))
     alone = old.producer is None and len(old.uses) == 1 and old not in graph.outputs
     if alone and old.shape:  # a scalar may be a literal of the call
         fits = array.size == math.prod(old.shape)
@@ -438,4 +438,4 @@ def _dtypes(weight: Value, bias: Value | None) -> tuple[np.dtype[Any], np.dtype[
 
 
 def _cast(array: Array, like: Value) -> Array:
-    return np.ascontiguousarray(array, dtype=like.dtype)
+    return contiguous(array, like.dtype)

@@ -262,6 +262,7 @@ class FxGraph(Graph):
                 module.add_submodule(node.target, child)
         duplicate = FxGraph(module)
         duplicate._wanted_modules = dict(self._wanted_modules)
+        self._carried_to(duplicate)
         return duplicate
 
     @property

@@ -203,7 +203,9 @@ class OnnxGraph(Graph):
         return slice_proto(self.model, typed, [v.raw for v in outputs])[0]
 
     def copy(self) -> OnnxGraph:
-        return view(self.model.clone(), self._types())
+        duplicate = view(self.model.clone(), self._types())
+        self._carried_to(duplicate)
+        return duplicate
 
     def as_attribute(self, number: float) -> float:
         return float(np.float32(number))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from normswap.graph.graph import Array, Node
+from normswap.graph.graph import Array, Node, alike
 from normswap.passes.base import Refusal, called
 
 _SAME, _ROUNDING = 1e-9, 1e-14
@@ -265,12 +265,12 @@ def embedded(change: ChannelMap, axis: int, positions: Array | None, size: int) 
         shape = list(np.broadcast_shapes(array.shape[:rank], rest.shape[:rank]))
         shape[axis] = size
         if tail and axis == change.axis:
-            result = np.broadcast_to(_eye(size, axis, rank), (*shape, size)).copy()
-            inner = np.moveaxis(result, axis, -2)
+            whole = np.broadcast_to(_eye(size, axis, rank), (*shape, size))
+            inner = alike(np.moveaxis(whole, axis, -2).copy(), array)
             inner[..., positions[:, None], positions] = np.moveaxis(array, axis, -2)
-            return result
-        result = np.broadcast_to(rest, (*shape, *tail)).copy()
-        np.moveaxis(result, axis, 0)[positions] = np.moveaxis(array, axis, 0)
+            return np.moveaxis(inner, -2, axis)
+        result = alike(np.broadcast_to(rest, (*shape, *tail)).copy(), array)
+        result[(*[slice(None)] * axis, positions)] = array
         return result
 
     rest = neutral.linear if change.axis != axis else np.ones((1,) * rank)
@@ -362,7 +362,7 @@ def _block_diagonal(matrices: Array, sizes: Sequence[int], inner: int) -> Array:
     blocks = np.broadcast_to(matrices, (*sizes, matrices.shape[-1]))
     blocks = np.moveaxis(blocks, inner, -2)
     rows = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), inner, -1)
-    whole = np.zeros((rows.size, rows.size))
+    whole = alike(np.zeros((rows.size, rows.size)), matrices)
     whole[rows[..., :, None], rows[..., None, :]] = blocks
     return whole
 

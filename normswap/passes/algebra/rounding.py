@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from normswap.graph.graph import Array
+from normswap.graph.graph import Array, contiguous
 from normswap.passes.base import Refusal
 
 
@@ -31,7 +31,7 @@ def rounded(array: Array, dtype: np.dtype[Any], name: str) -> Array:
     if not np.all(np.isfinite(array)):
         raise OutOfRange(f"{name} would hold numbers that are not finite")
     with np.errstate(over="ignore"):
-        result = np.ascontiguousarray(array, dtype)
+        result = contiguous(array, dtype)
     if not np.all(np.isfinite(result)):
         largest, limit = float(np.abs(array).max()), float(ml_dtypes.finfo(dtype).max)
         raise OutOfRange(f"{name} would hold {largest:.3g}, and {dtype} ends at {limit:.3g}")

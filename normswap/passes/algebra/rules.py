@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from normswap.field.duals import ratio
 from normswap.graph.graph import Array, Node, Value
 from normswap.norms.site import Site
 from normswap.passes.algebra import moves
@@ -96,8 +97,8 @@ def _sum(arithmetic: Arithmetic) -> Rule:
             part = _for_operand(part, operands[i], node)
             yield i if operands[i].is_constant else operands[i], part
         if total is None:
-            yield node.output, like.with_shift(np.asarray(shift))
-        elif not open_ends and not like.with_shift(np.asarray(shift)).is_same(total):
+            yield node.output, like.with_shift(np.asanyarray(shift))
+        elif not open_ends and not like.with_shift(np.asanyarray(shift)).is_same(total):
             raise Refusal(f"{name} adds up what is shifted differently")
 
     return Rule(
@@ -227,7 +228,7 @@ def _absorbs(refuses: str) -> Rule:
 
 def mean_subtraction(size: int, axis: int, rank: int) -> ChannelMap:
     """P = I - 1 1^T / C along ``axis``."""
-    return ChannelMap.along(np.eye(size) - 1 / size, np.zeros(size), axis, rank)
+    return ChannelMap.along(np.eye(size) - ratio(1, size), np.zeros(size), axis, rank)
 
 
 def _is_mean_subtraction(change: ChannelMap, site: Site) -> bool:

@@ -225,7 +225,7 @@ def _rounded(
 
 
 def _changed(
-    weight: Weight, absorbed: Absorbed, form: Callable[[Array], Array] = np.asarray
+    weight: Weight, absorbed: Absorbed, form: Callable[[Array], Array] = np.asanyarray
 ) -> tuple[Array, Array]:
     """The weight, in the form of ``weight.weight``, and the bias [out], both in float64; those that
     it has now enter in a ``form``."""
