@@ -62,8 +62,9 @@ class Dual(np.ndarray):
         found = result if exact is None or over is None else Dual(np.asarray(result), over, exact)
         if out is None:
             return found
-        out[0][...] = found
-        return out[0]
+        out[0][...] = found if isinstance(out[0], Dual) else result
+        # numpy writes into temporary arrays: what it is given back is what goes on
+        return out[0] if isinstance(out[0], Dual) or exact is None else found
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         special = _FUNCTIONS.get(function)
