@@ -10,6 +10,7 @@ from normswap.errors import NormswapError
 from normswap.lowering import Lowering, chooser_for, lower, target_chooser
 from normswap.model import Model, Progress
 from normswap.norms.site import Site
+from normswap.parity.certified import certified_pass
 from normswap.passes.base import Pass, PassResult
 from normswap.passes.registry import pass_called, passes
 from normswap.passes.select import Selection
@@ -44,6 +45,7 @@ def swap(
     data: Any = None,
     samples: int | None = None,
     lowering: Lowering | None = None,
+    certify: bool = False,
     progress: Progress | None = None,
 ) -> PassResult:
     """The model with its norms swapped for others.
@@ -61,6 +63,9 @@ def swap(
             of images, or an array [N, C, H, W] of prepared ones. No labels are needed.
         samples: use that many of ``data``, drawn at random (always the same).
         lowering: what the model is made for, for passes that write norms as operators.
+        certify: of an exact pass: also prove that the new model is the same function in real
+            arithmetic (``certificate`` of the result), which takes a second run of the pass and of
+            both models.
         progress: ``progress(done, total, what)`` is called before each step, and once at the end.
 
     Returns:
@@ -71,7 +76,7 @@ def swap(
 
     Raises:
         NormswapError: a word that is no pass; both or neither of ``how`` and ``to``; a pattern that
-            matches no site; data that is missing, unfit, or given to an exact pass; a
+            matches no site; ``certify`` with a fitted pass; data that is missing, unfit, or given to an exact pass; a
             ``lowering`` that the pass does not depend on.
 
     Examples:
@@ -87,6 +92,8 @@ def swap(
         how = kind()
     elif to is not None:
         raise NormswapError("swap: give a pass or its word (to=), not both")
+    if certify and not how.exact:
+        raise NormswapError(f"swap: '{how.to}' is another function, which nothing can certify")
     given: dict[str, Any] = {"sites": sites, "progress": progress}
     if (how.needs_data or how.takes_data) and data is not None:
         from normswap.io.data import Data, load_data
@@ -106,16 +113,26 @@ def swap(
     how = dataclasses.replace(how, **{name: v for name, v in given.items() if v is not None})
     with model.blamed():
         result = lower(how(model), made_for, progress)
+        result = _certified(model, result, how) if certify else result
     return result.recorded(f"swap to {how.to}")
 
 
-def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
+def _certified(model: Model, result: PassResult, how: Pass) -> PassResult:
+    """The result with a certificate, if the pass has modified anything."""
+    if not result.modified:
+        return result
+    found = certified_pass(model, result.model, lambda copy: how(copy).model)
+    return dataclasses.replace(result, certificate=found)
+
+
+def fold(model: Model, *, sites: Selection | None = None, certify: bool = False) -> PassResult:
     """The model with its evaluation-mode BatchNorms and other affine maps folded into the
     neighbouring weights; exact.
 
     Args:
         model: of ``load``, or ``swap(...).model``; it is not changed.
         sites: which BatchNorms and maps, as for ``swap``; all by default.
+        certify: also prove that it is the same function in real arithmetic, as for ``swap``.
 
     Returns:
         What ``Fold`` did. ``model`` is the input itself where nothing could be folded; ``skipped``
@@ -131,17 +148,23 @@ def fold(model: Model, *, sites: Selection | None = None) -> PassResult:
     """
     from normswap.passes.fold import Fold
 
+    how = Fold(sites=sites)
     with model.blamed():
-        return Fold(sites=sites)(model).recorded("fold")
+        result = how(model)
+        result = _certified(model, result, how) if certify else result
+    return result.recorded("fold")
 
 
-def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
+def fold_affine(
+    model: Model, *, sites: Selection | None = None, certify: bool = False
+) -> PassResult:
     """The model with gamma and beta of its LayerNorms and RMSNorms folded into what reads them;
     exact.
 
     Args:
         model: of ``load``; it is not changed.
         sites: which norms, as for ``swap``; all by default.
+        certify: also prove that it is the same function in real arithmetic, as for ``swap``.
 
     Returns:
         What ``FoldAffine`` did. A norm is ``skipped``, whole, where anything but linear layers and
@@ -155,8 +178,11 @@ def fold_affine(model: Model, *, sites: Selection | None = None) -> PassResult:
     """
     from normswap.passes.fold_affine import FoldAffine
 
+    how = FoldAffine(sites=sites)
     with model.blamed():
-        return FoldAffine(sites=sites)(model).recorded("fold of gamma and beta")
+        result = how(model)
+        result = _certified(model, result, how) if certify else result
+    return result.recorded("fold of gamma and beta")
 
 
 def convert(

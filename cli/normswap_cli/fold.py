@@ -9,6 +9,7 @@ import click
 from normswap_cli.console import working
 from normswap_cli.options import (
     arch_option,
+    certify_option,
     examples,
     json_option,
     load_models,
@@ -30,6 +31,7 @@ from normswap_cli.rewrite import save_if_passed, tell
 @model_argument
 @output_option
 @sites_option
+@certify_option
 @precision_options
 @json_option
 @trust_option
@@ -38,6 +40,7 @@ def fold(
     model: str,
     output: Path,
     sites: str | None,
+    certify: bool,
     precision: Precision,
     as_json: bool,
     trust: bool,
@@ -55,6 +58,6 @@ def fold(
 
         check_output(output)
         (source,) = load_models([model], trust, arch)
-        steps = [("fold", normswap.fold(source, sites=sites))]
+        steps = [("fold", normswap.fold(source, sites=sites, certify=certify))]
         report = save_if_passed(Rewriting(source, steps, sites is not None), output, precision)
     return tell(report, output, "no BatchNorm was found", as_json)

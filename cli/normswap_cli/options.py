@@ -46,6 +46,12 @@ sites_option = click.option(
     help="Alternatives separated by commas, each of terms that must all hold, separated by "
     "spaces: globs on site names, role=ROLE, tower=TOWER.",
 )
+certify_option = click.option(
+    "--certify",
+    is_flag=True,
+    help="Exact passes: also prove that the result is the same function in real arithmetic. "
+    "Without a proof nothing is written.",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )

@@ -36,6 +36,8 @@ def tell(report: Rewriting, output: Path, nothing: str, as_json: bool) -> int:
         return 0
     if not report.found:
         why = nothing
+    elif report.refuted is not None:
+        why = report.refuted.words
     else:
         why = "a site was skipped" if report.unmet else "no norm can go for what --ensure asks"
     complain(f"{report.source.name}: {why}; {output} was not written")

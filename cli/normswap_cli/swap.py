@@ -12,6 +12,7 @@ from normswap_cli.options import (
     FileOrName,
     ImageOptions,
     arch_option,
+    certify_option,
     examples,
     image_options,
     json_option,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Exact swaps: fold gamma and beta into what reads the norms.",
 )
+@certify_option
 @click.option(
     "--data",
     type=FileOrName(),
@@ -81,6 +83,7 @@ def swap(
     kind: type[Pass],
     sites: str | None,
     fold_affine: bool,
+    certify: bool,
     data: str | None,
     images: ImageOptions,
     samples: int | None,
@@ -103,6 +106,7 @@ def swap(
     # Only what is fitted leaves something to fold, only an exact swap a norm with gamma and beta.
     _check_belongs(kind, "--fold", then_fold, not kind.exact)
     _check_belongs(kind, "--fold-affine", fold_affine, kind.exact)
+    _check_belongs(kind, "--certify", certify, kind.exact)
     if kind.needs_data and data is None:
         raise click.UsageError(f"--to {kind.to} needs calibration data: give --data.")
     with working() as progress:
@@ -127,6 +131,7 @@ def swap(
                 data=images.data(data, source, progress, samples),
                 samples=samples,
                 lowering=Lowering(**made_for) if made_for else None,
+                certify=certify,
                 progress=progress,
             )
         if not first:
@@ -135,7 +140,7 @@ def swap(
         if then_fold:
             steps.append(("fold", normswap.fold(swapped.model)))
         if fold_affine:
-            steps.append(("fold-affine", normswap.fold_affine(swapped.model)))
+            steps.append(("fold-affine", normswap.fold_affine(swapped.model, certify=certify)))
         report = save_if_passed(Rewriting(source, steps, sites is not None), output, precision)
     return tell(report, output, "no norm was found", as_json)
 

@@ -84,6 +84,12 @@ _RUNTIMES = click.Choice(["torch", "onnxruntime", "openvino"])
     "without its optimisations, which may change results.",
 )
 @limit_option
+@click.option(
+    "--certify",
+    is_flag=True,
+    help="Also prove that both are the same function in real arithmetic. Exit status 1 where that "
+    "cannot be.",
+)
 @click.option("--bisect", is_flag=True, help="Also find the first place at which they part.")
 @click.option(
     "--reproducer",
@@ -115,6 +121,7 @@ def validate(
     reference_runtime: str | None,
     candidate_runtime: str | None,
     limit: float | None,
+    certify: bool,
     bisect: bool,
     reproducer: Path | None,
     page: Path | None,
@@ -125,7 +132,7 @@ def validate(
 ) -> int:
     """Compare CANDIDATE with REFERENCE: at their outputs and at every norm.
 
-    Exit status 1 if the contract is not met.
+    Exit status 1 if the contract is not met, or --certify proves nothing.
     """
     if reproducer is not None and not bisect:
         raise click.UsageError("--reproducer is written by --bisect")
@@ -152,6 +159,7 @@ def validate(
             simulate=simulate,
             calibration=calibration and images.data(calibration, before, progress, None),
             bisect=bisect,
+            certify=certify,
             reproducer=reproducer,
             reference_runtime=reference_runtime,
             candidate_runtime=candidate_runtime,
@@ -170,7 +178,8 @@ def validate(
         show_json(report.to_json())
     else:
         show(validation_view(report))
-    return 0 if report.passed else 1
+    proven = report.certificate is None or report.certificate.certified
+    return 0 if report.passed and proven else 1
 
 
 def _reproducer_of(candidate: str) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from normswap.field.evaluation import Constants, drawn, equal, evaluate
 from normswap.field.operators import Read
@@ -49,11 +51,15 @@ class Certificate:
     not_covered: list[str] = field(default_factory=list)
     reason: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return dataclasses.asdict(self)
+
     @property
     def words(self) -> str:
         """One line for people."""
         if self.certified:
-            return f"{PROVEN}; probability of error below {ERROR:.0e}".replace("e-12", "e-12")
+            return f"{PROVEN}; probability of error below {ERROR:g}"
         return f"not certified: {self.reason}"
 
 
@@ -103,7 +109,9 @@ def _certified(
     arrays = feeds(int(over.random.integers(2**31)))
     symbols = drawn(over, arrays)
     given = [symbols[value.name] for value in reference.inputs]
-    result = Certificate(False, list(over.residues.primes), not_covered=_not_covered(reference, arrays))
+    result = Certificate(
+        False, list(over.residues.primes), not_covered=_not_covered(reference, arrays)
+    )
     outputs: list[Sequence[Read]] = []
     for side in (reference, candidate(over)):
         if side.refusal:
@@ -119,7 +127,9 @@ def _certified(
         if not equal(one, other):
             return replace(result, reason=f"the output '{value.name}' differs"), 0
     bound = _bound(over, *outputs)
-    result = replace(result, error=bound.error(over.residues.count), degree=bound.degree, bits=bound.bits)
+    result = replace(
+        result, error=bound.error(over.residues.count), degree=bound.degree, bits=bound.bits
+    )
     if result.error > ERROR:
         reason = f"the bound on the probability of error is {result.error:.1e}"
         return replace(result, reason=reason), bound.primes()

@@ -79,7 +79,11 @@ class Dual(np.ndarray):
 
     def _move(self, move: Callable[[Array], Array]) -> Any:
         result = move(_plain(self))
-        if self.exact is None or self.over is None or not isinstance(result, np.ndarray | np.generic):
+        if (
+            self.exact is None
+            or self.over is None
+            or not isinstance(result, np.ndarray | np.generic)
+        ):
             return result
         return Dual(np.asarray(result), self.over, self.exact.moved(move))
 
@@ -189,7 +193,11 @@ def _moved(function: Any, over: Field, args: Any, kwargs: Any) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(modulo(v, j) for v in value)
         floats = isinstance(value, np.ndarray) and is_floating(value.dtype)
-        return _exact(value, over).residue(j) if isinstance(value, Dual) or (lifts and floats) else value
+        return (
+            _exact(value, over).residue(j)
+            if isinstance(value, Dual) or (lifts and floats)
+            else value
+        )
 
     plain = function(*_plain_all(args), **_plain_all(kwargs))
     planes = [
@@ -260,10 +268,15 @@ def _inverse(matrix: Any) -> Any:
     if over is None or plain.size != size * size:
         return plain
     exact = _exact(matrix, over)
-    planes = [_eliminated(over, exact.residue(j).reshape(size, size), j).reshape(plain.shape) for j in range(exact.count)]
+    planes = [
+        _eliminated(over, exact.residue(j).reshape(size, size), j).reshape(plain.shape)
+        for j in range(exact.count)
+    ]
     growth = exact.growth
     minors = replace(growth, bits=size * (growth.bits + np.log2(max(size, 2))))  # by Hadamard
-    growth = replace(minors, denominators={**growth.denominators, f"determinant {id(exact)}": (minors.bits, 1)})
+    growth = replace(
+        minors, denominators={**growth.denominators, f"determinant {id(exact)}": (minors.bits, 1)}
+    )
     return _dual(over, plain, planes, growth)
 
 
@@ -279,7 +292,9 @@ def _eliminated(over: Field, matrix: Array, j: int) -> Array:
         both[column] = over.residues.reduce(both[column] * inverse, j)
         factors = both[:, column].copy()
         factors[column] = 0
-        both = over.residues.reduce(both - over.residues.reduce(np.outer(factors, both[column]), j), j)
+        both = over.residues.reduce(
+            both - over.residues.reduce(np.outer(factors, both[column]), j), j
+        )
     return both[:, size:]
 
 

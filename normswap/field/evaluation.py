@@ -50,7 +50,9 @@ def evaluate(
         if not node.output.is_constant or not changed.isdisjoint(node.inputs):
             computed.append(node)
             changed.update(node.outputs if node.output.is_constant else ())
-    last = {value: i for i, node in enumerate(computed) for value in node.inputs if value is not None}
+    last = {
+        value: i for i, node in enumerate(computed) for value in node.inputs if value is not None
+    }
     known: dict[Value, Read] = dict(feeds)
 
     def load(value: Value | None) -> Read:

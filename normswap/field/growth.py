@@ -37,8 +37,13 @@ class Growth:
 
     def __add__(self, other: Growth) -> Growth:
         """Of a sum."""
-        common = {n: self.denominators.get(n, other.denominators.get(n, (0.0, 0))) for n in [*self.denominators, *other.denominators]}
-        common = {n: (size, max(self._power(n), other._power(n))) for n, (size, _) in common.items()}
+        common = {
+            n: self.denominators.get(n, other.denominators.get(n, (0.0, 0)))
+            for n in [*self.denominators, *other.denominators]
+        }
+        common = {
+            n: (size, max(self._power(n), other._power(n))) for n, (size, _) in common.items()
+        }
         bits = max(self._over(common), other._over(common)) + 1
         degree, inverses = max(self.degree, other.degree), max(self.inverses, other.inverses)
         return Growth(degree, inverses, bits, common)
@@ -48,7 +53,12 @@ class Growth:
         product = dict(self.denominators)
         for name, (size, power) in other.denominators.items():
             product[name] = (size, self._power(name) + power)
-        return Growth(self.degree + other.degree, self.inverses + other.inverses, self.bits + other.bits, product)
+        return Growth(
+            self.degree + other.degree,
+            self.inverses + other.inverses,
+            self.bits + other.bits,
+            product,
+        )
 
     def summed(self, count: int) -> Growth:
         """Of a sum of so many such values."""
@@ -66,7 +76,9 @@ class Growth:
         return self.denominators.get(name, (0.0, 0))[1]
 
     def _over(self, common: Mapping[str, tuple[float, int]]) -> float:
-        return self.bits + sum(size * (power - self._power(name)) for name, (size, power) in common.items())
+        return self.bits + sum(
+            size * (power - self._power(name)) for name, (size, power) in common.items()
+        )
 
 
 SYMBOL = Growth(degree=1)
@@ -79,14 +91,20 @@ def of_constants(array: Array) -> Growth:
     wide = np.abs(wide[np.isfinite(wide) & (wide != 0)])
     if not wide.size:
         return Growth()
-    digits = 24 if array.dtype.kind not in "iub" and array.dtype.itemsize <= np.dtype(np.float32).itemsize else _DOUBLE
+    digits = (
+        24
+        if array.dtype.kind not in "iub" and array.dtype.itemsize <= np.dtype(np.float32).itemsize
+        else _DOUBLE
+    )
     low, high = (int(np.frexp(size)[1]) for size in (wide.min(), wide.max()))
     if wide.size == 1 or array.dtype.kind in "iub":  # few digits, often
         whole = [float(n).as_integer_ratio()[1].bit_length() - 1 for n in wide.reshape(-1)[:1]]
         low = -max(whole[0], 0) if array.dtype.kind not in "iub" else 0
         digits = 0
     power = max(0, digits - low)
-    return Growth(bits=float(max(high + power, 1)), denominators={TWO: (1.0, power)} if power else {})
+    return Growth(
+        bits=float(max(high + power, 1)), denominators={TWO: (1.0, power)} if power else {}
+    )
 
 
 def _of_whole(count: int) -> dict[str, tuple[float, int]]:

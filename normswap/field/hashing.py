@@ -38,7 +38,9 @@ class Hashing:
     def start(self, function: str, shape: tuple[int, ...]) -> Digest:
         """The digest of a function without arguments yet."""
         bits = hashlib.blake2b(function.encode(), key=self._key, digest_size=16).digest()
-        return Digest(*(np.full(shape, np.uint64(int.from_bytes(b, "little"))) for b in (bits[:8], bits[8:])))
+        return Digest(
+            *(np.full(shape, np.uint64(int.from_bytes(b, "little"))) for b in (bits[:8], bits[8:]))
+        )
 
     def absorb(self, digest: Digest, residues: Array) -> Digest:
         """With one more argument for each element: ``residues`` [m, *shape]."""
@@ -51,17 +53,24 @@ class Hashing:
         return Digest(first, second)
 
     def along(self, digest: Digest, axis: int) -> Digest:
-        """One digest of all the elements along ``axis``, which stays with size 1, in their order."""
+        """One digest of all elements along ``axis``, which stays with size 1, in their order."""
         place = np.arange(1, digest.first.shape[axis] + 1, dtype=np.uint64)
         place = place.reshape([-1 if a == axis else 1 for a in range(digest.first.ndim)])
         with np.errstate(over="ignore"):
-            parts = (_mixed(_mixed(lane ^ _mixed(place * c)) * c) for lane, c in zip(digest, (_STEP, _SECOND), strict=True))
-            return Digest(*(_mixed(part.sum(axis, keepdims=True, dtype=np.uint64)) for part in parts))
+            parts = (
+                _mixed(_mixed(lane ^ _mixed(place * c)) * c)
+                for lane, c in zip(digest, (_STEP, _SECOND), strict=True)
+            )
+            return Digest(
+                *(_mixed(part.sum(axis, keepdims=True, dtype=np.uint64)) for part in parts)
+            )
 
     def both(self, one: Digest, other: Digest) -> Digest:
         """The digest of two, in this order, broadcast."""
         with np.errstate(over="ignore"):
-            return Digest(*(_mixed(a * _STEP ^ _mixed(b + _SECOND)) for a, b in zip(one, other, strict=True)))
+            return Digest(
+                *(_mixed(a * _STEP ^ _mixed(b + _SECOND)) for a, b in zip(one, other, strict=True))
+            )
 
     def symbols(self, digest: Digest) -> Array:
         """A residue for each element and prime, none of them 0: [m, *shape]."""

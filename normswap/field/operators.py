@@ -33,7 +33,9 @@ class At:
     """One node, with what it reads: ``inputs`` as the node has them, ``wanted`` the places of the
     outputs that somebody reads."""
 
-    def __init__(self, field: Field, graph: Graph, node: Node, inputs: Sequence[Read], wanted: Sequence[int]) -> None:
+    def __init__(
+        self, field: Field, graph: Graph, node: Node, inputs: Sequence[Read], wanted: Sequence[int]
+    ) -> None:
         self.field, self.graph, self.node = field, graph, node
         self.inputs, self.wanted = list(inputs), list(wanted)
         self.uninterpreted = ""
@@ -81,7 +83,9 @@ class At:
         """What tells functions of the same operator from each other."""
         found = self.graph.signature(self.node)
         if found is None:
-            raise Uncovered(f"{self.node.op} '{self.node.output.name}' holds more than can be compared")
+            raise Uncovered(
+                f"{self.node.op} '{self.node.output.name}' holds more than can be compared"
+            )
         return f"{self.node.op} {found}"
 
 
@@ -238,7 +242,11 @@ def _pow(at: At) -> Sequence[Exact]:
         found = at.field.root(x)
     elif given.growth.degree == 0 and exponent == -0.5:
         found = at.field.inverse_root(x)
-    elif given.growth.degree == 0 and exponent == int(exponent or 0.5) and 1 <= abs(exponent) <= _CUBE:
+    elif (
+        given.growth.degree == 0
+        and exponent == int(exponent or 0.5)
+        and 1 <= abs(exponent) <= _CUBE
+    ):
         found = x
         for _ in range(int(abs(exponent)) - 1):
             found = at.field.multiply(found, x)
@@ -293,7 +301,11 @@ def _plain_name(at: At) -> str:
 
 def _has_no_options(at: At) -> bool:
     found = at.graph.signature(at.node)
-    return found is not None and not at.attributes and not re.search(r"[0-9.]+|None", _OPERANDS.sub("", repr(found[1:])))
+    return (
+        found is not None
+        and not at.attributes
+        and not re.search(r"[0-9.]+|None", _OPERANDS.sub("", repr(found[1:])))
+    )
 
 
 @rule_for("Cast")
@@ -329,7 +341,10 @@ def _matmul(at: At) -> Sequence[Exact]:
 
 @rule_for("Gemm")
 def _gemm(at: At) -> Sequence[Exact]:
-    a, b = (x.transposed((1, 0)) if at.attributes[flag] else x for x, flag in ((at[0], "transA"), (at[1], "transB")))
+    a, b = (
+        x.transposed((1, 0)) if at.attributes[flag] else x
+        for x, flag in ((at[0], "transA"), (at[1], "transB"))
+    )
     product = at.field.scaled(at.field.matmul(a, b), at.attributes["alpha"])
     bias = at.get(2)
     return [_biased(at.field, product, bias and at.field.scaled(bias, at.attributes["beta"]))]
@@ -346,7 +361,11 @@ def _bilinear(at: At) -> Sequence[Exact]:
     if not convolves and len(at.inputs) != 2:
         return []
     length = int(np.prod(w.shape[1:])) if convolves else min(x.shadow.size, w.shadow.size)
-    length = max(length, int(np.prod(w.shape)) // max(w.shape[1], 1)) if at.node.op == "ConvTranspose" else length
+    length = (
+        max(length, int(np.prod(w.shape)) // max(w.shape[1], 1))
+        if at.node.op == "ConvTranspose"
+        else length
+    )
     if not fits(length):
         return []
     bias = at.get(2) if convolves else None
@@ -470,13 +489,21 @@ def _epsilon(at: At) -> Exact:
     return at.field.constant(np.asarray(number, np.float64))
 
 
-def _affine(field: Field, x: Exact, weight: Exact | None, bias: Exact | None, shape: tuple[int, ...] | None = None) -> Exact:
+def _affine(
+    field: Field,
+    x: Exact,
+    weight: Exact | None,
+    bias: Exact | None,
+    shape: tuple[int, ...] | None = None,
+) -> Exact:
     if weight is not None:
         x = field.multiply(x, weight if shape is None else weight.reshaped(shape))
     return x if bias is None else field.add(x, bias if shape is None else bias.reshaped(shape))
 
 
-def _normed(at: At, x: Exact, axes: tuple[int, ...], centred: bool) -> tuple[Exact, Exact | None, Exact]:
+def _normed(
+    at: At, x: Exact, axes: tuple[int, ...], centred: bool
+) -> tuple[Exact, Exact | None, Exact]:
     field, mean = at.field, None
     if centred:
         mean = field.mean(x, axes)
@@ -498,7 +525,11 @@ def _norm(at: At) -> Sequence[Exact | None]:
         return [_affine(field, found, weight, bias), *rest][: len(at.node.outputs)]
     channels = (-1, *(1,) * (len(x.shape) - 2))
     if known.norm == "batch_norm":
-        if at.attributes.get("training_mode") or at.attributes.get("spatial", 1) != 1 or len(at.wanted) != 1:
+        if (
+            at.attributes.get("training_mode")
+            or at.attributes.get("spatial", 1) != 1
+            or len(at.wanted) != 1
+        ):
             return []
         inverse = field.inverse_root(field.add(at[4], _epsilon(at)))
         x = field.subtract(x, at[3].reshaped(_full(channels, at[3])))
@@ -510,10 +541,10 @@ def _norm(at: At) -> Sequence[Exact | None]:
         grouped = x.reshaped((shape[0], groups, x.shadow.size // (shape[0] * groups)))
         x = _normed(at, grouped, (2,), True)[0].reshaped(shape)
         if weight is not None and weight.shape == (groups,) and shape[1] != groups:
-            weight, bias = (p and p.moved(lambda a: np.repeat(a, shape[1] // groups)) for p in (weight, bias))
-    return [
-        _affine(field, x, *(p and p.reshaped(_full(channels, p)) for p in (weight, bias)))
-    ]
+            weight, bias = (
+                p and p.moved(lambda a: np.repeat(a, shape[1] // groups)) for p in (weight, bias)
+            )
+    return [_affine(field, x, *(p and p.reshaped(_full(channels, p)) for p in (weight, bias)))]
 
 
 def _full(channels: tuple[int, ...], value: Exact) -> tuple[int, ...]:
@@ -556,10 +587,18 @@ def _softmaxed(field: Field, x: Exact, axis: int) -> Exact:
 def _attention(at: At) -> Sequence[Exact]:
     """softmax(scale q k^T + mask) v, of the plain sort; others are uninterpreted as a whole."""
     known = at.attributes
-    if "is_causal" not in known or len(at.wanted) > 1 or known.get("softcap") or any(x is not None for x in at.inputs[4:]):
+    if (
+        "is_causal" not in known
+        or len(at.wanted) > 1
+        or known.get("softcap")
+        or any(x is not None for x in at.inputs[4:])
+    ):
         return []
     query, key, value, mask = at[0], at[1], at[2], (at.inputs[3] if len(at.inputs) > 3 else None)
-    if not len(query.shape) == len(key.shape) == len(value.shape) != 3 or query.shape[:-2] != key.shape[:-2]:
+    if (
+        not len(query.shape) == len(key.shape) == len(value.shape) != 3
+        or query.shape[:-2] != key.shape[:-2]
+    ):
         return []
     if set(known) & {"qk_matmul_output_mode", "q_num_heads"} and known.get("qk_matmul_output_mode"):
         return []
@@ -609,7 +648,11 @@ def _moved(at: At) -> Sequence[Exact | None]:
     known = at.node.operator
     if known.move == "resize" and at.attributes.get("mode") not in ("nearest", b"nearest"):
         return []
-    if at.node.op.endswith("QuantizeLinear") or at.node.op.endswith("DequantizeLinear") or at.attributes.get("reduction", "none") not in ("none", b"none"):
+    if (
+        at.node.op.endswith("QuantizeLinear")
+        or at.node.op.endswith("DequantizeLinear")
+        or at.attributes.get("reduction", "none") not in ("none", b"none")
+    ):
         return []
     pieces, places, start = [], {}, 0
     for place, read in enumerate(at.inputs):
@@ -645,8 +688,19 @@ def _picked(at: At, pieces: Sequence[Exact], origin: Array, total: int) -> Exact
     growth = growth if rest is None else growth.joined(rest.growth)
 
     def pick(flat: Sequence[Array], literal: Array | None) -> Array:
-        array = flat[0].reshape(-1) if len(flat) == 1 else np.concatenate([f.reshape(-1) for f in flat])
-        return array[where] if literal is None else np.where(moved, array[where] if array.size else 0.0, literal)
+        array = (
+            flat[0].reshape(-1) if len(flat) == 1 else np.concatenate([f.reshape(-1) for f in flat])
+        )
+        return (
+            array[where]
+            if literal is None
+            else np.where(moved, array[where] if array.size else 0.0, literal)
+        )
 
-    residues = np.stack([pick([p.residue(j) for p in pieces], rest and rest.residue(j)) for j in range(field.residues.count)])
+    residues = np.stack(
+        [
+            pick([p.residue(j) for p in pieces], rest and rest.residue(j))
+            for j in range(field.residues.count)
+        ]
+    )
     return Exact(pick([p.shadow for p in pieces], rest and rest.shadow), residues, growth)

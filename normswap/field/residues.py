@@ -63,11 +63,17 @@ class Residues:
     def __init__(self, count: int, key: bytes) -> None:
         self.primes = _drawn_primes(count, key)
         self.count = count
-        odd = [np.array([pow(2, e, p) for e in range(_LOWEST, _HIGHEST)], np.float64) for p in self.primes]
+        odd = [
+            np.array([pow(2, e, p) for e in range(_LOWEST, _HIGHEST)], np.float64)
+            for p in self.primes
+        ]
         self._powers = np.stack(odd)
         seed = hashlib.blake2b(b"symbols", key=key).digest()
         self._not_finite = [
-            np.array([1 + int.from_bytes(seed[i : i + 8], "little") % (p - 1) for p in self.primes], np.float64)
+            np.array(
+                [1 + int.from_bytes(seed[i : i + 8], "little") % (p - 1) for p in self.primes],
+                np.float64,
+            )
             for i in (0, 8, 16)
         ]  # of inf, -inf, nan
 
@@ -173,7 +179,11 @@ def split(x: Array) -> tuple[Array, Array]:
 
 
 def _rows(right: Array, start: int) -> Array:
-    return right[start : start + _LONGEST] if right.ndim == 1 else right[..., start : start + _LONGEST, :]
+    return (
+        right[start : start + _LONGEST]
+        if right.ndim == 1
+        else right[..., start : start + _LONGEST, :]
+    )
 
 
 def fits(length: int) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,13 @@ _TINY = 64  # constants of which the inverse has its denominators one by one
 class Exact:
     """An array over the field: ``shadow`` [*shape] in float64, ``residues`` [m, *shape]."""
 
-    def __init__(self, shadow: Array, residues: Array | None, growth: Growth, source: tuple[Residues, Array] | None = None) -> None:
+    def __init__(
+        self,
+        shadow: Array,
+        residues: Array | None,
+        growth: Growth,
+        source: tuple[Residues, Array] | None = None,
+    ) -> None:
         self.shadow, self.growth = shadow, growth
         self._residues, self._source = residues, source
         self._numbers: Numbers | None = None
@@ -50,10 +56,10 @@ class Exact:
         """Modulo prime ``j``."""
         if self._residues is None:
             assert self._source is not None
-            field, array = self._source
+            primes, array = self._source
             if self._numbers is None:
                 self._numbers = Numbers.of(array)
-            return field.of(self._numbers, j)
+            return primes.of(self._numbers, j)
         return np.asarray(self._residues[j], np.float64)
 
     def compact(self) -> Exact:
@@ -63,8 +69,10 @@ class Exact:
     def moved(self, move: Callable[[Array], Array]) -> Exact:
         """With ``move``, which only moves elements, on shadow and residues."""
         if self._source is not None:
-            field, array = self._source
-            return Exact(np.asarray(move(self.shadow)), None, self.growth, (field, np.asarray(move(array))))
+            primes, array = self._source
+            return Exact(
+                np.asarray(move(self.shadow)), None, self.growth, (primes, np.asarray(move(array)))
+            )
         residues = np.stack([move(self.residue(j)) for j in range(self.count)])
         return Exact(np.asarray(move(self.shadow)), residues, self.growth)
 
@@ -82,17 +90,23 @@ class Exact:
 
     def reshaped(self, shape: tuple[int, ...]) -> Exact:
         if self._source is not None:
-            field, array = self._source
-            return Exact(self.shadow.reshape(shape), None, self.growth, (field, array.reshape(shape)))
-        value = Exact(self.shadow.reshape(shape), self.residues.reshape(self.count, *shape), self.growth)
+            primes, array = self._source
+            return Exact(
+                self.shadow.reshape(shape), None, self.growth, (primes, array.reshape(shape))
+            )
+        value = Exact(
+            self.shadow.reshape(shape), self.residues.reshape(self.count, *shape), self.growth
+        )
         if self.inverse is not None:
             value.inverse = self.inverse.reshaped(shape)
         return value
 
     def transposed(self, perm: Sequence[int]) -> Exact:
         if self._source is not None:
-            field, array = self._source
-            return Exact(self.shadow.transpose(perm), None, self.growth, (field, array.transpose(perm)))
+            primes, array = self._source
+            return Exact(
+                self.shadow.transpose(perm), None, self.growth, (primes, array.transpose(perm))
+            )
         residues = self.residues.transpose(0, *(1 + axis for axis in perm))
         return Exact(self.shadow.transpose(perm), residues, self.growth)
 
@@ -104,7 +118,7 @@ class Tally:
     inverted."""
 
     arguments: int = 0
-    largest: Growth = Growth()
+    largest: Growth = field(default_factory=Growth)
     cleared_degree: int = 0
     cleared_bits: float = 0.0
 
@@ -144,7 +158,9 @@ class Field:
     def _made(self, shadow: Array, residues: Array, growth: Growth) -> Exact:
         shadow = np.asarray(shadow, np.float64)
         if not np.isfinite(shadow).all():
-            residues = np.stack([self.residues.marked(r, shadow, j) for j, r in enumerate(residues)])
+            residues = np.stack(
+                [self.residues.marked(r, shadow, j) for j, r in enumerate(residues)]
+            )
         return Exact(shadow, residues, growth)
 
     # -- rational operations -------------------------------------------------------------------
@@ -152,7 +168,9 @@ class Field:
     def add(self, a: Exact, b: Exact, sign: int = 1) -> Exact:
         with np.errstate(all="ignore"):
             shadow = a.shadow + b.shadow if sign > 0 else a.shadow - b.shadow
-        residues = self.residues.each(lambda j: a.residue(j) + b.residue(j) if sign > 0 else a.residue(j) - b.residue(j))
+        residues = self.residues.each(
+            lambda j: a.residue(j) + b.residue(j) if sign > 0 else a.residue(j) - b.residue(j)
+        )
         return self._made(shadow, residues, a.growth + b.growth)
 
     def subtract(self, a: Exact, b: Exact) -> Exact:
@@ -184,7 +202,10 @@ class Field:
         growth, size = b.growth, b.shadow.size
         own = sum(power * bits for bits, power in growth.denominators.values())
         if growth.degree == 0 and growth.inverses == 0:  # D / N, another N for each element
-            return Growth(bits=own, denominators={f"constants {self.tally.arguments}.{id(b)}": (growth.bits * size, 1)})
+            return Growth(
+                bits=own,
+                denominators={f"constants {self.tally.arguments}.{id(b)}": (growth.bits * size, 1)},
+            )
         degree, bits = self.tally.whole(growth)
         before = self.tally
         above = Growth(
@@ -193,7 +214,9 @@ class Field:
             own + growth.inverses * before.cleared_bits,
         )
         self.tally = replace(
-            before, cleared_degree=before.cleared_degree + size * degree, cleared_bits=before.cleared_bits + size * bits
+            before,
+            cleared_degree=before.cleared_degree + size * degree,
+            cleared_bits=before.cleared_bits + size * bits,
         )
         return above
 
@@ -258,7 +281,10 @@ class Field:
     def function(self, name: str, shadow: Array, *arguments: Exact) -> Exact:
         """A function of each element of its arguments, which broadcast."""
         shape = np.broadcast_shapes(*(a.shape for a in arguments))
-        broadcast = [np.broadcast_to(_aligned(a.residues, len(shape)), (self.residues.count, *shape)) for a in arguments]
+        broadcast = [
+            np.broadcast_to(_aligned(a.residues, len(shape)), (self.residues.count, *shape))
+            for a in arguments
+        ]
         growth = arguments[0].growth
         for argument in arguments[1:]:
             growth = growth.joined(argument.growth)
@@ -278,7 +304,9 @@ class Field:
         residues = self.residues.each(lambda j: np.where(zero, 0.0, symbols[j]) * up[j])
         return self._made(shadow, residues, SYMBOL * _power_growth(exponent, 1))
 
-    def rows(self, name: str, shadow: Array, x: Exact, axes: tuple[int, ...], reduces: bool) -> Exact:
+    def rows(
+        self, name: str, shadow: Array, x: Exact, axes: tuple[int, ...], reduces: bool
+    ) -> Exact:
         """A function of all elements along ``axes``; ``reduces``: which gives one number of them,
         else one for each. ``shadow`` has all axes, of size 1 where it reduces."""
         digest = self._digest(name, [x.residues], x.growth, count=shadow.size)
@@ -288,13 +316,21 @@ class Field:
         found = whole if reduces else self.hashing.both(whole, digest)
         return self._made(shadow, self.hashing.symbols(found), SYMBOL)
 
-    def opaque(self, name: str, shadow: Array, arguments: Sequence[Exact | Array], output: int) -> Exact:
+    def opaque(
+        self, name: str, shadow: Array, arguments: Sequence[Exact | Array], output: int
+    ) -> Exact:
         """A function of everything that its arguments hold."""
         total: Digest | None = None
         for place, argument in enumerate(arguments):
             value = argument if isinstance(argument, Exact) else self.constant(argument)
-            digest = self._digest(f"{name} {place} {value.shape}", [value.residues], value.growth, count=0)
-            flat = self.hashing.along(digest.reshape((-1,)), 0) if value.shadow.size else self.hashing.start(f"{place}", (1,))
+            digest = self._digest(
+                f"{name} {place} {value.shape}", [value.residues], value.growth, count=0
+            )
+            flat = (
+                self.hashing.along(digest.reshape((-1,)), 0)
+                if value.shadow.size
+                else self.hashing.start(f"{place}", (1,))
+            )
             total = flat if total is None else self.hashing.both(total, flat)
         own = self.hashing.start(f"{name} {output}", (1,))
         total = own if total is None else self.hashing.both(total, own)
@@ -304,7 +340,9 @@ class Field:
         self.tally.arguments += shadow.size
         return self._made(shadow, symbols.reshape(-1, *shadow.shape), SYMBOL)
 
-    def _digest(self, name: str, arguments: Sequence[Array], growth: Growth, count: int | None = None) -> Digest:
+    def _digest(
+        self, name: str, arguments: Sequence[Array], growth: Growth, count: int | None = None
+    ) -> Digest:
         digest = self.hashing.start(name, arguments[0].shape[1:])
         for argument in arguments:
             digest = self.hashing.absorb(digest, argument)

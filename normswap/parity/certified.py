@@ -59,7 +59,9 @@ def certified_pass(
 
 def _side(reference: Model, model: Model) -> Side:
     names = matched_inputs(reference, model)
-    values = {spec.name: value for spec, value in zip(model.inputs, model.graph.inputs, strict=True)}
+    values = {
+        spec.name: value for spec, value in zip(model.inputs, model.graph.inputs, strict=True)
+    }
     outputs = [model.graph.outputs[place] for place in matched_positions(reference, model)]
     return Side(model.graph, [values[names[spec.name]] for spec in reference.inputs], outputs)
 
@@ -84,6 +86,8 @@ def _difference(one: Graph, other: Graph) -> str:
         for a, b in zip(mine.inputs, theirs.inputs, strict=True):
             if a is not None and b is not None and a.is_constant and a.producer is None:
                 x, y = one.constant(a), other.constant(b)
-                if x is not None and (y is None or not np.array_equal(x, np.asarray(y), equal_nan=True)):
+                if x is not None and (
+                    y is None or not np.array_equal(x, np.asarray(y), equal_nan=True)
+                ):
                     return f"over a field the pass writes other numbers to '{a.name}'"
     return ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from normswap.field.certificate import Certificate
 from normswap.model import Step
 from normswap.shown import Shown
 
@@ -319,7 +320,7 @@ class ValidationReport(Shown):
     distributions, in the order of ``outputs``, integers left out. ``retrieval``: for a CLIP under
     the approximate contract, on data without labels. ``bisection``: where it was asked for.
     ``answers``: under the approximate contract, where an output holds classes. ``ranges``: at each
-    norm of the reference, where integers are simulated.
+    norm of the reference, where integers are simulated. ``certificate``: where it was asked for.
     """
 
     view: ClassVar[str] = "normswap.report.terminal:validation_view"
@@ -338,6 +339,7 @@ class ValidationReport(Shown):
     provenance: Provenance | None = None
     answers: Answers | None = None
     ranges: list[SiteRanges] = field(default_factory=list)
+    certificate: Certificate | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, nothing non-finite among them (null instead).

@@ -20,6 +20,7 @@ from normswap.parity.answers import with_pictures
 from normswap.parity.approximate import approximate_contract
 from normswap.parity.batches import BATCH, batches_of, checked_labels, masks_of
 from normswap.parity.bisection import bisected
+from normswap.parity.certified import certified
 from normswap.parity.chosen_runtimes import opened
 from normswap.parity.exact import exact_contract
 from normswap.parity.pairing import (
@@ -55,6 +56,7 @@ def validate(
     simulate: str | None = None,
     calibration: Any = None,
     bisect: bool = False,
+    certify: bool = False,
     reproducer: str | Path | None = None,
     reference_runtime: str | None = None,
     candidate_runtime: str | None = None,
@@ -85,6 +87,9 @@ def validate(
             (precision/quantised.py). ``reference`` runs as it is.
         calibration: for the ranges of integers, as ``data``; by default ``data`` itself.
         bisect: also look for the first place at which the models part.
+        certify: of the exact contract: also prove that both are the same function in real
+            arithmetic (``report.certificate``). Weights that a pass has rounded are others; a
+            certificate of such a pass is had from ``swap`` and ``fold``.
         reproducer: an .npz for the inputs that show it, which ``data`` takes.
         reference_runtime: what its outputs come from: 'torch', 'onnxruntime' or 'openvino'. By
             default, and for all inside the models, torch for a torch graph and ONNX Runtime without
@@ -112,6 +117,8 @@ def validate(
         >>> validate(model, swapped, data="test", simulate="int8", calibration="train").outputs
     """
     contract = contract or ("approximate" if simulate else "exact")
+    if certify and contract != "exact":
+        raise NormswapError("certify belongs to the exact contract")
     if contract not in ("exact", "approximate"):
         raise NormswapError(f"the contract '{contract}' is neither exact nor approximate")
     check_limit(limit)
@@ -160,6 +167,12 @@ def validate(
         report = replace(report, unmatched=unmatched)
         if pairs:
             report = _with_norms(sites, used.probes, report, progress)
+        if certify:
+            if progress:
+                progress(0, 1, "certifying")
+            report = replace(report, certificate=certified(reference, candidate))
+            if progress:
+                progress(1, 1, "certifying")
         if bisect:
             if progress:
                 progress(0, 1, "bisecting")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
+from normswap.field.certificate import Certificate
 from normswap.graph.graph import Graph, Node, Value
 from normswap.model import Model, Progress, Step, StepFit
 from normswap.norms.site import Site
@@ -31,6 +32,8 @@ class PassResult(Shown):
         notes: decisions that a user should know of, such as towers left alone by default.
         kept: sites that a swap left as they are for the sake of a requirement on the result
             (``--ensure``), each with the reason.
+        certificate: whether the new model is proven to be the same function in real arithmetic,
+            where that was asked for.
 
     Examples:
         >>> result = swap(model, to="rmsnorm")
@@ -46,6 +49,7 @@ class PassResult(Shown):
     skipped: list[tuple[Site, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[Site, str]] = field(default_factory=list)
+    certificate: Certificate | None = None
 
     def __repr__(self) -> str:
         counts = f"{len(self.done)} done, {len(self.skipped)} skipped, {len(self.kept)} kept"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from normswap.field.certificate import Certificate
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.base import NormsFitted, PassResult
@@ -56,9 +57,17 @@ class Rewriting:
     @property
     def passed(self) -> bool:
         """Whether there was something to rewrite, and no site that was asked for was skipped, and
-        not all of them had to stay as they are."""
+        not all of them had to stay as they are, and every certificate that was asked for is
+        given."""
         first = self.steps[0][1]
-        return self.found and not self.unmet and bool(first.done or not first.kept)
+        done = self.found and not self.unmet and bool(first.done or not first.kept)
+        return done and self.refuted is None
+
+    @property
+    def refuted(self) -> Certificate | None:
+        """A certificate that was asked for and not given."""
+        asked = [result.certificate for _, result in self.steps if result.certificate is not None]
+        return next((found for found in asked if not found.certified), None)
 
     def saved_as(self, output: Path) -> Rewriting:
         return replace(self, output=output)
@@ -67,7 +76,8 @@ class Rewriting:
         """Keys: ``schema``, ``model``, ``kind``, ``passed``, ``output`` (null if nothing was
         saved) and ``passes``: ``pass``, ``modified``, ``done`` (sites as they stood before),
         ``skipped`` and ``kept`` ({site, reason}) and ``notes`` of each; of a swap that was fitted
-        also ``fits`` (``NormFit``) and ``agreement`` (``Agreement``); ``conversion`` (null if there
+        also ``fits`` (``NormFit``) and ``agreement`` (``Agreement``), with ``--certify`` also
+        ``certificate`` (``Certificate``); ``conversion`` (null if there
         was none) as ``Conversion`` has it.
         """
         return {
@@ -85,6 +95,7 @@ class Rewriting:
                     "kept": _reasons(result.kept),
                     "notes": result.notes,
                     **_cost(result),
+                    **_certificate(result),
                 }
                 for name, result in self.steps
             ],
@@ -99,6 +110,10 @@ def _cost(result: PassResult) -> dict[str, Any]:
         "fits": [fit.to_json() for fit in result.fits],
         "agreement": [output.to_json() for output in result.agreement],
     }
+
+
+def _certificate(result: PassResult) -> dict[str, Any]:
+    return {} if result.certificate is None else {"certificate": result.certificate.to_json()}
 
 
 def _reasons(sites: Sequence[tuple[Site, str]]) -> list[dict[str, Any]]:

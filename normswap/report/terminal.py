@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from normswap.field.certificate import Certificate
 from normswap.io.onnx import data_files_of
 from normswap.lowering.inference import kernels_of
 from normswap.model import Model
@@ -181,6 +182,7 @@ def rewriting_view(report: Rewriting) -> RenderableType:
     parts.append(_outcomes(report.steps))
     parts += [line for _, result in report.steps for line in _cost(result)]
     parts += [Line(f"note: {note}") for _, result in report.steps for note in result.notes]
+    parts += [line for _, result in report.steps for line in _certificate(result.certificate)]
     if report.conversion is not None:
         parts.append(conversion_view(report.conversion))
     for name, reason in report.unmet:
@@ -209,7 +211,8 @@ def result_view(result: PassResult) -> RenderableType:
     name = result.model.history[-1].name if result.modified else "nothing changed"
     notes = [Line(f"note: {note}") for note in result.notes]
     title = Line(f"{result.model.label}: {_count(result)}", "bold")
-    return Group(title, _outcomes([(name, result)]), *_cost(result), *notes)
+    proof = _certificate(result.certificate)
+    return Group(title, _outcomes([(name, result)]), *_cost(result), *notes, *proof)
 
 
 def _cost(result: PassResult) -> list[Line]:
@@ -266,6 +269,7 @@ def validation_view(report: ValidationReport) -> RenderableType:
     verdict = {"exact": "passed", "approximate": "measured"}[report.contract]
     title = f"{report.contract} contract {verdict if report.passed else 'FAILED'}: {names}"
     parts: list[RenderableType] = [Line(title, "bold green" if report.passed else _BAD)]
+    parts += _certificate(report.certificate)
     exact = [output for output in report.outputs if isinstance(output, ExactOutput)]
     approximate = [output for output in report.outputs if isinstance(output, ApproximateOutput)]
     if any(output.probes for output in exact):
@@ -277,6 +281,14 @@ def validation_view(report: ValidationReport) -> RenderableType:
         parts.append(_bisection(report.bisection))
     findings = sorted(report.findings, key=lambda finding: not finding.fatal)
     return Group(*parts, *map(_finding, findings))
+
+
+def _certificate(found: Certificate | None) -> list[RenderableType]:
+    """Whether it is certified, and what the certificate says nothing about."""
+    if found is None:
+        return []
+    parts: list[RenderableType] = [Line(found.words, _GOOD if found.certified else _BAD)]
+    return [*parts, *(Line(f"not covered: {what}", _DIM) for what in found.not_covered)]
 
 
 def _exact_table(outputs: Sequence[ExactOutput]) -> Table:

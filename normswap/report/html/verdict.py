@@ -37,10 +37,17 @@ def verdict(report: ValidationReport, bench: BenchReport | None) -> Verdict:
     """Is it the same model, how far off is it, where does it start, and what was gained."""
     judge = _exact_verdict if report.contract == "exact" else _approximate_verdict
     (tone, sign), headline, sentences = judge(report)
-    sentences += [*_start(report), *_files(report), *_norms(report)]
+    sentences += [*_certificate(report), *_start(report), *_files(report), *_norms(report)]
     ratios = time_ratios(report, bench)
     sentences += [f"{_speed(ratio)}, in {runtime}." for runtime, ratio in ratios]
     return Verdict(tone, sign, headline, sentences)
+
+
+def _certificate(report: ValidationReport) -> list[str]:
+    if report.certificate is None:
+        return []
+    words = report.certificate.words
+    return [f"{words[0].upper()}{words[1:]}."]
 
 
 _Judgement = tuple[tuple[str, str], str, list[str]]  # tone and sign, headline, sentences
