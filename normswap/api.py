@@ -76,8 +76,8 @@ def swap(
 
     Raises:
         NormswapError: a word that is no pass; both or neither of ``how`` and ``to``; a pattern that
-            matches no site; ``certify`` with a fitted pass; data that is missing, unfit, or given to an exact pass; a
-            ``lowering`` that the pass does not depend on.
+            matches no site; ``certify`` with a fitted pass; data that is missing, unfit, or given
+            to an exact pass; a ``lowering`` that the pass does not depend on.
 
     Examples:
         >>> result = swap(model, to="fused")

@@ -167,8 +167,10 @@ def _bound(over: Field, ours: Sequence[Read], theirs: Sequence[Read]) -> _Bound:
     for one, other in zip(ours, theirs, strict=True):
         if isinstance(one, Exact) and isinstance(other, Exact):
             growth = growth.joined(one.growth).joined(other.growth)
-    degree, bits = tally.whole(growth + growth)
-    return _Bound(degree, bits, tally.arguments**2 / 2 + 1)
+    growth = growth + growth
+    # Once more: what was inverted must not be zero modulo a prime either.
+    degree, bits = tally.whole(replace(growth, inverses=growth.inverses + 1))
+    return _Bound(degree * (1 + tally.mixed), bits, tally.arguments**2 / 2 + 1)
 
 
 def _not_covered(side: Side, arrays: Mapping[str, Array]) -> list[str]:

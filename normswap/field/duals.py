@@ -344,7 +344,8 @@ def carrying(graph: Graph, over: Field) -> Carried:
 def carried_by(site: Site, over: Field) -> Site:
     """A site whose arrays carry their numbers over the field."""
     arrays = {n: getattr(site, n) for n in ("weight", "bias", "mean", "variance")}
-    return replace(site, **{n: Dual(a, over) for n, a in arrays.items() if a is not None})
+    duals: dict[str, Any] = {n: Dual(a, over) for n, a in arrays.items() if a is not None}
+    return replace(site, **duals)
 
 
 @contextmanager

@@ -678,9 +678,16 @@ def _picked(at: At, pieces: Sequence[Exact], origin: Array, total: int) -> Exact
     if np.any(where >= total) or np.any(np.where(moved, origin, _PLACE) != where + _PLACE):
         raise Uncovered(f"{at.node.op} '{at.node.output.name}' does more than move")
     whole = bool(moved.all())
+    ends = np.cumsum([piece.shadow.size for piece in pieces])
+    used = np.unique(np.searchsorted(ends, where[moved], side="right"))
+    if len(used) == 1:  # the others only give it a shape
+        start = int(ends[used[0]]) - pieces[used[0]].shadow.size
+        pieces, where = [pieces[used[0]]], np.where(moved, where - start, 0)
     first = pieces[0]
     if whole and len(pieces) == 1 and first.source is not None:
         return field.constant(first.source.reshape(-1)[where])
+    if whole and len(pieces) == 1:
+        return first.picked(where)
     growth = first.growth
     for piece in pieces[1:]:
         growth = growth.joined(piece.growth)

@@ -12,9 +12,10 @@ of w between t and 4 t, for a random t; G(v) is 2^-k times the symbol of w.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,10 +37,19 @@ class Exact:
         growth: Growth,
         source: tuple[Residues, Array] | None = None,
     ) -> None:
-        self.shadow, self.growth = shadow, growth
+        self.shadow, self._growth = shadow, growth
         self._residues, self._source = residues, source
         self._numbers: Numbers | None = None
         self.inverse: Exact | None = None
+        self.used: Callable[[], None] | None = None
+        self.symbol: tuple[bytes, int] | None = None  # of symbols alone: their name and number
+
+    @property
+    def growth(self) -> Growth:
+        """How large the polynomials are. Whoever asks computes with the value: ``used``."""
+        if self.used is not None:
+            self.used()
+        return self._growth
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,10 +105,26 @@ class Exact:
                 self.shadow.reshape(shape), None, self.growth, (primes, array.reshape(shape))
             )
         value = Exact(
-            self.shadow.reshape(shape), self.residues.reshape(self.count, *shape), self.growth
+            self.shadow.reshape(shape), self.residues.reshape(self.count, *shape), self._growth
         )
+        value.used, value.symbol = self.used, self.symbol
         if self.inverse is not None:
-            value.inverse = self.inverse.reshaped(shape)
+            value.inverse = self.inverse.alone().reshaped(shape)
+        return value
+
+    def picked(self, where: Array) -> Exact:
+        """The elements at these places of the flattened array."""
+        residues = np.stack([self.residue(j).reshape(-1)[where] for j in range(self.count)])
+        value = Exact(self.shadow.reshape(-1)[where], residues, self._growth)
+        value.used, value.symbol = self.used, self.symbol
+        if self.inverse is not None:
+            value.inverse = self.inverse.alone().picked(where)
+        return value
+
+    def alone(self) -> Exact:
+        """The same value, without its inverse."""
+        value = Exact(self.shadow, self._residues, self._growth, self._source)
+        value.used, value.symbol = self.used, self.symbol
         return value
 
     def transposed(self, perm: Sequence[int]) -> Exact:
@@ -115,17 +141,31 @@ class Exact:
 class Tally:
     """What the bound is made of. ``arguments``: how many symbols there are. ``largest``: the growth
     of their arguments, of all. ``cleared``: of the product of all computed values that were
-    inverted."""
+    inverted. ``roots``: how many elements each root has, and whether it was used as it is (True)
+    and as its inverse (False). Of one that was used in one way only, that way is the symbol."""
 
     arguments: int = 0
     largest: Growth = field(default_factory=Growth)
     cleared_degree: int = 0
     cleared_bits: float = 0.0
+    roots: dict[bytes, tuple[int, set[bool]]] = field(default_factory=dict)
 
     def whole(self, growth: Growth) -> tuple[int, float]:
-        """Degree and bits of a value with its inverses cleared, over its denominators."""
+        """Degree and bits of a value with its inverses cleared, over its denominators, but for
+        those of roots."""
         degree = growth.degree + growth.inverses * self.cleared_degree
         return degree, growth.bits + growth.inverses * self.cleared_bits
+
+    def used(self, root: bytes, size: int, as_it_is: bool) -> Callable[[], None]:
+        """Notes that a root was used, or its inverse, when it is called."""
+        return lambda: self.roots.setdefault(root, (size, set()))[1].add(as_it_is)
+
+    @property
+    def mixed(self) -> int:
+        """The elements of roots that were used in both ways. Multiplied by all of these symbols as
+        often as it has any, so by at most their number times its degree, a polynomial in the
+        symbols and their inverses is one in the symbols."""
+        return sum(size for size, ways in self.roots.values() if len(ways) > 1)
 
 
 class Field:
@@ -194,8 +234,11 @@ class Field:
             return b.inverse
         with np.errstate(all="ignore"):
             shadow = 1 / b.shadow
-        inverse = self._made(shadow, self.residues.inverse(b.residues), self._inverted(b))
-        inverse.inverse = b
+        growth = SYMBOL if b.symbol is not None else self._inverted(b)
+        inverse = self._made(shadow, self.residues.inverse(b.residues), growth)
+        if b.symbol is not None:
+            inverse.used = self.tally.used(*b.symbol, False)
+        inverse.inverse, b.inverse = b, inverse
         return inverse
 
     def _inverted(self, b: Exact) -> Growth:
@@ -207,17 +250,13 @@ class Field:
                 denominators={f"constants {self.tally.arguments}.{id(b)}": (growth.bits * size, 1)},
             )
         degree, bits = self.tally.whole(growth)
-        before = self.tally
         above = Growth(
-            growth.inverses * before.cleared_degree,
+            growth.inverses * self.tally.cleared_degree,
             1,
-            own + growth.inverses * before.cleared_bits,
+            own + growth.inverses * self.tally.cleared_bits,
         )
-        self.tally = replace(
-            before,
-            cleared_degree=before.cleared_degree + size * degree,
-            cleared_bits=before.cleared_bits + size * bits,
-        )
+        self.tally.cleared_degree += size * degree
+        self.tally.cleared_bits += size * bits
         return above
 
     def scaled(self, a: Exact, number: float) -> Exact:
@@ -247,6 +286,13 @@ class Field:
 
     def inverse_root(self, v: Exact) -> Exact:
         """1/sqrt(v): see the file's head."""
+        return self._roots(v)[0]
+
+    def root(self, v: Exact) -> Exact:
+        """sqrt(v), the inverse of ``inverse_root``."""
+        return self._roots(v)[1]
+
+    def _roots(self, v: Exact) -> tuple[Exact, Exact]:
         with np.errstate(all="ignore"):
             root = np.sqrt(v.shadow)
             positive = np.isfinite(v.shadow) & (v.shadow > 0)
@@ -261,10 +307,13 @@ class Field:
         if not v.growth.degree and not v.growth.inverses:
             residues = self._true_roots(v, root, residues)
             growth = growth * of_constants(root)
-        return self._made(shadow, residues, growth)
-
-    def root(self, v: Exact) -> Exact:
-        return self.reciprocal(self.inverse_root(v))
+        found = self._made(shadow, residues, growth)
+        above = self._made(root, self.residues.inverse(residues), growth)
+        found.inverse, above.inverse = above, found
+        name = hashlib.blake2b(symbols[0].tobytes()).digest()
+        found.used = self.tally.used(name, root.size, False)
+        above.used = self.tally.used(name, root.size, True)
+        return found, above
 
     def _true_roots(self, v: Exact, root: Array, residues: Array) -> Array:
         """Inverse roots with the true ones where v is the square of a float."""
@@ -289,7 +338,15 @@ class Field:
         for argument in arguments[1:]:
             growth = growth.joined(argument.growth)
         digest = self._digest(name, broadcast, growth)
-        return self._made(shadow, self.hashing.symbols(digest), SYMBOL)
+        return self._symbols(shadow, digest)
+
+    def _symbols(self, shadow: Array, digest: Digest) -> Exact:
+        symbols = self.hashing.symbols(digest)
+        found = self._made(shadow, symbols, SYMBOL)
+        if np.isfinite(found.shadow).all():
+            found.symbol = (hashlib.blake2b(symbols[0].tobytes()).digest(), shadow.size)
+            found.used = self.tally.used(*found.symbol, True)
+        return found
 
     def signed(self, name: str, shadow: Array, x: Exact) -> Exact:
         """A function g of each element with g(2^k x) = 2^k g(x): a ReLU, a magnitude."""
@@ -314,7 +371,7 @@ class Field:
         for axis in axes:
             whole = self.hashing.along(whole, axis)
         found = whole if reduces else self.hashing.both(whole, digest)
-        return self._made(shadow, self.hashing.symbols(found), SYMBOL)
+        return self._symbols(shadow, found)
 
     def opaque(
         self, name: str, shadow: Array, arguments: Sequence[Exact | Array], output: int
@@ -336,9 +393,8 @@ class Field:
         total = own if total is None else self.hashing.both(total, own)
         place = np.arange(shadow.size, dtype=np.float64)
         each = self.hashing.absorb(self.hashing.start("place", place.shape), place[None])
-        symbols = self.hashing.symbols(self.hashing.both(total, each))
         self.tally.arguments += shadow.size
-        return self._made(shadow, symbols.reshape(-1, *shadow.shape), SYMBOL)
+        return self._symbols(shadow, self.hashing.both(total, each).reshape(shadow.shape))
 
     def _digest(
         self, name: str, arguments: Sequence[Array], growth: Growth, count: int | None = None
