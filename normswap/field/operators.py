@@ -9,19 +9,21 @@ of everything that they read. The table of operators (``graph/operators.py``) sa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from normswap.field.residues import fits, split
+from normswap.field.residues import BITS, fits, split
 from normswap.field.values import Exact, Field
 from normswap.graph.graph import Array, Graph, Node, Runner, Value, is_floating
 
 _OPERANDS = re.compile(r"%\d+")
 Read = Exact | Array | None
 _PLACE = float(1 << 40)
+_WINDOW, _WHOLE = 18, 52
 _CUBE = 8  # the highest power that is multiplied out
 
 
@@ -132,8 +134,8 @@ def _rule_of_kind(at: At) -> Rule | None:
         return _softmax if known.attention == "softmax" else _attention
     if known.product:
         return _bilinear
-    if known.statistic in _STATISTICS and not known.pool.startswith("local"):
-        return _STATISTICS[known.statistic]
+    if (statistic := known.statistic or known.pool) in _STATISTICS:
+        return _STATISTICS[statistic]
     if known.activation and len(at.node.dynamic_inputs()) == 1:
         return _elementwise
     if known.move or known.selects:
@@ -412,9 +414,45 @@ def _reduced(at: At, total: Callable[[Exact, tuple[int, ...], bool], Exact]) -> 
 
 
 def _mean(at: At) -> Sequence[Exact]:
-    if at.node.operator.pool == "local mean" or "resized" in at.attributes:
-        return []
+    if "resized" in at.attributes:
+        return _mean_of_parts(at)
+    if at.node.operator.pool == "local mean":
+        return _mean_of_windows(at)
     return _reduced(at, at.field.mean)
+
+
+def _mean_of_parts(at: At) -> Sequence[Exact]:
+    """Axes are cut into parts of one size."""
+    x, after = at[0], at.plain()[0].shape
+    sizes, axes = [], []
+    for axis, (size, kept) in enumerate(zip(x.shape, after, strict=True)):
+        if axis not in at.attributes["resized"]:
+            sizes.append(size)
+        elif size % kept:
+            return []
+        else:
+            axes.append(len(sizes) + 1)
+            sizes += [kept, size // kept]
+    return [at.field.mean(x.reshaped(tuple(sizes)), tuple(axes), keepdims=False)]
+
+
+def _mean_of_windows(at: At) -> Sequence[Exact]:
+    """The mean of whole numbers in float64, times what all numbers of terms divide, is whole."""
+    x, known = at[0], at.attributes
+    count = int(np.prod(known.get("kernel_shape") or (0,)))
+    same = not any(known.get("pads") or ()) and not known.get("ceil_mode")
+    same = same and known.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    multiple = count if same else math.lcm(*range(1, count + 1)) if count <= _WINDOW else 0
+    if not 0 < multiple < 1 << _WHOLE - BITS or len(at.wanted) != 1:
+        return []
+
+    def modulo(j: int) -> Array:
+        return np.rint(at.plain({0: x.residue(j)})[0] * multiple)
+
+    total = Exact(
+        at.plain()[0] * multiple, at.field.residues.each(modulo), x.growth.summed(count * multiple)
+    )
+    return [at.field.over(total, multiple)]
 
 
 def _total(at: At) -> Sequence[Exact]:

@@ -282,6 +282,7 @@ def _average(a: Arguments) -> Reading:
     if _rank(a["self"]) != count + 2 or a.get("divisor_override") is not None:
         return Reading(f"aten.avg_pool{count}d.default", _slots("self"))
     attributes = {
+        "kernel_shape": tuple(a["kernel_size"]),
         "pads": tuple(a["padding"]) * 2,
         "ceil_mode": int(a["ceil_mode"]),
         "count_include_pad": int(a["count_include_pad"]),
