@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from normswap.field.evaluation import evaluate
 from normswap.field.values import Exact, Field
 from normswap.graph.graph import Array, Graph, Value, is_floating
 from normswap.norms.site import Site
@@ -311,34 +312,40 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 class Carried:
     """What a graph's constants are over a field; see ``Graph.carried``."""
 
-    def __init__(self, over: Field) -> None:
-        self.over = over
+    def __init__(self, graph: Graph, over: Field) -> None:
+        self.graph, self.over = graph, over
         self.constants: dict[Value, Exact] = {}
+        self._computed: dict[Value, Exact | None] = {}
 
     def read(self, value: Value, array: Array) -> Array:
         """The array of a constant, as a pass reads it."""
         if not is_floating(array.dtype):
             return array
-        return Dual(array, self.over, self.constants.get(value))
+        known = self.constants.get(value) or self._computed.get(value)
+        if known is None and value.producer is not None:
+            (found,) = evaluate(self.over, self.graph, {}, [value], self.constants).outputs
+            known = self._computed[value] = found if isinstance(found, Exact) else None
+        return Dual(array, self.over, known)
 
     def note(self, value: Value, array: Array) -> None:
         """A constant is new, or has another array from now on."""
         self.constants.pop(value, None)
+        self._computed.clear()
         if isinstance(array, Dual) and array.exact is not None:
             exact = array.exact
             self.constants[value] = exact.compact() if exact.source is None else exact
 
-    def copied(self, names: Callable[[str], Value]) -> Carried:
-        """The same for a copy of the graph, of which ``names`` gives the values."""
-        other = Carried(self.over)
-        other.constants = {names(value.name): exact for value, exact in self.constants.items()}
+    def copied(self, graph: Graph) -> Carried:
+        """The same for a copy of the graph, whose values have the same names."""
+        other = Carried(graph, self.over)
+        other.constants = {graph.value(v.name): exact for v, exact in self.constants.items()}
         return other
 
 
 def carrying(graph: Graph, over: Field) -> Carried:
     """Lets a graph, and all copies of it, carry its constants over a field."""
-    graph.carried = Carried(over)
-    return graph.carried
+    carried = graph.carried = Carried(graph, over)
+    return carried
 
 
 def carried_by(site: Site, over: Field) -> Site:

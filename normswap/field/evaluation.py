@@ -40,19 +40,14 @@ def evaluate(
 ) -> Evaluation:
     """Computes ``outputs`` from ``feeds``, which has every input that they depend on.
 
+    Sums, products, roots and moves of constants are computed over the field as those of any values;
+    what else a graph computes from constants is a constant, as its runtime computes it.
     ``constants``: what constants of the graph are, in place of what it holds for them. ``watch`` is
     called with every value that nodes compute.
     """
     result, held = Evaluation(), constants or {}
     nodes = graph.ancestors(outputs, stop=feeds)
-    computed, changed = [], set(held)
-    for node in nodes:  # constants are what the graph computes, unless they come from changed ones
-        if not node.output.is_constant or not changed.isdisjoint(node.inputs):
-            computed.append(node)
-            changed.update(node.outputs if node.output.is_constant else ())
-    last = {
-        value: i for i, node in enumerate(computed) for value in node.inputs if value is not None
-    }
+    last = {value: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
     known: dict[Value, Read] = dict(feeds)
 
     def load(value: Value | None) -> Read:
@@ -60,23 +55,22 @@ def evaluate(
             return None
         if value in known:
             return known[value]
-        if value in held:
-            return held[value]
-        array = graph.constant(value) if value.is_constant else None
-        if array is None:  # a body that a node may run
-            return None
-        return over.constant(array) if is_floating(array.dtype) else np.asarray(array)
+        return held[value] if value in held else _constant(over, graph, value)
 
     kept = set(outputs)
-    for index, node in enumerate(computed):
+    for index, node in enumerate(nodes):
         wanted = [i for i, value in enumerate(node.outputs) if value.uses or value in kept]
         at = At(over, graph, node, [load(value) for value in node.inputs], wanted)
         try:
-            found = compute(at)
+            found: Sequence[Read] = compute(at)
         except Uncovered as uncovered:
-            result.refusal = str(uncovered)
-            return result
-        if at.uninterpreted:
+            if not node.output.is_constant:
+                result.refusal = str(uncovered)
+                return result
+            found = []
+        if node.output.is_constant and (at.uninterpreted or not found):
+            found = [_constant(over, graph, value) for value in node.outputs]
+        elif at.uninterpreted:
             result.uninterpreted.add(at.uninterpreted)
         for place in wanted:
             value, array = node.outputs[place], found[place]
@@ -87,6 +81,14 @@ def evaluate(
             known.pop(value, None)
     result.outputs = [load(value) for value in outputs]
     return result
+
+
+def _constant(over: Field, graph: Graph, value: Value) -> Read:
+    """A constant as the graph has it; None for a body that a node may run."""
+    if not value.is_constant:
+        return None
+    array = np.asarray(graph.plain_constant(value))
+    return over.constant(array) if is_floating(array.dtype) else array
 
 
 def equal(one: Read, other: Read) -> bool:

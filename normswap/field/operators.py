@@ -680,6 +680,9 @@ def _reshape(at: At) -> Sequence[Exact]:
     return [at[0].reshaped(at.plain()[0].shape)]
 
 
+@rule_for("Trilu")
+@rule_for("aten.tril.default")
+@rule_for("aten.triu.default")
 @rule_for("GatherElements")
 @rule_for("aten.index.Tensor")
 def _moved(at: At) -> Sequence[Exact | None]:

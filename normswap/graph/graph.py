@@ -58,8 +58,8 @@ class Carried(Protocol):
     def note(self, value: Value, array: Array) -> None:
         """A constant is new, or has another array from now on."""
 
-    def copied(self, names: Callable[[str], Value]) -> Carried:
-        """The same for a copy of the graph, of which ``names`` gives the values."""
+    def copied(self, graph: Graph) -> Carried:
+        """The same for a copy of the graph, whose values have the same names."""
 
 
 def contiguous(array: Array, dtype: Any = None) -> Array:
@@ -224,13 +224,16 @@ class Graph(abc.ABC):
         """
         if not value.is_constant:
             return None
-        if value.producer is None:
-            array = self._read(value)
-        else:
-            if value not in self._folded:
-                self._folded[value] = self._compute_constant(value)
-            array = self._folded[value]
+        array = self.plain_constant(value)
         return array if self.carried is None else self.carried.read(value, array)
+
+    def plain_constant(self, value: Value) -> Array:
+        """The numbers that the graph has for a constant, whatever they carry."""
+        if value.producer is None:
+            return self._read(value)
+        if value not in self._folded:
+            self._folded[value] = self._compute_constant(value)
+        return self._folded[value]
 
     def scalar(self, value: Value | None) -> float | None:
         """The number that a one-element constant holds, else None."""
@@ -466,7 +469,7 @@ class Graph(abc.ABC):
     def _carried_to(self, duplicate: Graph) -> None:
         """Lets a copy carry what this graph does."""
         if self.carried is not None:
-            duplicate.carried = self.carried.copied(duplicate.value)
+            duplicate.carried = self.carried.copied(duplicate)
 
     def _unique(self, name: str) -> str:
         candidate, count = name, 1
