@@ -1,0 +1,251 @@
+"""Certificates: the zoo, large models, and mutations of the table of rules.
+
+    python -m benchmarks.certificate zoo [--names NAME ...] [--forms FORM ...] [--no-contract]
+    python -m benchmarks.certificate large [--models vit clip] [--onnx]
+    python -m benchmarks.certificate mutations [--names NAME ...]
+
+in the repository's root. *zoo*: every exact pass on every model of ``tests/zoo``: whether it is
+certified, the bound, and seconds beside those of the exact contract. *large*: ``fused`` on a
+ViT-B/16 whose norms are spelled out, and on CLIP ViT-L/14 (random weights): seconds and the
+process's largest memory; the models are built in memory, of torch's and transformers' classes.
+*mutations*: ten faults planted in ``passes/algebra/rules.py``, each in a process of its own: on how
+many models the certificate finds it, and on how many the exact contract in float64 does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMS = ("fx", "torchscript-14")
+MUTATED = (
+    "spelled_vit",
+    "hf_clip",
+    "timm_convnext",
+    "torch_conv_stem",
+    "hf_swin",
+    "torch_post_norm",
+)
+_RULES = "normswap.passes.algebra.rules"
+_COUNT = 1000  # classes
+
+MUTATIONS: tuple[tuple[str, str, str], ...] = (
+    ("the mean of one channel more", "ratio(1, size)", "ratio(1, size + 1)"),
+    ("the mean is not subtracted", "np.eye(size) - ratio", "np.eye(size) - 0 * ratio"),
+    ("Sub adds shifts", "_sum(Arithmetic((1, -1)))", "_sum(SUM)"),
+    ("Div multiplies", "lambda c: 1 / c", "lambda c: c"),
+    ("a multiple leaves the shift", "known.shift * factor)", "known.shift)"),
+    ("upward, a multiple leaves the shift", "known.shift / factor if", "known.shift if"),
+    ("a sum shifts both operands", "if i == open_ends[0] else", "if i in open_ends else"),
+    ("a sum shifts no operand", "rest * signs[i]", "0 * rest"),
+    ("LayerScale is forgotten", "known.linear * factor.reshape(-1)", "known.linear"),
+    (
+        "Concat mixes up its operands",
+        "part = section(total, axis, at,",
+        "part = section(total, axis, at[::-1],",
+    ),
+)
+
+
+def _passes() -> dict[str, Callable[..., Any]]:
+    import normswap as ns
+
+    def swap(to: str) -> Callable[..., Any]:
+        return lambda model, **how: ns.swap(model, to=to, **how)
+
+    swaps = {
+        to: swap(to) for to in ("fused", "rmsnorm", "product", "group", "instance", "lp", "scaled")
+    }
+    return swaps | {"fold-affine": ns.fold_affine, "fold": ns.fold}
+
+
+def zoo(names: Sequence[str], forms: Sequence[str], contract: bool) -> None:
+    """A row for each model, kind of graph and pass."""
+    import normswap as ns
+    from normswap.errors import NormswapError
+    from tests.zoo.exports import NotExportable, model_as
+    from tests.zoo.models import FAMILIES
+
+    for name in names or FAMILIES:
+        for form in forms:
+            try:
+                model = model_as(name, form)
+            except NotExportable:
+                continue
+            for word, rewrite in _passes().items():
+                try:
+                    begin = time.perf_counter()
+                    result = rewrite(model)
+                    plain = time.perf_counter() - begin
+                except NormswapError as error:
+                    print(f"{name:24} {form:15} {word:12} {error}")
+                    continue
+                if not result.modified:
+                    continue
+                begin = time.perf_counter()
+                found = rewrite(model, certify=True).certificate
+                seconds, exact = time.perf_counter() - begin - plain, ""
+                if contract:
+                    begin = time.perf_counter()
+                    passed = ns.validate(model, result.model).passed
+                    exact = f"contract {time.perf_counter() - begin:6.1f} s {passed}"
+                words = f"certified {found.error:.0e}" if found.certified else found.reason
+                print(f"{name:24} {form:15} {word:12} {seconds:6.1f} s {exact} {words}", flush=True)
+
+
+def large(models: Sequence[str], onnx: bool) -> None:
+    """Seconds and memory of a certificate of ``fused``."""
+    import normswap as ns
+    from normswap.parity.certified import certified
+
+    for name, model in _large_models(models, onnx):
+        result = ns.swap(model, to="fused")
+        other = result.model if result.modified else ns.swap(model, to="product").model
+        begin = time.perf_counter()
+        found = certified(model, other)
+        seconds = time.perf_counter() - begin
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{name:12} {seconds:7.1f} s  {memory:.1f} GiB  {found.words}", flush=True)
+        print(f"{'':12} degree {found.degree}, bits {found.bits:.0f}, symbols {found.symbols}, "
+              f"{len(found.primes)} primes, error {found.error:.1e}")  # fmt: skip
+
+
+def _large_models(models: Sequence[str], onnx: bool) -> Iterator[tuple[str, Any]]:
+    import torch
+    from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
+
+    import normswap as ns
+
+    torch.manual_seed(0)
+    made: dict[str, Callable[[], tuple[torch.nn.Module, dict[str, torch.Tensor]]]] = {
+        "vit": lambda: (
+            ViTForImageClassification(ViTConfig(num_labels=_COUNT)),
+            {"pixel_values": torch.randn(1, 3, 224, 224)},
+        ),
+        "clip": lambda: (CLIPModel(_clip_large(CLIPConfig)), _clip_inputs()),
+    }
+    for name in models:
+        module, inputs = made[name]()
+        for norm in (m for m in module.modules() if isinstance(m, torch.nn.LayerNorm)):
+            norm.weight.data.normal_(1, 0.1)
+            norm.bias.data.normal_(0, 0.1)
+        model = ns.load(module.eval(), example_inputs=inputs)
+        if onnx:
+            path = Path(f"/tmp/certificate-{name}.onnx")
+            ns.save(model, path)
+            model = ns.load(path)
+        yield name, ns.swap(model, to="product").model if name == "vit" else model
+
+
+def _clip_large(config: Any) -> Any:
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    vision |= {"num_hidden_layers": 24, "patch_size": 14}
+    return config(text_config=text, vision_config=vision, projection_dim=768)
+
+
+def _clip_inputs() -> dict[str, Any]:
+    import torch
+
+    ids = torch.randint(1, 49000, (1, 77))
+    ids[0, -1] = 49407
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 3, 224, 224),
+        "attention_mask": torch.ones(1, 77, dtype=torch.int64),
+    }
+
+
+def mutations(names: Sequence[str]) -> None:
+    """A row for each mutation, found in a process of its own."""
+    for number, (what, _, _) in enumerate(MUTATIONS):
+        command = [sys.executable, "-m", "benchmarks.certificate", "mutant", str(number)]
+        done = subprocess.run(
+            [*command, "--names", *names], capture_output=True, text=True, check=False
+        )
+        lines = done.stdout.strip().splitlines()
+        if done.returncode or not lines:
+            print(f"{what:38} failed: {done.stderr.strip().splitlines()[-1:]}")
+            continue
+        row = json.loads(lines[-1])
+        print(f"{what:38} certificate {row['certificate']} of {row['changed']}, contract "
+              f"{row['contract']}, missed by it: {', '.join(row['missed']) or '-'}", flush=True)  # fmt: skip
+
+
+def mutant(number: int, names: Sequence[str]) -> None:
+    """One mutation, on rewrites that it changes."""
+    import normswap as ns
+    from tests.zoo.exports import model_as
+
+    words = ("rmsnorm", "fold-affine", "fold")
+    right = {(n, w): _weights(_passes()[w](model_as(n, "fx"))) for n in names for w in words}
+    source = Path(importlib.util.find_spec(_RULES).origin or "")  # type: ignore[union-attr]
+    text, (_, old, new) = source.read_text(), MUTATIONS[number]
+    assert text.count(old) >= 1, old
+    module = sys.modules[_RULES]
+    before = dict(module.RULES)
+    exec(compile(text.replace(old, new), str(source), "exec"), module.__dict__)
+    _rewired(module, before)
+    row: dict[str, Any] = {"changed": 0, "certificate": 0, "contract": 0, "missed": []}
+    for (name, word), weights in right.items():
+        model = model_as(name, "fx")
+        try:
+            result = _passes()[word](model, certify=True)
+        except Exception as error:
+            row["missed"].append(f"{name} {word} raises {type(error).__name__}")
+            continue
+        if not result.modified or _weights(result) == weights:
+            continue
+        row["changed"] += 1
+        row["certificate"] += not result.certificate.certified
+        passed = ns.validate(model, result.model).passed
+        row["contract"] += not passed
+        row["missed"] += [f"{name} {word}"] * passed
+    print(json.dumps(row))
+
+
+def _rewired(module: Any, before: dict[str, Any]) -> None:
+    """Lets all that imported from the table of rules have what is in it now."""
+    for other in list(sys.modules.values()):
+        if getattr(other, "__name__", "").startswith("normswap.passes") and other is not module:
+            for name in ("rule_of", "RULES", "MEAN", "SCALE", "mean_subtraction", "SUM"):
+                if hasattr(other, name) and hasattr(module, name):
+                    setattr(other, name, getattr(module, name))
+
+
+def _weights(result: Any) -> dict[str, bytes]:
+    graph = result.model.graph
+    fixed = [v for v in graph.values() if v.is_constant and v.producer is None]
+    return {v.name: graph.constant(v).tobytes() for v in fixed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["zoo", "large", "mutations", "mutant"])
+    parser.add_argument("number", nargs="?", type=int, default=0)
+    parser.add_argument("--names", nargs="*", default=[])
+    parser.add_argument("--forms", nargs="*", default=FORMS)
+    parser.add_argument("--models", nargs="*", default=["vit", "clip"])
+    parser.add_argument("--no-contract", dest="contract", action="store_false")
+    parser.add_argument("--onnx", action="store_true")
+    given = parser.parse_args()
+    if given.what == "zoo":
+        zoo(given.names, given.forms, given.contract)
+    elif given.what == "large":
+        large(given.models, given.onnx)
+    elif given.what == "mutations":
+        mutations(given.names or MUTATED)
+    else:
+        mutant(given.number, given.names)
+
+
+if __name__ == "__main__":
+    main()
