@@ -126,7 +126,7 @@ class Dual(np.ndarray):
     def copy(self, order: Any = "C") -> Any:
         return self._move(lambda a: a.copy())
 
-    def astype(self, dtype: Any, **kwargs: Any) -> Any:
+    def astype(self, dtype: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Rounded, but for what it carries."""
         result = _plain(self).astype(dtype, **kwargs)
         keeps = is_floating(result.dtype) and self.exact is not None and self.over is not None
@@ -140,10 +140,10 @@ class Dual(np.ndarray):
         """See ``graph.alike``."""
         return array if self.over is None else Dual(array, self.over)
 
-    def sum(self, axis: Any = None, **kwargs: Any) -> Any:
+    def sum(self, axis: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         return np.add.reduce(self, axis=axis, **kwargs)
 
-    def mean(self, axis: Any = None, **kwargs: Any) -> Any:
+    def mean(self, axis: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         total = self.sum(axis, **kwargs)
         return total / (self.size // max(np.size(total), 1))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -101,8 +101,13 @@ Rule = Callable[[At], Sequence[Exact | None]]
 _RULES: dict[str, Rule] = {}
 
 
-def rule_for(name: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
+_AnyRule = TypeVar("_AnyRule", bound=Rule)
+
+
+def rule_for(name: str) -> Callable[[_AnyRule], _AnyRule]:
+    """Makes a function the rule of an operator."""
+
+    def register(rule: _AnyRule) -> _AnyRule:
         _RULES[name] = rule
         return rule
 
@@ -209,7 +214,7 @@ def _neg(at: At) -> Sequence[Exact]:
 
 
 @rule_for("Sum")
-def _sum(at: At) -> Sequence[Exact]:
+def _sum(at: At) -> list[Exact]:
     total = at[0]
     for index in range(1, len(at.inputs)):
         total = at.field.add(total, at[index])
@@ -237,7 +242,7 @@ def _rsqrt(at: At) -> Sequence[Exact]:
 
 
 @rule_for("Pow")
-def _pow(at: At) -> Sequence[Exact]:
+def _pow(at: At) -> Sequence[Exact | None]:
     x, given = at[0], at[1]
     exponent = float(given.shadow.reshape(-1)[0]) if given.shadow.size == 1 else np.nan
     if given.growth.degree == 0 and exponent == 0.5:
@@ -285,7 +290,7 @@ def _leaky_relu(at: At) -> Sequence[Exact]:
 @rule_for("Log")
 @rule_for("Sin")
 @rule_for("Cos")
-def _elementwise(at: At) -> Sequence[Exact]:
+def _elementwise(at: At) -> list[Exact]:
     """An uninterpreted function of each element."""
     at.uninterpreted = at.node.op
     arguments = [at[i] for i, x in enumerate(at.inputs) if x is not None]
@@ -303,15 +308,13 @@ def _plain_name(at: At) -> str:
 
 def _has_no_options(at: At) -> bool:
     found = at.graph.signature(at.node)
-    return (
-        found is not None
-        and not at.attributes
-        and not re.search(r"[0-9.]+|None", _OPERANDS.sub("", repr(found[1:])))
-    )
+    if not isinstance(found, tuple) or at.attributes:
+        return False
+    return not re.search(r"[0-9.]+|None", _OPERANDS.sub("", repr(found[1:])))
 
 
 @rule_for("Cast")
-def _cast(at: At) -> Sequence[Exact]:
+def _cast(at: At) -> list[Exact]:
     return [at[0]]
 
 
@@ -582,7 +585,8 @@ def _norm(at: At) -> Sequence[Exact | None]:
             weight, bias = (
                 p and p.moved(lambda a: np.repeat(a, shape[1] // groups)) for p in (weight, bias)
             )
-    return [_affine(field, x, *(p and p.reshaped(_full(channels, p)) for p in (weight, bias)))]
+    weight, bias = (p and p.reshaped(_full(channels, p)) for p in (weight, bias))
+    return [_affine(field, x, weight, bias)]
 
 
 def _full(channels: tuple[int, ...], value: Exact) -> tuple[int, ...]:
@@ -695,7 +699,9 @@ def _moved(at: At) -> Sequence[Exact | None]:
         or at.attributes.get("reduction", "none") not in ("none", b"none")
     ):
         return []
-    pieces, places, start = [], {}, 0
+    pieces: list[Exact] = []
+    places: dict[int, Array] = {}
+    start = 0
     for place, read in enumerate(at.inputs):
         if isinstance(read, Exact):
             size = read.shadow.size
@@ -747,8 +753,9 @@ def _picked(at: At, pieces: Sequence[Exact], origin: Array, total: int) -> Exact
 
     residues = np.stack(
         [
-            pick([p.residue(j) for p in pieces], rest and rest.residue(j))
+            pick([p.residue(j) for p in pieces], None if rest is None else rest.residue(j))
             for j in range(field.residues.count)
         ]
     )
-    return Exact(pick([p.shadow for p in pieces], rest and rest.shadow), residues, growth)
+    shadow = pick([p.shadow for p in pieces], None if rest is None else rest.shadow)
+    return Exact(shadow, residues, growth)

@@ -391,8 +391,8 @@ class Field:
             total = flat if total is None else self.hashing.both(total, flat)
         own = self.hashing.start(f"{name} {output}", (1,))
         total = own if total is None else self.hashing.both(total, own)
-        place = np.arange(shadow.size, dtype=np.float64)
-        each = self.hashing.absorb(self.hashing.start("place", place.shape), place[None])
+        places = np.arange(shadow.size, dtype=np.float64)
+        each = self.hashing.absorb(self.hashing.start("place", places.shape), places[None])
         self.tally.arguments += shadow.size
         return self._symbols(shadow, self.hashing.both(total, each).reshape(shadow.shape))
 

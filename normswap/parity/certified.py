@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from normswap.field.certificate import Certificate, Side, certify
-from normswap.field.duals import carried_by, carrying, running_over
+from normswap.field.duals import Carried, carried_by, carrying, running_over
 from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph
 from normswap.model import Model
@@ -50,9 +50,9 @@ def certified_pass(
             carried = carrying(copy.graph, over)
             with running_over(over):
                 again = rewrite(copy.located(replace(location, sites=sites)))
-            found = again.graph.carried or carried
+            carried = again.graph.carried if isinstance(again.graph.carried, Carried) else carried
             refusal = _difference(result.graph, again.graph)
-            return replace(_side(original, again), constants=found.constants, refusal=refusal)
+            return replace(_side(original, again), constants=carried.constants, refusal=refusal)
 
         return certify(mine, candidate, _feeds(shared), key)
 

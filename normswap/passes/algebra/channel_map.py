@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -270,7 +271,8 @@ def embedded(change: ChannelMap, axis: int, positions: Array | None, size: int) 
             inner[..., positions[:, None], positions] = np.moveaxis(array, axis, -2)
             return np.moveaxis(inner, -2, axis)
         result = alike(np.broadcast_to(rest, (*shape, *tail)).copy(), array)
-        result[(*[slice(None)] * axis, positions)] = array
+        at: tuple[Any, ...] = (*(slice(None) for _ in range(axis)), positions)
+        result[at] = array
         return result
 
     rest = neutral.linear if change.axis != axis else np.ones((1,) * rank)
