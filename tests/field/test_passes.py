@@ -60,7 +60,7 @@ def test_exact_passes_are_certified(name: str, form: str, how: str) -> None:
 
 
 @settings(
-    max_examples=examples_of(12, 500),
+    max_examples=examples_of(8, 500),
     suppress_health_check=SLOW,
     deadline=None,
     phases=[Phase.generate],
