@@ -685,6 +685,7 @@ def _reshape(at: At) -> Sequence[Exact]:
 
 
 @rule_for("Trilu")
+@rule_for("aten.gather.default")
 @rule_for("aten.tril.default")
 @rule_for("aten.triu.default")
 @rule_for("GatherElements")
