@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normswap.parity.report import SiteRanges
-from normswap.report.html.depth import along_norms
+from normswap.report.html.along import Point, depth_drawing, named_places
 from normswap.report.html.parts import (
     Picture,
     Section,
@@ -15,7 +15,7 @@ from normswap.report.html.parts import (
     table_of,
     tower_name,
 )
-from normswap.report.html.svg import Point, depth_drawing, logarithmic
+from normswap.report.html.svg import logarithmic
 
 _TEXT = (
     "The largest magnitude over that of the median channel, in float32. Integers with one scale "
@@ -49,7 +49,7 @@ def _picture(title: str, sites: Sequence[SiteRanges], what: str) -> Picture:
     said = f"the largest is {_short(largest[0])} before and {_short(largest[1])} after"
     description = f"{counted(len(sites), 'norm')}; {said}."
     scale = logarithmic([value for pair in ratios for value in pair if value])
-    places, along = along_norms([site.name for site in sites])
+    places, along = named_places([site.name for site in sites])
     axis = "largest over median channel, logarithmic"
     drawing = depth_drawing(title, description, axis, scale, series, places, along)
     rows = [
