@@ -1,0 +1,1 @@
+"""What NPU toolchains do with a norm in each of its dialects: see ``__main__``."""
