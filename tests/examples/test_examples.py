@@ -152,3 +152,8 @@ def test_classify_in_onnxruntime(
     assert accuracies[0] - 1.5 < accuracies[1] < 100
     assert "as clip.onnx in 100.0%\n" in told
     assert _files(folder) == written
+
+
+def test_compile_with_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runpy.run_path(str(EXAMPLES / "compile_with_kernels.py"))["main"]("eager") < 1e-4
+    assert "the same class for 100.0%" in capsys.readouterr().out
