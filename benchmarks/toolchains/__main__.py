@@ -5,9 +5,10 @@
 
 Each toolchain gets an environment of its own in the cache (a temporary folder by default, of up to
 1 GB), each form of each model a process of its own. Outputs are compared with the original's in
-float64: the largest error over the outputs by the largest output. --accuracy: digits-vit
-on the first N of the 540 test images as well. A Markdown table is printed for each case; -o keeps the rows as JSON, together
-with those of earlier runs. A package that is not to be had is a row with the reason.
+float64: the largest error over the outputs by the largest output. --accuracy: digits-vit on the
+first N of the 540 test images as well. A Markdown table is printed for each case; -o keeps the rows
+as JSON, together with those of earlier runs. A package that is not to be had is a row with the
+reason.
 """
 
 from __future__ import annotations
@@ -290,7 +291,9 @@ def main() -> None:
     parser.add_argument("toolchains", nargs="*", metavar="TOOLCHAIN", help=", ".join(names))
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="layer, digits-vit, ...")
     parser.add_argument("--forms", nargs="+", metavar="FORM", choices=FORMS, help=", ".join(FORMS))
-    parser.add_argument("--accuracy", type=int, default=0, metavar="N", help="digits-vit on N test images")
+    parser.add_argument(
+        "--accuracy", type=int, default=0, metavar="N", help="digits-vit on N test images"
+    )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where environments stay")
     parser.add_argument("--real", type=Path, metavar="FOLDER", default=default_cache())
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="rows as JSON")

@@ -21,6 +21,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,18 @@ _COMMON = {
 }
 
 
+class WorkflowError(NormswapError, ValueError):
+    """Ends an Olive workflow: Olive logs any other error than Python's own and goes on."""
+
+
+@contextmanager
+def _ending_the_workflow() -> Iterator[None]:
+    try:
+        yield
+    except NormswapError as error:
+        raise WorkflowError(str(error)) from error
+
+
 def _common(default: str) -> dict[str, PassConfigParam]:
     return {
         "sites": PassConfigParam(
@@ -84,7 +98,7 @@ class NormSwap(OlivePass):
 
     Config: ``to``, a word of ``normswap swap --to``; ``options`` of that pass by name; ``sites``,
     ``data`` and ``contract`` (by default exact for a swap that is, else approximate). Raises
-    NormswapError for a word or option that is none, data that is missing, and a result that does
+    WorkflowError for a word or option that is none, data that is missing, and a result that does
     not keep the exact contract. What was left alone is on normswap's log.
     """
 
@@ -104,16 +118,17 @@ class NormSwap(OlivePass):
         self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> ONNXModelHandler:
         given: Any = config
-        swap = _swap(given.to, given.options or {}, given.sites)
-        original = normswap.load(Path(model.model_path))
-        result = normswap.swap(original, swap, data=given.data if swap.needs_data else None)
-        return _saved(model, original, result, given, swap.exact, output_model_path)
+        with _ending_the_workflow():
+            swap = _swap(given.to, given.options or {}, given.sites)
+            original = normswap.load(Path(model.model_path))
+            result = normswap.swap(original, swap, data=given.data if swap.needs_data else None)
+            return _saved(model, original, result, given, swap.exact, output_model_path)
 
 
 class NormFold(OlivePass):
     """Folds BatchNorms and other affine maps into the neighbouring weights, exactly.
 
-    Config: ``sites``, ``data`` and ``contract``. Raises NormswapError as ``NormSwap`` does.
+    Config: ``sites``, ``data`` and ``contract``. Raises WorkflowError as ``NormSwap`` does.
     """
 
     @classmethod
@@ -124,27 +139,30 @@ class NormFold(OlivePass):
         self, model: ONNXModelHandler, config: type[BasePassConfig], output_model_path: str
     ) -> ONNXModelHandler:
         given: Any = config
-        original = normswap.load(Path(model.model_path))
-        result = normswap.fold(original, sites=given.sites)
-        return _saved(model, original, result, given, Fold.exact, output_model_path)
+        with _ending_the_workflow():
+            original = normswap.load(Path(model.model_path))
+            result = normswap.fold(original, sites=given.sites)
+            return _saved(model, original, result, given, Fold.exact, output_model_path)
 
 
 class NormSwapSurgeon(Surgeon):
     """An exact swap among Olive's ``GraphSurgeries``, not validated.
 
-    {"surgeon": "NormSwapSurgeon", "to": "lp"}, with ``options`` of that pass. Raises NormswapError
+    {"surgeon": "NormSwapSurgeon", "to": "lp"}, with ``options`` of that pass. Raises WorkflowError
     for a swap that needs data, which a surgery has none of.
     """
 
     def __init__(self, to: str, options: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.swap = _swap(to, options or {}, None)
-        if self.swap.needs_data:
-            raise NormswapError(f"NormSwapSurgeon: '{to}' needs data; use the pass NormSwap")
+        with _ending_the_workflow():
+            self.swap = _swap(to, options or {}, None)
+            if self.swap.needs_data:
+                raise NormswapError(f"NormSwapSurgeon: '{to}' needs data; use the pass NormSwap")
 
     def call_ir(self, model: ir.Model) -> ir.Model:
         taken = OnnxPass(self.swap)
-        changed = taken(model).model
+        with _ending_the_workflow():
+            changed = taken(model).model
         _tell(taken.last)
         return changed
 

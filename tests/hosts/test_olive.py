@@ -56,9 +56,9 @@ def test_the_example(clip: Path, tmp_path: Path) -> None:
     before = _operators(clip)
     path = _run(clip, tmp_path, {})
     operators = _operators(path)
-    assert before["LayerNormalization"] == 13
+    assert before["LayerNormalization"] > 20
     assert not operators["LayerNormalization"]
-    assert operators["Sqrt"] == 13
+    assert operators["Sqrt"] == before["LayerNormalization"]
     assert ns.validate(ns.load(clip), ns.load(path)).passed
 
 
@@ -67,14 +67,14 @@ def test_fitted_to_data_and_folded(clip: Path, tmp_path: Path) -> None:
     np.savez(images, pixel_values=digits.load_digits_split().train_images[:128])
     swap = {"type": "NormSwap", "to": "affine", "data": str(images), "sites": "tower=image"}
     path = _run(clip, tmp_path, {"swap": swap, "fold": {"type": "NormFold"}})
-    assert 0 < _operators(path)["LayerNormalization"] < 13
+    assert 0 < _operators(path)["LayerNormalization"] < _operators(clip)["LayerNormalization"]
 
 
 def test_among_surgeries(clip: Path, tmp_path: Path) -> None:
     surgery = {"surgeon": "NormSwapSurgeon", "to": "lp"}
     passes = {"cut": {"type": "GraphSurgeries", "surgeries": [surgery]}}
     path = _run(clip, tmp_path, passes)
-    assert _operators(path)["LpNormalization"] == 13
+    assert _operators(path)["LpNormalization"] == _operators(clip)["LayerNormalization"]
     assert ns.validate(ns.load(clip), ns.load(path)).passed
 
 
@@ -87,7 +87,7 @@ def test_among_surgeries(clip: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_configs(clip: Path, tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(olive.WorkflowError, match=told):
         _run(clip, tmp_path, {"swap": {"type": "NormSwap", **options}})
 
 
