@@ -1,6 +1,6 @@
 """Converts a model with one toolchain and runs it; run as a file in the toolchain's environment.
 
-    python runner.py TOOLCHAIN REQUEST.json
+    python toolchain_runner.py TOOLCHAIN REQUEST.json
 
 The request has ``model`` (an ONNX file, or an ExportedProgram for executorch and coremltools),
 ``inputs`` (.npz: an array [runs, *shape] for each input), ``outputs`` (.npz to write, an array

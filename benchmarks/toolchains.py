@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_packages import Unavailable, default_cache
-from benchmarks.toolchains.cases import FORMS, Arrays, Case, cases, quantise, save
+from benchmarks.toolchain_cases import FORMS, Arrays, Case, cases, quantise, save
 from normswap.model import Model
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(__file__).with_name("toolchain_runner.py")
 PYTHON = Path("bin", "python")
 SECONDS = 1800
 
@@ -41,7 +41,7 @@ SECONDS = 1800
 class Toolchain:
     """A column of the tables.
 
-    ``runner``: its function in runner.py. ``packages``: what its environment, ``folder``, holds;
+    ``runner``: its function there. ``packages``: what its environment, ``folder``, holds;
     ``alone``: those that are installed without what they ask for. ``borrows``: whether it also sees
     the packages of this Python (torch for the CPU, which the index may not have). ``kind``: of the
     graphs that it takes. ``quantised``: to activations of 16 bits and weights of 8 before.
