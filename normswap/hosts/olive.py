@@ -199,7 +199,7 @@ def _saved(
     output_model_path: str,
 ) -> ONNXModelHandler:
     _tell(result)
-    contract = config.contract or ("exact" if exact else "approximate")
+    contract: Any = config.contract or ("exact" if exact else "approximate")
     if contract != "none":
         report = normswap.validate(original, result.model, data=config.data, contract=contract)
         worst = "; ".join(str(finding) for finding in report.findings[:3])
