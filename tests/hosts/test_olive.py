@@ -38,6 +38,10 @@ def _run(clip: Path, folder: Path, passes: dict[str, Any]) -> Path:
     config["input_model"]["model_path"] = str(clip)
     config["output_dir"], config["cache_dir"] = str(folder / "out"), str(folder / "cache")
     config["passes"] = passes or config["passes"]
+    for options in config["passes"].values():
+        if options.get("data") == "digits.npz":
+            options["data"] = str(folder / "digits.npz")
+            np.savez(options["data"], pixel_values=digits.load_digits_split().train_images[:64])
     output = workflows.run(config, package_config=olive.package_config())
     return Path(output.get_best_candidate().model_path)
 
@@ -63,9 +67,7 @@ def test_the_example(clip: Path, tmp_path: Path) -> None:
 
 
 def test_fitted_to_data_and_folded(clip: Path, tmp_path: Path) -> None:
-    images = tmp_path / "images.npz"
-    np.savez(images, pixel_values=digits.load_digits_split().train_images[:128])
-    swap = {"type": "NormSwap", "to": "affine", "data": str(images), "sites": "tower=image"}
+    swap = {"type": "NormSwap", "to": "affine", "data": "digits.npz", "sites": "tower=image"}
     path = _run(clip, tmp_path, {"swap": swap, "fold": {"type": "NormFold"}})
     assert 0 < _operators(path)["LayerNormalization"] < _operators(clip)["LayerNormalization"]
 
