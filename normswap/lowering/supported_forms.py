@@ -15,6 +15,8 @@ from normswap.model import Progress
 from normswap.norms.site import Site, site_nodes
 from normswap.passes.base import ChosenForms, NormForms
 
+_SPELLED_OUT = "elementary"
+
 
 @dataclass
 class SupportedForm:
@@ -108,6 +110,8 @@ def _fit(
     candidates: Sequence[str],
 ) -> Fit:
     stands = capabilities.verdict_of(site_nodes(graph, site), opset_of(graph))
+    if site.spelling != "op":  # so it is in the operators of this dialect, in whatever order
+        stands = worst([stands, capabilities.dialect_verdict(_SPELLED_OUT)])
     fit = Fit(stands, [], [])
     for form in candidates:
         verdict = _verdict(capabilities, graph, site, forms, form)
