@@ -12,5 +12,5 @@ The public names are listed in ``__init__.pyi``.
 
 from normswap.lazy import public_names
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __getattr__, __dir__, __all__ = public_names(__name__, __file__)
