@@ -26,6 +26,7 @@ from hypothesis.internal.conjecture import providers
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from normswap.graph.onnx.evaluate import SESSION_THREADS
+from normswap.report import progress
 from tests.effort import ALL, FRESH, SEED
 from tests.zoo.ids import model_of
 
@@ -37,6 +38,8 @@ if not torch.cuda.is_available():
 os.environ.pop("COLUMNS", None)
 # The workers of pytest-xdist share the cores, and threads of ONNX Runtime wait busily.
 SESSION_THREADS.set(1)
+# On a busy machine a command may take so long that it says so, among what it is to print.
+progress.SILENCE = 3600.0
 
 
 class _TorchGenerator:

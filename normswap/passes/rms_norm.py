@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array, Graph, Value
 from normswap.graph.operators import norm_operator
-from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.options import option
@@ -21,6 +20,9 @@ from normswap.passes.fold_affine import absorb_affine, has_affine
 from normswap.passes.norm_operator import ROW_NORMS, replace_norm, spell_rms_norm
 from normswap.passes.rotate import DRAWN, PCA, ROTATIONS, Rotation, principal_directions
 from normswap.passes.select import select_sites, why_left
+
+if TYPE_CHECKING:  # data needs torch, and only pca needs data
+    from normswap.io.data import Data
 
 _WORTH = 2  # norms that have to gain by it, for a mean to be subtracted in the graph
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from normswap.fit.calibration import calibration_batches
 from normswap.graph.graph import Array, Value
-from normswap.io.data import Data
 from normswap.model import Model
 from normswap.norms.site import Site
 from normswap.passes.algebra.channel_map import ChannelMap
@@ -22,6 +21,9 @@ from normswap.passes.fold_affine import absorb_affine, has_affine
 from normswap.passes.insert import insert_linear
 from normswap.passes.norm_operator import ROW_NORMS
 from normswap.passes.select import why_left
+
+if TYPE_CHECKING:  # data needs torch, and only pca needs data
+    from normswap.io.data import Data
 
 DRAWN: Mapping[str, Callable[[int], Array]] = {
     "hadamard": hadamard,
@@ -197,6 +199,8 @@ def _check_worth(change: Spread, count: int) -> None:
 def principal_directions(model: Model, data: Data, sites: Sequence[Site]) -> Array:
     """The principal directions [C, C], in rows, of what the norms ``sites`` of one stream give
     before weight and bias, all tokens together; of a LayerNorm without the mean."""
+    from normswap.fit.calibration import calibration_batches
+
     size = sites[0].normalized_shape[0]
     batches = calibration_batches(model, sites, data)
     names, graph = list(batches[0]), model.graph

@@ -182,9 +182,12 @@ def _limits(capabilities: Capabilities, graph: Graph) -> list[str]:
 
 def on_target_view(found: OnTarget) -> RenderableType:
     """A row for each norm, a line for each thing else that the target lacks."""
-    runs = sum(norm.state == "runs" for norm in found.norms)
+    wrong = sum(norm.state == "inaccurate" for norm in found.norms)
+    runs = sum(norm.state == "runs" for norm in found.norms) + wrong
     title = f"{found.model}: {found.title} ({found.target} {found.version}) runs {runs} of "
-    parts: list[RenderableType] = [Line(f"{title}{len(found.norms)} norms as they stand", "bold")]
+    title += f"{len(found.norms)} norms as they stand"
+    title += f", {wrong} of them inaccurately" * bool(wrong)
+    parts: list[RenderableType] = [Line(title, "bold")]
     if found.norms:
         made = table("site", "as it stands", "swap --to")
         for norm in found.norms:
