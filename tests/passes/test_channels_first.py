@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 import normswap as ns
+from tests.effort import ALL
 from tests.zoo.exports import FX, model_as
 
 _HEAD = """<ir_version: 8, opset_import: ["": 17]>
@@ -120,7 +121,7 @@ def test_a_block_that_something_else_reads_stays(rest: str) -> None:
     assert "Conv" not in operators
 
 
-@pytest.mark.parametrize("form", [FX, "torchscript-14", "dynamo-20"])
+@pytest.mark.parametrize("form", [FX, "torchscript-14", *(["dynamo-20"] if ALL else [])])
 def test_a_convnext(form: str) -> None:
     """Its norms stand between transposes, or in front of a block that ends in one."""
     model = model_as("hf_convnext", form)

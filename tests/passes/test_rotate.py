@@ -20,13 +20,15 @@ from normswap.lowering import lower
 from normswap.model import Model
 from normswap.passes.algebra.orthogonal import hadamard, principal, random_orthogonal
 from normswap.passes.rms_norm import RmsNorm
+from tests.effort import ALL
 from tests.passes.fold_checks import KINDS, captured
 from tests.passes.norm_checks import check_exact, operators
 from tests.zoo.exports import FX, model_as
 
 C, N = 12, 6
 FLAT = (12, 20, 48, 96, 192, 384, 512, 640, 768, 1024, 1152, 1280, 1408)
-ZOO = [("timm_vit", "torchscript-14"), ("hf_clip", FX), ("hf_aimv2", FX), ("timm_dinov2_reg", FX)]
+ZOO = [("timm_vit", "torchscript-14"), ("hf_clip", FX)]
+ZOO += [("hf_aimv2", FX), ("timm_dinov2_reg", FX)] if ALL else []
 
 
 class Rms(nn.Module):
