@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from normswap.field.evaluation import Constants, drawn, equal, evaluate
-from normswap.field.operators import Read
+from normswap.field.node import Read
 from normswap.field.residues import BITS, POOL
 from normswap.field.values import Exact, Field
 from normswap.graph.graph import Array, Graph, Value, is_floating

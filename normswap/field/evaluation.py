@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from normswap.field.operators import At, Read, Uncovered, compute
+from normswap.field.node import At, Read, Uncovered
+from normswap.field.operators import compute
 from normswap.field.values import Exact, Field
 from normswap.graph.graph import Array, Graph, Value, is_floating
 

@@ -257,6 +257,11 @@ class Graph(abc.ABC):
         """What the computation of a node depends on but the values that it reads: equal for nodes
         that compute the same. None where that cannot be said in short."""
 
+    @abc.abstractmethod
+    def is_bare(self, node: Node) -> bool:
+        """Whether its operator and the values that a node reads say all that it computes: no
+        option is given, in whatever form the graph keeps them."""
+
     def evaluate(
         self, outputs: Sequence[Value], feeds: Mapping[Value, Array], dtype: Any = None
     ) -> list[Array]:

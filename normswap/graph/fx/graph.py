@@ -225,6 +225,11 @@ class FxGraph(Graph):
         numbers = {read: f"%{index}" for index, read in enumerate(call.all_input_nodes)}
         return str(call.target), repr(fx.map_arg((call.args, call.kwargs), numbers.__getitem__))
 
+    def is_bare(self, node: Node) -> bool:
+        call = self.call_of(node)
+        given = [*call.args, *call.kwargs.values()]
+        return call.op == "call_function" and all(isinstance(a, fx.Node) for a in given)
+
     def _handle(self, value: Value) -> Handle:
         """The fx node of a value, the path of an attribute, or the place of a number."""
         if isinstance(value.raw, _Attribute):

@@ -41,6 +41,7 @@ from normswap.graph.onnx.nodes import (
     replace_captured,
 )
 from normswap.graph.onnx.opset import opset_of, raise_opset
+from normswap.graph.onnx.opset_rules import meaning_of
 from normswap.graph.onnx.prepare import prepare
 from normswap.graph.onnx.segments import Input
 from normswap.graph.onnx.shapes import INITIALIZERS_ALONE, Types, infer
@@ -192,7 +193,12 @@ class OnnxGraph(Graph):
             if value is not None and (tensor is None or tensor.nbytes > _SHORT):
                 return None
             rest.append(None if tensor is None else (str(tensor.dtype), tensor.tobytes()))
-        return raw.domain, raw.op_type, tuple(sorted(attributes)), written, tuple(rest)
+        meaning = meaning_of(node.op, self.opset)
+        return raw.domain, raw.op_type, meaning, tuple(sorted(attributes)), written, tuple(rest)
+
+    def is_bare(self, node: Node) -> bool:
+        raw = cast(ir.Node, node.raw)
+        return not raw.attributes and len(raw.inputs) <= len(node.inputs)
 
     def extract(self, inputs: Sequence[Value], outputs: Sequence[Value]) -> onnx.ModelProto:
         """A slice as a model of its own, whose outputs are in the order of ``outputs``.

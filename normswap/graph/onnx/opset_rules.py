@@ -250,3 +250,15 @@ RULES: Mapping[str, tuple[tuple[int, Callable[[Draft], None]], ...]] = {
     "Split": ((18, _counted),),
 }
 """By operator: from which version on it means something else, and how the old is written there."""
+
+
+def meaning_of(op: str, opset: int) -> tuple[object, ...]:
+    """What tells the versions of an operator from each other that compute something else: how often
+    its meaning had changed up to ``opset``, and the values of attributes that are absent."""
+    changes = sum(version <= opset for version, _ in RULES.get(op, ()))
+    try:
+        attributes = onnx.defs.get_schema(op, opset).attributes
+    except onnx.defs.SchemaError:  # one of another domain
+        return (changes,)
+    defaults = {n: a.default_value for n, a in attributes.items() if a.default_value.type}
+    return changes, repr(sorted((n, _default(default)) for n, default in defaults.items()))
