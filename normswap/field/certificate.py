@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from normswap.field.evaluation import Constants, drawn, equal, evaluate
+from normswap.field.difference import Pair, Side, first_difference
+from normswap.field.evaluation import drawn, equal, evaluate
 from normswap.field.node import Read
 from normswap.field.residues import BITS, POOL
 from normswap.field.values import Exact, Field
-from normswap.graph.graph import Array, Graph, Value, is_floating
+from normswap.graph.graph import Array, is_floating
 
 PROVEN = "proven equal in real arithmetic"
 ERROR = 1e-12
@@ -63,36 +64,26 @@ class Certificate:
         return f"not certified: {self.reason}"
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of two graphs: its inputs and outputs in the order of the reference's, and what stands in
-    place of constants that a pass has computed. ``refusal``: why there is nothing to compare."""
-
-    graph: Graph
-    inputs: Sequence[Value]
-    outputs: Sequence[Value]
-    constants: Constants | None = None
-    refusal: str = ""
-
-
 def certify(
     reference: Side,
     candidate: Callable[[Field], Side],
     feeds: Callable[[int], Mapping[str, Array]],
     key: bytes | None = None,
+    pairs: Callable[[Side], Sequence[Pair]] | None = None,
 ) -> Certificate:
     """Compares two graphs over the field.
 
     ``candidate``: the other graph, which may have been made over the field. ``feeds``: arrays by
     the names of the reference's inputs, from a seed. ``key``: 32 bytes that
     everything random comes from; by default from the operating system, so that nobody can know
-    them.
+    them. ``pairs``: the values in place of each other in the reference and in the candidate, for
+    the reason where outputs differ.
     """
     key = key or secrets.token_bytes(32)
     count = _PRIMES
     for attempt in range(_ATTEMPTS):
         own = hashlib.blake2b(key, digest_size=32, salt=bytes([attempt])).digest()
-        result, wanted = _certified(reference, candidate, feeds, Field(count, own))
+        result, wanted = _certified(reference, candidate, feeds, Field(count, own), pairs)
         if wanted <= count or wanted > _MOST_PRIMES:
             break
         count = wanted
@@ -104,6 +95,7 @@ def _certified(
     candidate: Callable[[Field], Side],
     feeds: Callable[[int], Mapping[str, Array]],
     over: Field,
+    pairs: Callable[[Side], Sequence[Pair]] | None,
 ) -> tuple[Certificate, int]:
     """The certificate, and how many primes the bound needs."""
     arrays = feeds(int(over.random.integers(2**31)))
@@ -113,7 +105,8 @@ def _certified(
         False, list(over.residues.primes), not_covered=_not_covered(reference, arrays)
     )
     outputs: list[Sequence[Read]] = []
-    for side in (reference, candidate(over)):
+    sides = (reference, candidate(over))
+    for side in sides:
         if side.refusal:
             return replace(result, reason=side.refusal), 0
         fed = dict(zip(side.inputs, given, strict=True))
@@ -123,9 +116,12 @@ def _certified(
         if found.refusal:
             return replace(result, reason=found.refusal), 0
         outputs.append(found.outputs)
-    for value, one, other in zip(reference.outputs, *outputs, strict=True):
+    for place, (one, other) in enumerate(zip(*outputs, strict=True)):
         if not equal(one, other):
-            return replace(result, reason=f"the output '{value.name}' differs"), 0
+            reason = f"the output '{reference.outputs[place].name}' differs"
+            known = pairs(sides[1]) if pairs else []
+            reason += first_difference(over, sides, given, known, place)
+            return replace(result, reason=reason), 0
     bound = _bound(over, *outputs)
     result = replace(
         result, error=bound.error(over.residues.count), degree=bound.degree, bits=bound.bits

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from normswap.field.certificate import Certificate, Side, certify
+from normswap.field.certificate import Certificate, certify
+from normswap.field.difference import Pair, Side
 from normswap.field.duals import Carried, carried_by, carrying, running_over
 from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph
 from normswap.model import Model
+from normswap.norms import locate
 from normswap.parity.pairing import matched_inputs, matched_positions, shared_inputs
 from normswap.parity.probes import draw_feeds
+from normswap.parity.site_pairs import Side as Paired
+from normswap.parity.site_pairs import counterparts, layers, pair_sites
 
 _ROWS = 2  # of a dynamic batch: samples may be mixed up
 
@@ -27,7 +31,8 @@ def certified(reference: Model, candidate: Model, key: bytes | None = None) -> C
     shared = replace(reference, inputs=shared_inputs(reference, candidate))
     other = _side(reference, candidate)
     with reference.at_fault(), candidate.at_fault():
-        return certify(_side(reference, reference), lambda over: other, _feeds(shared), key)
+        own = _side(reference, reference)
+        return certify(own, lambda over: other, _feeds(shared), key, _pairs(reference, own))
 
 
 def certified_pass(
@@ -51,10 +56,11 @@ def certified_pass(
             with running_over(over):
                 again = rewrite(copy.located(replace(location, sites=sites)))
             carried = again.graph.carried if isinstance(again.graph.carried, Carried) else carried
+            again.graph.carried = None
             refusal = _difference(result.graph, again.graph)
             return replace(_side(original, again), constants=carried.constants, refusal=refusal)
 
-        return certify(mine, candidate, _feeds(shared), key)
+        return certify(mine, candidate, _feeds(shared), key, _pairs(original, mine))
 
 
 def _side(reference: Model, model: Model) -> Side:
@@ -64,6 +70,22 @@ def _side(reference: Model, model: Model) -> Side:
     }
     outputs = [model.graph.outputs[place] for place in matched_positions(reference, model)]
     return Side(model.graph, [values[names[spec.name]] for spec in reference.inputs], outputs)
+
+
+def _pairs(reference: Model, own: Side) -> Callable[[Side], Sequence[Pair]]:
+    """The norms and the layers of two models that are in each other's place."""
+
+    def pairs(other: Side) -> list[Pair]:
+        sides = [
+            Paired(reference.graph, reference.location.sites, own.outputs),
+            Paired(other.graph, locate(other.graph).sites, other.outputs),
+        ]
+        matched = counterparts(*(layers(side.graph) for side in sides))
+        found = [Pair(f"the layer '{a.label}'", a.output, b.output) for a, b in matched.items()]
+        norms = [pair for pair in pair_sites(*sides)[0] if pair.at == "output"]
+        return found + [Pair(f"the norm '{p.site.name}'", p.ours, p.theirs) for p in norms]
+
+    return pairs
 
 
 def _feeds(shared: Model) -> Callable[[int], Mapping[str, Array]]:
