@@ -13,19 +13,23 @@ from normswap.model import Model
 from normswap.parity.certified import certified
 from tests.effort import ALL
 from tests.parity.conftest import Builder
-from tests.parity.faults import FAULTS, Fault
+from tests.parity.faults import FAULTS, Fault, Norm, OnePass
 from tests.parity.test_faults import KINDS, clip, faulty
 from tests.parity.victim import Clip
 
+# Real numbers neither overflow nor round: a product with 2^14 and 2^-14, between casts, is none.
+SAME_IN_REAL_ARITHMETIC = "overflow_of_half_precision"
 # Every fourth one, in one kind of graph, in turn; with all there is, all of them in both.
 PLANTED = [
     pytest.param(fault, kind, id=f"{fault.name}-{kind}")
     for number, fault in enumerate(FAULTS)
     for kind in KINDS
-    if ALL or (number % 4 == 1 and kind == KINDS[number // 4 % 2])
+    if ALL
+    or fault.name == "overflow_of_half_precision"
+    or (number % 4 == 1 and kind == KINDS[number // 4 % 2])
 ]
-# Rounding a weight away, which no function of real numbers does, is told from the operators.
-SAME_IN_REAL_ARITHMETIC = ("only_at_large_means", "overflow_of_half_precision")
+# Real numbers neither overflow nor round: a product with 2^14 and 2^-14, between casts, is none.
+SAME_IN_REAL_ARITHMETIC = "overflow_of_half_precision"
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +40,37 @@ def build() -> Builder:
 @pytest.mark.parametrize(("fault", "kind"), PLANTED)
 def test_no_planted_fault_is_certified(build: Builder, fault: Fault, kind: str) -> None:
     found = certified(clip(build, kind, Clip(), "clip"), faulty(build, kind, fault))
-    if fault.name in SAME_IN_REAL_ARITHMETIC:
-        assert found.certified or found.reason
+    if fault.name == SAME_IN_REAL_ARITHMETIC:
+        assert found.certified, found.reason
     else:
         assert not found.certified
         assert found.reason
+
+
+class Unclipped(OnePass):
+    def normal(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = (x * x).mean(-1, keepdim=True) - mean * mean
+        return (x - mean) / torch.sqrt(variance + self.eps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_variance_in_one_pass_is_certified_unless_it_is_clipped(
+    build: Builder, kind: str
+) -> None:
+    """E[x^2] - E[x]^2, which fails in floats at large means. That it is not negative is nothing
+    that a certificate knows."""
+
+    def with_norm(norm: type[Norm]) -> Model:
+        module = Clip()
+        module.visual.norm_pre = norm(module.visual.norm_pre)
+        return clip(build, kind, module)
+
+    reference = clip(build, kind, Clip(), "clip")
+    assert certified(reference, with_norm(Unclipped)).certified
+    found = certified(reference, with_norm(OnePass))
+    assert not found.certified
+    assert "from the norm 'visual.norm_pre' on" in found.reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,6 +130,13 @@ FINEST: dict[str, tuple[Plant, Plant]] = {
     "gammas": (_gammas, _gammas_swapped),
     "bias": (_tiny_bias, _no_tiny_bias),
 }
+# Where the fault begins, and the number that is another there: of an epsilon, the operator's own.
+PLACES = {
+    "epsilon": ("the norm 'visual.norm'", ""),
+    "weight": ("the layer 'visual.blocks.0.fc1'", "visual.blocks.0.fc1.weight' differs by 1.5e-08"),
+    "gammas": ("the norm 'text.blocks.0.norm1'", "text.blocks.0.norm1.weight' differs by 1.2e-07"),
+    "bias": ("the layer 'visual.blocks.1.fc2'", "visual.blocks.1.fc2.bias' differs by 1.0e-30"),
+}
 
 
 def _planted(build: Builder, kind: str, name: str, place: int) -> Model:
@@ -117,7 +154,6 @@ def test_the_finest_faults_are_found(build: Builder, name: str, kind: str) -> No
     right, wrong = (_planted(build, kind, name, place) for place in (0, 1))
     found = certified(right, wrong)
     assert not found.certified
-    assert "differs" in found.reason
-    if ALL:
-        assert ns.validate(right, wrong).passed
+    assert f"differs, from {PLACES[name][0]} on; '{PLACES[name][1]}" in found.reason
+    assert ns.validate(right, wrong).passed
     assert certified(right, right.copy()).certified

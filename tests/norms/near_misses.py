@@ -75,14 +75,19 @@ MUTATIONS: dict[str, Mutation] = {
 }
 
 
-def near_miss(plan: Plan, name: str) -> Case:
-    """The spelling of ``plan`` with the mutation ``name``."""
+def mutable(plan: Plan, name: str) -> Plan:
+    """``plan``, as the mutation ``name`` needs it."""
     mutation = MUTATIONS[name]
     plan = replace(plan, **mutation.choices)
     rank = mutation.min_rank + (plan.layout == "last_two" and mutation.min_rank > 2)
     if plan.around == "rows" and (mutation.min_rank > 2 or name.startswith("foreign")):
         plan = replace(plan, around="none")
-    plan = fitted(replace(plan, rank=max(plan.rank, rank)))
+    return fitted(replace(plan, rank=max(plan.rank, rank)))
+
+
+def near_miss(plan: Plan, name: str) -> Case:
+    """The spelling of ``plan`` with the mutation ``name``."""
+    mutation, plan = MUTATIONS[name], mutable(plan, name)
     w = Writer(plan)
     x = w.begin()
     parts = mutation.write(w, x)

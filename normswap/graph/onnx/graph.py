@@ -188,11 +188,17 @@ class OnnxGraph(Graph):
             attributes.append((attribute.name, found))
         # Inputs that are attributes in the view, by what they hold.
         rest: list[Hashable] = []
-        for value in raw.inputs[len(node.inputs) :]:
-            tensor = None if value is None else value.const_value
-            if value is not None and (tensor is None or tensor.nbytes > _SHORT):
+        for read in raw.inputs[len(node.inputs) :]:
+            if read is None:
+                rest.append(None)
+                continue
+            value, stored = self._values.get(str(read.name)), read.const_value
+            array = None if stored is None or stored.nbytes > _SHORT else stored.numpy()
+            if stored is None and value is not None and value.is_constant:
+                array = self.plain_constant(value)
+            if array is None or array.nbytes > _SHORT:
                 return None
-            rest.append(None if tensor is None else (str(tensor.dtype), tensor.tobytes()))
+            rest.append((str(array.dtype), array.tobytes()))
         meaning = meaning_of(node.op, self.opset)
         return raw.domain, raw.op_type, meaning, tuple(sorted(attributes)), written, tuple(rest)
 
