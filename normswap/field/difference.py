@@ -96,11 +96,11 @@ def _digests(
 
 @dataclass(frozen=True)
 class _Number:
-    """A constant, or an attribute, with what it is called and the sizes of what it meets."""
+    """A constant, or an attribute, with its name and the sizes of the arrays around it."""
 
     name: str
     array: Array
-    sizes: tuple[int, ...]
+    sizes: frozenset[int]
 
     def counts(self, count: int) -> bool:
         """Whether so many elements may be counted by it."""
@@ -121,9 +121,10 @@ class _Number:
 def _numbers(side: Side, end: Value, stop: Sequence[Value]) -> list[_Number]:
     """The constants, and the numbers in attributes, that ``end`` is computed with."""
     graph, found = side.graph, dict[str, _Number]()
-    for node in graph.ancestors([end], [value for value in stop if value is not end]):
-        met = [v for v in [*node.inputs, *node.outputs] if v is not None]
-        sizes = tuple(math.prod(v.shape) for v in met if v.shape)
+    nodes = graph.ancestors([end], [value for value in stop if value is not end])
+    met = {v.shape for node in nodes for v in [*node.inputs, *node.outputs] if v and v.shape}
+    sizes = frozenset(map(math.prod, met))
+    for node in nodes:
         for value in node.inputs:
             if value is None or not value.is_constant or value in (side.constants or {}):
                 continue
