@@ -16,7 +16,7 @@ import normswap as ns
 from normswap.errors import NormswapError
 from normswap.field.certificate import Certificate
 from normswap.model import Model
-from normswap.parity.certified import certified_pass
+from normswap.parity.certified import certified, certified_pass
 from normswap.passes.base import PassResult
 from tests.effort import ALL, examples_of
 from tests.passes.fold_graphs import Case, fold_graphs
@@ -57,6 +57,38 @@ def test_exact_passes_are_certified(name: str, form: str, how: str) -> None:
     assert found is not None
     assert found.certified, found.reason
     assert found.error <= 1e-12
+
+
+@pytest.mark.parametrize("form", [FX, ONNX])
+def test_powers_of_two_in_weights_are_certified(form: str) -> None:
+    """They are not rounded, so that the two files by themselves are proven the same as well."""
+    model = model_as("hf_vit", form)
+    images = np.random.default_rng(0).standard_normal((8, 1, 8, 8)).astype(np.float32)
+    tight = ns.Rescale(headroom=16)  # nothing may be larger than 1
+    result = ns.swap(model, tight, data=images, certify=True)
+    assert len(result.done) == 5
+    assert result.certificate is not None
+    assert result.certificate.certified, result.certificate.reason
+    assert certified(model, result.model).certified
+
+
+# What dialects round, if anything, and where the reason says so.
+ROUNDED = {
+    "lp": "the square of",
+    "scaled": "the square of",
+    "product": "",
+    "group": "",
+    "instance": "",
+}
+
+
+@pytest.mark.parametrize(("to", "constant"), ROUNDED.items())
+def test_dialects_are_certified_unless_they_round_a_root(to: str, constant: str) -> None:
+    result = ns.swap(model_as("hf_vit", ONNX), to=to, certify=True)
+    found = result.certificate
+    assert found is not None
+    assert found.certified == (not constant), found.reason
+    assert constant in found.reason
 
 
 @settings(
