@@ -22,13 +22,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 FORMS = ("fx", "torchscript-14")
 MUTATED = ("spelled_vit", "hf_clip", "timm_convnext", "torch_conv_stem", "hf_swin")
 _RULES = "normswap.passes.algebra.rules"
 _COUNT = 1000  # classes
+_TOLD = 10  # seconds between two lines
 
 MUTATIONS: tuple[tuple[str, str, str], ...] = (
     ("the mean of one channel more", "ratio(1, size)", "ratio(1, size + 1)"),
@@ -99,18 +102,51 @@ def large(models: Sequence[str], onnx: bool) -> None:
     from normswap.parity.certified import certified
 
     for name, model in _large_models(models, onnx):
+        begin = time.perf_counter()
         result = ns.swap(model, to="fused")
         other = result.model if result.modified else ns.swap(model, to="product").model
+        _stage(name, "pass", begin)
         begin = time.perf_counter()
-        found = certified(model, other)
-        seconds = time.perf_counter() - begin
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{name:12} {seconds:7.1f} s  {memory:.1f} GiB  {found.words}", flush=True)
+        with _told(name):
+            found = certified(model, other)
+        _stage(name, "certificate", begin)
+        print(f"{'':12} {found.words}")
         print(f"{'':12} degree {found.degree}, bits {found.bits:.0f}, symbols {found.symbols}, "
-              f"{len(found.primes)} primes, error {found.error:.1e}")  # fmt: skip
+              f"{len(found.primes)} primes, error {found.error:.1e}", flush=True)  # fmt: skip
+
+
+def _stage(name: str, stage: str, begin: float) -> None:
+    seconds = time.perf_counter() - begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name:12} {stage:12} {seconds:7.1f} s  at most {memory:.1f} GiB", flush=True)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Tells how far each evaluation of a graph over the field is, every ten seconds."""
+    from normswap.field import certificate
+
+    evaluate = certificate.evaluate
+
+    def told(over: Any, graph: Any, *rest: Any) -> Any:
+        begin, last, done = time.perf_counter(), [time.perf_counter()], [0]
+
+        def watch(value: Any, exact: Any) -> None:
+            done[0] += 1
+            if time.perf_counter() - last[0] > _TOLD:
+                last[0] = time.perf_counter()
+                print(f"{name:12} {done[0]} values, of {len(graph.nodes)} nodes", flush=True)
+
+        found = evaluate(over, graph, *rest, watch=watch)
+        _stage(name, "evaluation", begin)
+        return found
+
+    with patch.object(certificate, "evaluate", told):
+        yield
 
 
 def _large_models(models: Sequence[str], onnx: bool) -> Iterator[tuple[str, Any]]:
+    import numpy as np
     import torch
 
     import normswap as ns
@@ -128,16 +164,20 @@ def _large_models(models: Sequence[str], onnx: bool) -> Iterator[tuple[str, Any]
         "clip": lambda: (CLIPModel(_clip_large(CLIPConfig)), _clip_inputs()),
     }
     for name in models:
+        begin = time.perf_counter()
         module, inputs = made[name]()
         for norm in (m for m in module.modules() if isinstance(m, torch.nn.LayerNorm)):
             norm.weight.data.normal_(1, 0.1)
             norm.bias.data.normal_(0, 0.1)
+            norm.eps = float(np.float32(norm.eps))  # or a spelling has another one
         model = ns.load(module.eval(), example_inputs=inputs)
         if onnx:
             path = Path(f"/tmp/certificate-{name}.onnx")
             ns.save(model, path)
             model = ns.load(path)
-        yield name, ns.swap(model, to="product").model if name == "vit" else model
+        model = ns.swap(model, to="product").model if name == "vit" else model
+        _stage(name, "model", begin)
+        yield name, model
 
 
 def _clip_large(config: Any) -> Any:
