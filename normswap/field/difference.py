@@ -86,7 +86,7 @@ def _digests(
         if value in wanted:
             digest = hashlib.blake2b(repr(exact.shape).encode())
             for j in range(exact.count):
-                digest.update(np.ascontiguousarray(exact.residue(j)))
+                digest.update(np.ascontiguousarray(exact.residue(j)).data)
             found[value] = digest.digest()
 
     fed = dict(zip(side.inputs, given, strict=True))
@@ -109,7 +109,7 @@ class _Number:
     @functools.cached_property
     def digest(self) -> bytes:
         """Equal for equal numbers."""
-        return hashlib.blake2b(np.ascontiguousarray(self.array, np.float64)).digest()
+        return hashlib.blake2b(np.ascontiguousarray(self.array, np.float64).data).digest()
 
     @property
     def single(self) -> float | None:

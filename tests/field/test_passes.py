@@ -39,6 +39,7 @@ SOME = [
     ("hf_swin", FX, "fold_affine"),  # through windows and a pool
     ("timm_convnext", FX, "fold"),
     ("hf_vit", ONNX, "rmsnorm"),
+    ("hf_swin", FX, "product"),  # of an epsilon that is no float32
 ]
 CASES = [(n, f, p) for n in FAMILIES for f in (FX, ONNX) for p in PASSES] if ALL else SOME
 
@@ -55,8 +56,11 @@ def test_exact_passes_are_certified(name: str, form: str, how: str) -> None:
         return
     found = result.certificate
     assert found is not None
-    assert found.certified, found.reason
-    assert found.error <= 1e-12
+    if how == "product" and form == FX and not found.certified:
+        assert "epsilon' differs from" in found.reason  # it is a float64 there
+    else:
+        assert found.certified, found.reason
+        assert found.error <= 1e-12
 
 
 @pytest.mark.parametrize("form", [FX, ONNX])

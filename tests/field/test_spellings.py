@@ -23,13 +23,15 @@ from tests.norms.spelling_truth import Case
 from tests.norms.spellings import spellings, written
 
 # Those that use no more of a root than that it is one, and round no constant. A mean of squares by
-# 1 / C, an unbiased variance and the sqrt(C) in gamma of a sum are rounded; |d|^2, the square of a
-# root, the root of an inverse and half of a logarithm are laws that a certificate does not use.
+# 1 / C, an unbiased variance, the sqrt(C) in gamma of a sum and beta / gamma are rounded; |d|^2, the
+# square of a root, the root of an inverse and half of a logarithm are laws that a certificate does
+# not use.
 EXACT = {
     "kind": ("layer_norm", "rms_norm"),
     "average": ("mean", "sum_div", "pool"),
     "variance": ("biased", "moments"),
     "square": ("pow", "pow_int", "pow_cast", "mul", "sum_square"),
+    "order": ("plain", "scale_first", "gamma_inside"),
     "root": ("sqrt_div", "sqrt_reciprocal", "one_over", "pow_div", "pow_mul"),
 }
 # Gammas of one: what tells a look-alike from the norm is its structure alone.
