@@ -24,7 +24,7 @@ from tests.zoo.exports import FX, NotExportable, model_as
 from tests.zoo.models import FAMILIES
 
 ONNX = "torchscript-14"
-SOME = [("hf_vit", FX), ("hf_swin", ONNX), ("timm_convnext", FX), ("hf_clip", ONNX)]
+SOME = [("hf_vit", FX), ("hf_clip", ONNX)]
 
 
 def _torch_model(activation: nn.Module) -> Model:

@@ -23,9 +23,9 @@ from tests.norms.spelling_truth import Case
 from tests.norms.spellings import spellings, written
 
 # Those that use no more of a root than that it is one, and round no constant. A mean of squares by
-# 1 / C, an unbiased variance, the sqrt(C) in gamma of a sum and beta / gamma are rounded; |d|^2, the
-# square of a root, the root of an inverse and half of a logarithm are laws that a certificate does
-# not use.
+# 1 / C, an unbiased variance, the sqrt(C) in gamma of a sum and beta / gamma are rounded; |d|^2,
+# the square of a root, the root of an inverse and half of a logarithm are laws that a certificate
+# does not use.
 EXACT = {
     "kind": ("layer_norm", "rms_norm"),
     "average": ("mean", "sum_div", "pool"),
@@ -50,7 +50,7 @@ def test_the_choices_are_those_that_there_are() -> None:
     assert all(set(some) <= {*CHOICES[name], "moments"} for name, some in EXACT.items())
 
 
-@examples(25, thorough=250)
+@examples(15, thorough=250)
 @given(spellings(**EXACT))
 def test_exact_spellings_are_certified_as_the_norm(case: Case) -> None:
     model = loaded(case)
@@ -59,7 +59,7 @@ def test_exact_spellings_are_certified_as_the_norm(case: Case) -> None:
     assert found.error <= 1e-12
 
 
-@examples(10, thorough=250)
+@examples(8, thorough=250)
 @given(spellings() | lowered_spellings())
 def test_any_spelling_is_certified_or_the_reason_is_told(case: Case) -> None:
     model = loaded(case)
@@ -70,7 +70,7 @@ def test_any_spelling_is_certified_or_the_reason_is_told(case: Case) -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_no_look_alike_is_certified(mutation: str) -> None:
-    @examples(examples_of(2, -(-LOOK_ALIKES // len(MUTATIONS))))
+    @examples(examples_of(1, -(-LOOK_ALIKES // len(MUTATIONS))))
     @given(PLAIN)
     def check(plan: Plan) -> None:
         plan = mutable(plan, mutation)
