@@ -19,14 +19,14 @@ from tests.parity.victim import Clip
 
 # Real numbers neither overflow nor round: a product with 2^14 and 2^-14, between casts, is none.
 SAME_IN_REAL_ARITHMETIC = "overflow_of_half_precision"
-# Every fourth one, in one kind of graph, in turn; with all there is, all of them in both.
+# Every sixth one, in one kind of graph, in turn; with all there is, all of them in both.
 PLANTED = [
     pytest.param(fault, kind, id=f"{fault.name}-{kind}")
     for number, fault in enumerate(FAULTS)
     for kind in KINDS
     if ALL
     or fault.name == "overflow_of_half_precision"
-    or (number % 4 == 1 and kind == KINDS[number // 4 % 2])
+    or (number % 6 == 1 and kind == KINDS[number // 6 % 2])
 ]
 # Real numbers neither overflow nor round: a product with 2^14 and 2^-14, between casts, is none.
 SAME_IN_REAL_ARITHMETIC = "overflow_of_half_precision"
@@ -54,7 +54,7 @@ class Unclipped(OnePass):
         return (x - mean) / torch.sqrt(variance + self.eps)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if ALL else KINDS[1:])
 def test_a_variance_in_one_pass_is_certified_unless_it_is_clipped(
     build: Builder, kind: str
 ) -> None:

@@ -56,13 +56,13 @@ def test_exact_passes_are_certified(name: str, form: str, how: str) -> None:
     found = result.certificate
     assert found is not None
     if how == "product" and form == FX and not found.certified:
-        assert "epsilon' differs from" in found.reason  # it is a float64 there
+        assert "epsilon'" in found.reason  # it is a float64 there
     else:
         assert found.certified, found.reason
         assert found.error <= 1e-12
 
 
-@pytest.mark.parametrize("form", [FX, ONNX])
+@pytest.mark.parametrize("form", [FX, ONNX] if ALL else [ONNX])
 def test_powers_of_two_in_weights_are_certified(form: str) -> None:
     """They are not rounded, so that the two files by themselves are proven the same as well."""
     model = model_as("hf_vit", form)
