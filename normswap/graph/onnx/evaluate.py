@@ -68,7 +68,7 @@ def slice_parts(
 def runtime_runner(model: ir.Model, inputs: Sequence[Input], outputs: Sequence[ir.Value]) -> Runner:
     """A function from arrays for ``inputs`` to arrays of ``outputs``, by ONNX Runtime on the CPU.
 
-    Of a slice that reads many weights it holds those of one segment at a time (``segments.py``).
+    Of a graph with many weights it holds those of one segment at a time (``segments.py``).
     Raises ValueError as ``slice_parts`` does, and NormswapError where the runtime refuses the
     slice.
     """
@@ -330,6 +330,7 @@ def runtime_session(proto: onnx.ModelProto) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # errors are raised, not printed
     options.intra_op_num_threads = SESSION_THREADS.get()
+    options.enable_cpu_mem_arena = False  # it keeps what a run took, and many slices are open
     try:
         return _session(proto, options)
     except Exception as error:  # onnxruntime's exceptions share no public base class

@@ -1,12 +1,15 @@
-"""Runs a large slice of an ONNX graph in ONNX Runtime a segment at a time, with its weights fed.
+"""Runs slices of a large ONNX graph in ONNX Runtime a segment at a time, with their weights fed.
 
 A session copies its initializers, and holds two copies of them while it is opened. What it is fed
 it reads in place, so weights that are mapped from a file stay there, and their pages are released
-behind the segment that reads them.
+behind the segment that reads them. Any slice of a large graph runs so, however small: many of them
+may be open at once, and together they read all the weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +22,12 @@ from normswap.graph.onnx.nodes import captured_values
 from normswap.graph.operators import operator
 
 SEGMENT = 1 << 28
-"""Bytes of weights that a segment reads; a slice that reads fewer is no large one."""
+"""Bytes of memory that the weights of a segment take while it runs; a graph whose weights all take
+less is no large one."""
 _LARGE = 1 << 20  # bytes of a weight that is fed
 _FED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+"""What ONNX Runtime takes from numpy; it has no product of bfloat16 on the CPU either."""
+_CAST = 3  # times the bytes of float16, which is cast to float32 for a product on the CPU
 
 Input = tuple[ir.Value, np.dtype[Any] | None, tuple[int, ...] | None]
 """A value that a slice is given, with its dtype and its shape (None: unknown, or any)."""
@@ -35,16 +41,14 @@ def segmented(
     parts: tuple[Sequence[ir.Node], Sequence[ir.Value]],
     opened: Opened,
 ) -> Runner | None:
-    """A function from arrays for ``inputs`` to arrays of ``outputs``; None for a slice that is not
-    large, or that hands on sequences.
+    """A function from arrays for ``inputs`` to arrays of ``outputs``; None for a slice that reads no
+    large weight or is of a graph that is not large, and for one that hands on sequences.
 
     ``parts``: the nodes and constants of the slice. ``opened``: gives a runner of a smaller slice.
     """
     nodes, constants = parts
-    if sum(map(_size, constants)) <= SEGMENT:
-        return None
     weights = _fed(nodes, constants)
-    if sum(map(_size, weights)) <= SEGMENT:
+    if not weights or sum(map(_taken, model.graph.initializers.values())) <= SEGMENT:
         return None
     given = {entry[0]: entry for entry in inputs}
     found = _segments(nodes, weights, [*given], outputs)
@@ -95,8 +99,17 @@ class _Segment:
         known.update(zip(self.writes, self._run(arrays), strict=True))
         for value in self.last:
             known.pop(value, None)
+        del arrays
         for value in self.weights:
             release(value.const_value)
+        _return_freed()
+
+
+def _return_freed() -> None:
+    """Gives freed memory back to the system: glibc keeps what lies between pieces in use, and it
+    would grow with the weights that are rounded and cast."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _segments(
@@ -109,10 +122,10 @@ def _segments(
     found: list[_Segment] = []
     for node in nodes:  # in topological order
         own = [value for value in dict.fromkeys(_reads(node)) if value in fed]
-        room -= sum(map(_size, own))
+        room -= sum(map(_taken, own))
         if room < 0 or not found:
             found.append(_Segment([], []))
-            room = SEGMENT - sum(map(_size, own))
+            room = SEGMENT - sum(map(_taken, own))
         found[-1].nodes.append(node)
         found[-1].weights = list(dict.fromkeys([*found[-1].weights, *own]))
     handed_on = set(given) | {value for node in nodes for value in node.outputs}
@@ -152,6 +165,12 @@ def _reads(node: ir.Node) -> list[ir.Value]:
 
 def _size(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.nbytes
+
+
+def _taken(value: ir.Value) -> int:
+    """The bytes that a weight takes while a segment reads it."""
+    tensor = value.const_value
+    return _size(value) * (_CAST if tensor is not None and tensor.dtype == ir.DataType.FLOAT16 else 1)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...] | None:
