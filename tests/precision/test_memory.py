@@ -39,7 +39,7 @@ for path in paths:
     watcher.start()
     if what == "headroom":
         images = np.random.default_rng(0).standard_normal((2, 3, 224, 224), np.float32)
-        ns.headroom(model, images)
+        ns.headroom(model, data=images)
     else:
         ns.save(ns.convert(model, what).model, path.replace(".onnx", ".half.onnx"))
     over.set()
