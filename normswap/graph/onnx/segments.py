@@ -41,8 +41,8 @@ def segmented(
     parts: tuple[Sequence[ir.Node], Sequence[ir.Value]],
     opened: Opened,
 ) -> Runner | None:
-    """A function from arrays for ``inputs`` to arrays of ``outputs``; None for a slice that reads no
-    large weight or is of a graph that is not large, and for one that hands on sequences.
+    """A function from arrays for ``inputs`` to arrays of ``outputs``; None for a slice that reads
+    no large weight, is of a graph that is not large, or hands on sequences.
 
     ``parts``: the nodes and constants of the slice. ``opened``: gives a runner of a smaller slice.
     """
@@ -170,7 +170,8 @@ def _size(value: ir.Value) -> int:
 def _taken(value: ir.Value) -> int:
     """The bytes that a weight takes while a segment reads it."""
     tensor = value.const_value
-    return _size(value) * (_CAST if tensor is not None and tensor.dtype == ir.DataType.FLOAT16 else 1)
+    is_cast = tensor is not None and tensor.dtype == ir.DataType.FLOAT16
+    return _size(value) * (_CAST if is_cast else 1)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...] | None:
