@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.large_vit import write_large_vit
 
-WIDTH, DEPTHS = 512, (2, 6)
+WIDTH, DEPTHS = 384, (2, 6)
 _MEASURED = """
 import sys, threading
 from pathlib import Path
@@ -24,12 +24,12 @@ magnitudes._ELEMENTS = 1 << 21
 what, *paths = sys.argv[1:]
 
 def private():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 def watch():
     global most
-    while not over.wait(0.005):
+    while not over.wait(0.01):
         most = max(most, private())
 
 for path in paths:
@@ -48,7 +48,7 @@ for path in paths:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 @pytest.mark.parametrize("what", ["float16", "bfloat16", "headroom"])
 def test_private_memory_does_not_grow_with_depth(what: str, tmp_path: Path) -> None:
     paths = [tmp_path / f"{depth}.onnx" for depth in DEPTHS]
@@ -56,7 +56,7 @@ def test_private_memory_does_not_grow_with_depth(what: str, tmp_path: Path) -> N
         write_large_vit(path, depth, WIDTH)
     weights = [path.with_name(f"{path.name}.data").stat().st_size for path in paths]
     command = [sys.executable, "-c", _MEASURED, what, *map(str, paths)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     taken = [int(line) for line in done.stdout.split()]
     more = weights[1] - weights[0]
     assert taken[1] - taken[0] < more / 3, f"{taken} bytes for {weights} of weights"
