@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.large_vit import write_large_vit
 
-WIDTH, DEPTHS = 384, (2, 6)
+WIDTH, DEPTHS = 512, (2, 6)
 _MEASURED = """
 import sys, threading
 from pathlib import Path
