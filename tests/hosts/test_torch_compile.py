@@ -227,13 +227,11 @@ def test_autocast_is_left_to_torch(inside: bool) -> None:
     assert spy.kernels == [[]]
 
 
-def test_without_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(inductor_config.cpp, "cxx", ("no-such-compiler",))
+def test_without_a_compiler(caplog: pytest.LogCaptureFixture) -> None:
     module = _Block(lambda: nn.LayerNorm(_WIDTH)).eval()
     compiled = torch.compile(module, backend=backend)
-    with caplog.at_level(logging.WARNING, "normswap"):
+    without = inductor_config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without, caplog.at_level(logging.WARNING, "normswap"):
         for shape in ((2, 5), (3, 7)):
             _compare(compiled, module, torch.randn(*shape, _WIDTH))
     assert [r.message for r in caplog.records if r.name == "normswap"] == [
