@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,14 @@ from normswap.field.evaluation import drawn, equal, evaluate
 from normswap.field.node import Read
 from normswap.field.residues import BITS, POOL
 from normswap.field.values import Exact, Field
-from normswap.graph.graph import Array, is_floating
+from normswap.graph.graph import Array, Graph, is_floating
 
 PROVEN = "proven equal in real arithmetic"
 ERROR = 1e-12
 """What the probability that a certificate is wrong has to be below."""
 _PRIMES, _MOST_PRIMES = 5, 32
 _ATTEMPTS = 3
+_SINGLE = 1e-4  # what one prime misses of a large model, about; only to begin with enough of them
 _MIXED = 126  # bits
 
 
@@ -80,7 +82,7 @@ def certify(
     the reason where outputs differ.
     """
     key = key or secrets.token_bytes(32)
-    count = _PRIMES
+    count = _first_count(reference.graph)
     for attempt in range(_ATTEMPTS):
         own = hashlib.blake2b(key, digest_size=32, salt=bytes([attempt])).digest()
         result, wanted = _certified(reference, candidate, feeds, Field(count, own), pairs)
@@ -88,6 +90,14 @@ def certify(
             break
         count = wanted
     return result
+
+
+def _first_count(graph: Graph) -> int:
+    """How many primes will do, as far as the sizes of a graph tell: where they do not, all of it
+    is computed again with more."""
+    sizes = (math.prod(v.shape) for node in graph.nodes for v in node.outputs if v.shape)
+    pairs = max(sum(sizes), 2) ** 2 / 2
+    return max(_PRIMES, math.ceil(math.log(ERROR / pairs) / math.log(_SINGLE)))
 
 
 def _certified(

@@ -47,7 +47,7 @@ def test_validate_proves_what_is_the_same(
     assert outcome.json["passed"]
     assert found["certified"]
     assert found["error"] <= 1e-12
-    assert len(found["primes"]) == 5
+    assert len(set(found["primes"])) >= 5
     assert found["uninterpreted"] == ["Erf", "Softmax"]
     assert found["reason"] == ""
     assert f"{PROVEN[0].upper()}{PROVEN[1:]}." in page.read_text(encoding="utf-8")
