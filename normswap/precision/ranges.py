@@ -165,6 +165,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self._count = 0
+        self._about = 0.0  # near the mean: fourth powers of large numbers keep no digits of others
         self._powers = np.zeros(5)
         self._largest = np.zeros(1)
 
@@ -172,7 +173,10 @@ class _Sums:
         """``array``: [..., C]."""
         rows = array.reshape(-1, array.shape[-1])
         self._largest = np.maximum(self._largest, np.abs(rows).max(0, initial=0.0))
+        if not self._count and rows.size:
+            self._about = float(rows.mean())
         self._count += rows.size
+        rows = rows - self._about
         self._powers += [float(np.sum(rows**power)) for power in range(5)]
 
     def result(self) -> ChannelRanges:

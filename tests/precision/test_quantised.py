@@ -16,6 +16,7 @@ from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.precision.integers import INTEGER_FORMATS, Range
 from normswap.precision.quantised import QuantisedModel
+from normswap.precision.ranges import _Sums
 from normswap.report.html.page import write_html
 from tests.passes.fold_checks import KINDS, captured
 
@@ -170,3 +171,14 @@ def test_channels_are_measured_as_by_hand() -> None:
     kurtosis = (centred**4).mean() / (centred**2).mean() ** 2
     assert norm.gives.kurtosis == pytest.approx(kurtosis, rel=1e-4)
     assert "over median" in str(found)
+
+
+def test_kurtosis_keeps_its_digits_at_a_large_mean() -> None:
+    rows = np.random.default_rng(0).standard_normal((4000, 8))
+    found = []
+    for mean in (0.0, 1e5):
+        sums = _Sums()
+        for part in np.array_split(rows + mean, 5):
+            sums.add(part)
+        found.append(sums.result().kurtosis)
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
