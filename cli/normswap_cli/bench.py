@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from normswap_cli.console import show, show_json, working
@@ -54,7 +52,7 @@ def bench(
     runtimes: tuple[str, ...],
     batch: int | None,
     rounds: int | None,
-    limit: float | None,
+    limit: float,
     as_json: bool,
     trust: bool,
     arch: str | None,
@@ -69,14 +67,13 @@ def bench(
         from normswap.report.terminal import bench_view
 
         loaded = load_models(models, trust, arch)
-        limits: dict[str, Any] = {} if limit is None else {"limit": limit}
         report = normswap.bench(
             loaded,
             runtimes=runtimes or None,
             batch=batch,
             rounds=rounds,
+            limit=limit,
             progress=progress,
-            **limits,
         )
     if as_json:
         show_json(report.to_json())

@@ -147,23 +147,26 @@ def inspect(
         if asked:
             from normswap.io.atomic import check_writable
             from normswap.io.data import load_data
-            from normswap.parity.summary import provenance
-            from normswap.precision.headroom import headroom
-            from normswap.precision.ranges import ranges
-            from normswap.report.html.headroom import write_headroom
 
             if page is not None:
                 check_writable(page)
             source = images.of(source)
             given_data = images.data(data, source, progress, samples)
             loaded = load_data(given_data, source, samples, progress=progress)
-            if with_headroom:
-                measured = headroom(source, data=loaded, progress=progress)
-            if measured is not None and page is not None:
-                command = shlex.join(["normswap", *sys.argv[1:]])
-                write_headroom(measured, page, provenance(command))
-            if with_ranges:
-                channels = ranges(source, data=loaded, progress=progress)
+        if with_headroom:
+            from normswap.precision.headroom import headroom
+
+            measured = headroom(source, data=loaded, progress=progress)
+        if measured is not None and page is not None:
+            from normswap.parity.summary import provenance
+            from normswap.report.html.headroom import write_headroom
+
+            command = shlex.join(["normswap", *sys.argv[1:]])
+            write_headroom(measured, page, provenance(command))
+        if with_ranges:
+            from normswap.precision.ranges import ranges
+
+            channels = ranges(source, data=loaded, progress=progress)
     if as_mermaid:
         click.echo(diagram, nl=False)
         return 0

@@ -58,9 +58,10 @@ json_option = click.option(
 limit_option = click.option(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
     metavar="SECONDS",
-    help="How long one run in a runtime's own process may take, or loading the model there. 300 by "
-    "default.",
+    help="How long one run in a runtime's own process may take, or loading the model there.",
 )
 trust_option = click.option(
     "--trust", is_flag=True, help="Let the pickled parts of a .pt2 file run code."

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
@@ -120,7 +120,7 @@ def validate(
     calibration: str | None,
     reference_runtime: str | None,
     candidate_runtime: str | None,
-    limit: float | None,
+    limit: float,
     certify: bool,
     bisect: bool,
     reproducer: Path | None,
@@ -147,7 +147,6 @@ def validate(
             check_writable(page)
         if bisect:
             check_writable(reproducer)
-        limits: dict[str, Any] = {} if limit is None else {"limit": limit}
         before, after = load_models([reference, candidate], trust, arch)
         before = images.of(before)
         report = normswap.validate(
@@ -163,16 +162,16 @@ def validate(
             reproducer=reproducer,
             reference_runtime=reference_runtime,
             candidate_runtime=candidate_runtime,
+            limit=limit,
             command=shlex.join(["normswap", *sys.argv[1:]]),
             progress=progress,
-            **limits,
         )
         if page is not None:
             asked = dict.fromkeys(filter(None, (reference_runtime, candidate_runtime)))
             times = None
             if bench:
                 models, runtimes = [before, after], [*asked] or None
-                times = normswap.bench(models, runtimes=runtimes, progress=progress, **limits)
+                times = normswap.bench(models, runtimes=runtimes, limit=limit, progress=progress)
             write_html(report, page, times)
     if as_json:
         show_json(report.to_json())

@@ -76,10 +76,10 @@ def certify(
     """Compares two graphs over the field.
 
     ``candidate``: the other graph, which may have been made over the field. ``feeds``: arrays by
-    the names of the reference's inputs, from a seed. ``key``: 32 bytes that
-    everything random comes from; by default from the operating system, so that nobody can know
-    them. ``pairs``: the values in place of each other in the reference and in the candidate, for
-    the reason where outputs differ.
+    the names of the reference's inputs, from a seed. ``key``: 32 bytes that everything random comes
+    from; by default from the operating system, so that nobody can know them. ``pairs``: the values
+    in place of each other in the reference and in the candidate, for the reason where outputs
+    differ.
     """
     key = key or secrets.token_bytes(32)
     count = _first_count(reference.graph)

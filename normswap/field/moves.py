@@ -41,11 +41,7 @@ def moved_by(at: At) -> Sequence[Exact | None]:
     known = at.node.operator
     if known.move == "resize" and at.attributes.get("mode") not in ("nearest", b"nearest"):
         return []
-    if (
-        at.node.op.endswith("QuantizeLinear")
-        or at.node.op.endswith("DequantizeLinear")
-        or at.attributes.get("reduction", "none") not in ("none", b"none")
-    ):
+    if known.quantises or at.attributes.get("reduction", "none") not in ("none", b"none"):
         return []
     pieces: list[Exact] = []
     places: dict[int, Array] = {}

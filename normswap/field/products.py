@@ -43,7 +43,7 @@ def _gemm(at: At) -> Sequence[Exact]:
 def bilinear(at: At) -> Sequence[Exact]:
     """A product of its first two inputs by the operator itself, on halves of the second."""
     field, (x, w) = at.field, (at[0], at[1])
-    if len(at.wanted) != 1 or x.growth is None or any(i is None for i in at.inputs[:2]):
+    if len(at.wanted) != 1:
         return []
     convolves = at.node.operator.product == "convolution"
     if convolves and at.node.operator.name != at.node.op:
@@ -115,7 +115,7 @@ def attention(at: At) -> Sequence[Exact]:
         or query.shape[:-2] != key.shape[:-2]
     ):
         return []
-    if set(known) & {"qk_matmul_output_mode", "q_num_heads"} and known.get("qk_matmul_output_mode"):
+    if known.get("qk_matmul_output_mode"):
         return []
     at.uninterpreted = "Softmax"
     field, rank = at.field, len(query.shape)

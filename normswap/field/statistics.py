@@ -116,14 +116,11 @@ def _variance(at: At) -> Sequence[Exact]:
     return [r.reshaped(shape) for r in results]
 
 
-def _extreme(at: At) -> Sequence[Exact]:
+def _maximum(at: At) -> Sequence[Exact]:
     at.uninterpreted = at.node.op
     x = at[0]
     axes, keep = _axes(at, x)
-    function = {"maximum": np.max}.get(at.node.operator.statistic)
-    if function is None:
-        return []
-    shadow = function(x.shadow, axis=axes, keepdims=True)
+    shadow = x.shadow.max(axis=axes, keepdims=True)
     found = at.field.rows("maximum", shadow, x, axes, reduces=True)
     shape = found.shape if keep else tuple(s for a, s in enumerate(x.shape) if a not in axes)
     return [found.reshaped(shape)]
@@ -136,7 +133,7 @@ STATISTICS: dict[str, Rule] = {
     "L2 norm": _l2_norm,
     "variance": _variance,
     "deviation": _variance,
-    "maximum": _extreme,
+    "maximum": _maximum,
 }
 
 

@@ -131,8 +131,8 @@ def _verdict(
         (new,) = forms.write(copy, site, form)
     except NormswapError as error:
         return Verdict("refused", str(error))
-    verdicts = [written_verdict(capabilities, graph, copy, site, new)]
-    return worst([*verdicts, capabilities.dialect_verdict(form)])
+    written = written_verdict(capabilities, graph, copy, site, new)
+    return worst([written, capabilities.dialect_verdict(form)])
 
 
 def written_verdict(

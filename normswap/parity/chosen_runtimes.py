@@ -21,8 +21,8 @@ def opened(
 
     ``runtime``: None for what its graph runs in, else one of ``normswap.runtimes.run_in``, with a
     ``limit`` in seconds for each run. One that refuses the model, crashes or takes longer is
-    RunFailed at each run: a finding. Raises NormswapError for a
-    runtime that is unknown, missing, or not for this kind of model.
+    RunFailed at each run: a finding. Raises NormswapError for a runtime that is unknown, missing,
+    or not for this kind of model.
     """
     if runtime is None:
         return None, _own_runtime(model)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from normswap import save
 from normswap.extras import install_command
+from normswap.runtimes.process import RUN_SECONDS
+from normswap_cli.bench import bench
+from normswap_cli.validate import validate
 from tests.cli.conftest import Run
 from tests.runtimes.models import one_node
 
@@ -59,3 +63,9 @@ def test_bad_input(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert missing.endswith(install_command("openvino"))
     for usage in (["--rounds", 5], ["--batch", 0], ["--limit", 0], ["--runtime", "tvm"]):
         assert run("bench", models / "a.onnx", *usage).status == 2
+
+
+@pytest.mark.parametrize("command", [bench, validate])
+def test_the_limit_is_that_of_python(command: click.Command) -> None:
+    (limit,) = (p for p in command.params if p.name == "limit")
+    assert limit.default == RUN_SECONDS

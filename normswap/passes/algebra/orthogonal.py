@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -32,11 +33,14 @@ def hadamard(size: int) -> Array:
     return np.asarray(matrix * signs)
 
 
+@functools.lru_cache(maxsize=4)  # each norm of a model is tried with it
 def random_orthogonal(size: int) -> Array:
     """An orthogonal matrix [size, size] in float64, drawn evenly (Mezzadri 2007), but always the
-    same."""
+    same. It cannot be written to."""
     factor, upper = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((size, size)))
-    return np.asarray(factor * np.sign(np.diag(upper)))
+    matrix = np.asarray(factor * np.sign(np.diag(upper)))
+    matrix.setflags(write=False)
+    return matrix
 
 
 def principal(moments: Array) -> Array:
