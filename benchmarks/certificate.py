@@ -8,8 +8,10 @@ in the repository's root. *zoo*: every exact pass on every model of ``tests/zoo`
 certified, the bound, and seconds beside those of the exact contract. *large*: ``fused`` on a
 ViT-B/16 whose norms are spelled out, and on CLIP ViT-L/14 (random weights): seconds and the
 process's largest memory; the models are built in memory, of torch's and transformers' classes.
-*mutations*: ten faults planted in ``passes/algebra/rules.py``, each in a process of its own: on how
-many models the certificate finds it, and on how many the exact contract in float64 does.
+*mutations*: ten faults planted in ``passes/algebra/rules.py``, each in a process of its own, with
+``rmsnorm``, ``fold-affine`` and ``fold`` on models of the zoo and on random graphs of the tests:
+how many rewrites it changes, how many of these the certificate finds, and how many the exact
+contract in float64 does.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ MUTATED = ("spelled_vit", "hf_clip", "timm_convnext", "torch_conv_stem", "hf_swi
 _RULES = "normswap.passes.algebra.rules"
 _COUNT = 1000  # classes
 _TOLD = 10  # seconds between two lines
+_RANDOM = 60  # graphs of a kind
 
 MUTATIONS: tuple[tuple[str, str, str], ...] = (
     ("the mean of one channel more", "ratio(1, size)", "ratio(1, size + 1)"),
@@ -124,25 +127,27 @@ def _stage(name: str, stage: str, begin: float) -> None:
 @contextmanager
 def _told(name: str) -> Iterator[None]:
     """Tells how far each evaluation of a graph over the field is, every ten seconds."""
-    from normswap.field import certificate
+    from normswap.field import in_step
 
-    evaluate = certificate.evaluate
+    real, begin, last, done = in_step.Walk, time.perf_counter(), [time.perf_counter()], [0]
 
     def told(over: Any, graph: Any, *rest: Any) -> Any:
-        begin, last, done = time.perf_counter(), [time.perf_counter()], [0]
+        walk = real(over, graph, *rest)
+        compute, nodes = walk._compute, len(walk.nodes)
 
-        def watch(value: Any, exact: Any) -> None:
+        def counted(at: Any) -> Any:
             done[0] += 1
             if time.perf_counter() - last[0] > _TOLD:
                 last[0] = time.perf_counter()
-                print(f"{name:12} {done[0]} values, of {len(graph.nodes)} nodes", flush=True)
+                print(f"{name:12} {done[0]} nodes; of one graph's {nodes}", flush=True)
+            return compute(at)
 
-        found = evaluate(over, graph, *rest, watch=watch)
-        _stage(name, "evaluation", begin)
-        return found
+        walk._compute = counted
+        return walk
 
-    with patch.object(certificate, "evaluate", told):
+    with patch.object(in_step, "Walk", told):
         yield
+    _stage(name, "evaluation", begin)
 
 
 def _large_models(models: Sequence[str], onnx: bool) -> Iterator[tuple[str, Any]]:
@@ -209,20 +214,20 @@ def mutations(names: Sequence[str]) -> None:
         if done.returncode or not lines:
             print(f"{what:38} failed: {done.stderr.strip().splitlines()[-1:]}")
             continue
-        row, missed = json.loads(lines[-1]), ""
-        if row["missed"]:
-            missed = f"; missed by it: {', '.join(row['missed'])}"
-        found = f"certificate {row['certificate']} of {row['changed']}"
-        print(f"{what:38} {found}, contract {row['contract']}{missed}", flush=True)
+        row = json.loads(lines[-1])
+        words = [f"certificate {row['certificate']} of {row['changed']}"]
+        words += [f"contract {row['contract']}", f"ends with an error {row['errors']}"]
+        words += [f"certified: {', '.join(row['certified'])}"] * bool(row["certified"])
+        print(f"{what:38} {'; '.join(words)}", flush=True)
 
 
 def mutant(number: int, names: Sequence[str]) -> None:
     """One mutation, on rewrites that it changes."""
     import normswap as ns
-    from tests.zoo.exports import model_as
 
-    words = ("rmsnorm", "fold-affine", "fold")
-    right = {(n, w): _weights(_passes()[w](model_as(n, "fx"))) for n in names for w in words}
+    passes = {word: _passes()[word] for word in ("rmsnorm", "fold-affine", "fold")}
+    models = dict(_models_of_tests(names))
+    right = {(n, w): _weights(run(m)) for n, m in models.items() for w, run in passes.items()}
     source = Path(importlib.util.find_spec(_RULES).origin or "")  # type: ignore[union-attr]
     text, (_, old, new) = source.read_text(), MUTATIONS[number]
     assert text.count(old) >= 1, old
@@ -230,22 +235,37 @@ def mutant(number: int, names: Sequence[str]) -> None:
     before = dict(module.RULES)
     exec(compile(text.replace(old, new), str(source), "exec"), module.__dict__)
     _rewired(module, before)
-    row: dict[str, Any] = {"changed": 0, "certificate": 0, "contract": 0, "missed": []}
+    row: dict[str, Any] = {"changed": 0, "certificate": 0, "contract": 0, "errors": 0}
+    row["certified"] = []
     for (name, word), weights in right.items():
-        model = model_as(name, "fx")
         try:
-            result = _passes()[word](model, certify=True)
-        except Exception as error:
-            row["missed"].append(f"{name} {word} raises {type(error).__name__}")
+            result = passes[word](models[name])
+        except Exception:
+            row["errors"] += 1
             continue
-        if not result.modified or _weights(result) == weights:
+        if _weights(result) == weights:
             continue
         row["changed"] += 1
-        row["certificate"] += not result.certificate.certified
-        passed = ns.validate(model, result.model).passed
-        row["contract"] += not passed
-        row["missed"] += [f"{name} {word}"] * passed
+        certified = passes[word](models[name], certify=True).certificate.certified
+        row["certificate"] += not certified
+        row["certified"] += [f"{name} {word}"] * certified
+        row["contract"] += not ns.validate(models[name], result.model).passed
     print(json.dumps(row))
+
+
+def _models_of_tests(names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Those of the zoo, and random graphs, always the same."""
+    import normswap as ns
+    from tests.fuzz.seeds import drawn
+    from tests.passes.fold_graphs import fold_graphs
+    from tests.passes.norm_graphs import stream_graphs
+    from tests.zoo.exports import model_as
+
+    for name in names:
+        yield name, model_as(name, "fx")
+    for kind, strategy in (("fold graph", fold_graphs()), ("stream graph", stream_graphs())):
+        for number, proto in enumerate(drawn(strategy, _RANDOM)):
+            yield f"{kind} {number}", ns.load(proto)
 
 
 def _rewired(module: Any, before: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from normswap.field.exact import Exact
 from normswap.field.node import At, rule_for
-from normswap.field.values import Exact
 
 _HIGHEST = 8  # the highest power that is multiplied out
 

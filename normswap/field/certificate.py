@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from normswap.field.difference import Pair, Side, first_difference
-from normswap.field.evaluation import drawn, equal, evaluate
+from normswap.field.evaluation import drawn, equal
+from normswap.field.exact import Exact
+from normswap.field.in_step import evaluate_both
 from normswap.field.node import Read
 from normswap.field.residues import BITS, POOL
-from normswap.field.values import Exact, Field
-from normswap.graph.graph import Array, Graph, is_floating
+from normswap.field.values import Field
+from normswap.graph.graph import Array, is_floating
 
 PROVEN = "proven equal in real arithmetic"
 ERROR = 1e-12
@@ -82,7 +84,8 @@ def certify(
     differ.
     """
     key = key or secrets.token_bytes(32)
-    count = _first_count(reference.graph)
+    sizes = [math.prod(v.shape) for n in reference.graph.nodes for v in n.outputs if v.shape]
+    count = _first_count(sum(sizes))
     for attempt in range(_ATTEMPTS):
         own = hashlib.blake2b(key, digest_size=32, salt=bytes([attempt])).digest()
         result, wanted = _certified(reference, candidate, feeds, Field(count, own), pairs)
@@ -92,11 +95,10 @@ def certify(
     return result
 
 
-def _first_count(graph: Graph) -> int:
-    """How many primes will do, as far as the sizes of a graph tell: where they do not, all of it
+def _first_count(elements: int) -> int:
+    """How many primes will do, as far as the size of a graph tells: where they do not, all of it
     is computed again with more."""
-    sizes = (math.prod(v.shape) for node in graph.nodes for v in node.outputs if v.shape)
-    pairs = max(sum(sizes), 2) ** 2 / 2
+    pairs = max(elements, 2) ** 2 / 2
     return max(_PRIMES, math.ceil(math.log(ERROR / pairs) / math.log(_SINGLE)))
 
 
@@ -114,18 +116,15 @@ def _certified(
     result = Certificate(
         False, list(over.residues.primes), not_covered=_not_covered(reference, arrays)
     )
-    outputs: list[Sequence[Read]] = []
     sides = (reference, candidate(over))
-    for side in sides:
-        if side.refusal:
-            return replace(result, reason=side.refusal), 0
-        fed = dict(zip(side.inputs, given, strict=True))
-        found = evaluate(over, side.graph, fed, side.outputs, side.constants)
-        uninterpreted = sorted({*result.uninterpreted, *found.uninterpreted})
-        result = replace(result, uninterpreted=uninterpreted, symbols=over.tally.arguments)
-        if found.refusal:
-            return replace(result, reason=found.refusal), 0
-        outputs.append(found.outputs)
+    if refusal := sides[0].refusal or sides[1].refusal:
+        return replace(result, reason=refusal), 0
+    evaluations = evaluate_both(over, *sides, given)
+    uninterpreted = sorted(evaluations[0].uninterpreted | evaluations[1].uninterpreted)
+    result = replace(result, uninterpreted=uninterpreted, symbols=over.tally.arguments)
+    if refusal := evaluations[0].refusal or evaluations[1].refusal:
+        return replace(result, reason=refusal), 0
+    outputs = [evaluation.outputs for evaluation in evaluations]
     for place, (one, other) in enumerate(zip(*outputs, strict=True)):
         if not equal(one, other):
             reason = f"the output '{reference.outputs[place].name}' differs"

@@ -14,8 +14,9 @@ from fractions import Fraction
 import numpy as np
 
 from normswap.field.evaluation import Constants, evaluate
+from normswap.field.exact import Exact
 from normswap.field.node import Read
-from normswap.field.values import Exact, Field
+from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph, Value, is_floating
 
 _CLOSE = 1e-3  # relative; numbers that are meant to be the same

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from normswap.field.evaluation import evaluate
-from normswap.field.values import Exact, Field
+from normswap.field.exact import Exact
+from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph, Value, is_floating
 from normswap.norms.site import Site
 

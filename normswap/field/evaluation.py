@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from normswap.field.exact import Exact
 from normswap.field.node import At, Read, Uncovered
 from normswap.field.operators import compute
-from normswap.field.values import Exact, Field
-from normswap.graph.graph import Array, Graph, Value, is_floating
+from normswap.field.values import Field
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 
 Constants = Mapping[Value, Exact]
 
@@ -29,6 +30,74 @@ class Evaluation:
     outputs: list[Read] = field(default_factory=list)
     uninterpreted: set[str] = field(default_factory=set)
     refusal: str = ""
+
+
+class Walk:
+    """``evaluate`` in parts, with the same arguments: ``until`` goes on, and ``result`` is complete
+    at the end. ``compute`` computes one node."""
+
+    def __init__(
+        self,
+        over: Field,
+        graph: Graph,
+        feeds: Mapping[Value, Read],
+        outputs: Sequence[Value],
+        constants: Constants | None = None,
+        watch: Callable[[Value, Exact], None] | None = None,
+        compute: Callable[[At], Sequence[Read]] = compute,
+    ) -> None:
+        self._over, self._graph, self._outputs = over, graph, outputs
+        self._held, self._watch, self._compute = constants or {}, watch, compute
+        self.nodes = graph.ancestors(outputs, stop=feeds)
+        self._next = 0
+        self._last = {
+            value: i for i, node in enumerate(self.nodes) for value in node.inputs if value
+        }
+        self._known: dict[Value, Read] = dict(feeds)
+        self.result = Evaluation()
+
+    def until(self, end: Node | None = None) -> None:
+        """Computes the nodes up to ``end``; all of them, and the outputs, without one."""
+        while self._next < len(self.nodes) and not self.result.refusal:
+            node = self.nodes[self._next]
+            self._step(node)
+            self._next += 1
+            if node is end:
+                return
+        if end is None and not self.result.refusal:
+            self.result.outputs = [self._load(value) for value in self._outputs]
+
+    def _load(self, value: Value | None) -> Read:
+        if value is None:
+            return None
+        if value in self._known:
+            return self._known[value]
+        if value in self._held:
+            return self._held[value]
+        return _constant(self._over, self._graph, value)
+
+    def _step(self, node: Node) -> None:
+        wanted = [i for i, value in enumerate(node.outputs) if value.uses or value in self._outputs]
+        at = At(self._over, self._graph, node, [self._load(v) for v in node.inputs], wanted)
+        try:
+            found = self._compute(at)
+        except Uncovered as uncovered:
+            if not node.output.is_constant:
+                self.result.refusal = str(uncovered)
+                return
+            found = []
+        if node.output.is_constant and (at.uninterpreted or not found):
+            found = [_constant(self._over, self._graph, value) for value in node.outputs]
+        elif at.uninterpreted:
+            self.result.uninterpreted.add(at.uninterpreted)
+        for place in wanted:
+            value, array = node.outputs[place], found[place]
+            self._known[value] = array
+            if self._watch is not None and isinstance(array, Exact):
+                self._watch(value, array)
+        for read in node.inputs:
+            if read is not None and self._last[read] == self._next and read not in self._outputs:
+                self._known.pop(read, None)
 
 
 def evaluate(
@@ -46,42 +115,9 @@ def evaluate(
     ``constants``: what constants of the graph are, in place of what it holds for them. ``watch`` is
     called with every value that nodes compute.
     """
-    result, held = Evaluation(), constants or {}
-    nodes = graph.ancestors(outputs, stop=feeds)
-    last = {value: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
-    known: dict[Value, Read] = dict(feeds)
-
-    def load(value: Value | None) -> Read:
-        if value is None:
-            return None
-        if value in known:
-            return known[value]
-        return held[value] if value in held else _constant(over, graph, value)
-
-    kept = set(outputs)
-    for index, node in enumerate(nodes):
-        wanted = [i for i, value in enumerate(node.outputs) if value.uses or value in kept]
-        at = At(over, graph, node, [load(value) for value in node.inputs], wanted)
-        try:
-            found: Sequence[Read] = compute(at)
-        except Uncovered as uncovered:
-            if not node.output.is_constant:
-                result.refusal = str(uncovered)
-                return result
-            found = []
-        if node.output.is_constant and (at.uninterpreted or not found):
-            found = [_constant(over, graph, value) for value in node.outputs]
-        elif at.uninterpreted:
-            result.uninterpreted.add(at.uninterpreted)
-        for place in wanted:
-            value, array = node.outputs[place], found[place]
-            known[value] = array
-            if watch is not None and isinstance(array, Exact):
-                watch(value, array)
-        for value in {v for v in node.inputs if v is not None and last[v] == index} - kept:
-            known.pop(value, None)
-    result.outputs = [load(value) for value in outputs]
-    return result
+    walk = Walk(over, graph, feeds, outputs, constants, watch)
+    walk.until()
+    return walk.result
 
 
 def _constant(over: Field, graph: Graph, value: Value) -> Read:

@@ -68,6 +68,15 @@ class Growth:
         """Of an array with elements of both, over one denominator."""
         return replace(self + other, bits=(self + other).bits - 1)
 
+    def covers(self, other: Growth) -> bool:
+        """Whether all that is said of the other is true of what this one says."""
+        return (
+            self.degree >= other.degree
+            and self.inverses >= other.inverses
+            and all(self._power(n) >= power for n, (_, power) in other.denominators.items())
+            and self.bits >= other._over(self.denominators)
+        )
+
     def over(self, count: int) -> Growth:
         """Of the value divided by a whole number."""
         return self * Growth(denominators=_of_whole(count))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from normswap.field.residues import blocks
 from normswap.graph.graph import Array
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -44,13 +45,19 @@ class Hashing:
 
     def absorb(self, digest: Digest, residues: Array) -> Digest:
         """With one more argument for each element: ``residues`` [m, *shape]."""
-        first, second = digest
-        with np.errstate(over="ignore"):
-            for j in range(len(residues)):
-                number = residues[j].astype(np.uint64)
-                first = _mixed((first ^ number) * _STEP + number)
-                second = _mixed((second + number) * _FIRST ^ number)
-        return Digest(first, second)
+        shape = digest.first.shape
+        found = Digest(np.empty(shape, np.uint64), np.empty(shape, np.uint64))
+        lanes = [lane.reshape(-1) for lane in digest]
+        planes = [plane.reshape(-1) for plane in residues]
+        for block in blocks(found.first.size):
+            first, second = (lane[block] for lane in lanes)
+            with np.errstate(over="ignore"):
+                for plane in planes:
+                    number = plane[block].astype(np.uint64)
+                    first = _mixed((first ^ number) * _STEP + number)
+                    second = _mixed((second + number) * _FIRST ^ number)
+            found.first.reshape(-1)[block], found.second.reshape(-1)[block] = first, second
+        return found
 
     def along(self, digest: Digest, axis: int) -> Digest:
         """One digest of all elements along ``axis``, which stays with size 1, in their order."""
@@ -74,17 +81,22 @@ class Hashing:
 
     def symbols(self, digest: Digest) -> Array:
         """A residue for each element and prime, none of them 0: [m, *shape]."""
-        out = np.empty((len(self._primes), *digest.first.shape))
-        with np.errstate(over="ignore"):
-            for j, prime in enumerate(self._primes):
-                salt = np.uint64(j + 1) * _FIRST
-                mixed = _mixed(digest.first + salt) ^ _mixed(digest.second * _STEP + salt)
-                out[j] = mixed % np.uint64(prime - 1) + np.uint64(1)
-        return out
+        out = np.empty((len(self._primes), digest.first.size))
+        first, second = (lane.reshape(-1) for lane in digest)
+        for block in blocks(first.size):
+            with np.errstate(over="ignore"):
+                for j, prime in enumerate(self._primes):
+                    salt = np.uint64(j + 1) * _FIRST
+                    mixed = _mixed(first[block] + salt) ^ _mixed(second[block] * _STEP + salt)
+                    out[j][block] = mixed % np.uint64(prime - 1) + np.uint64(1)
+        return out.reshape(len(self._primes), *digest.first.shape)
 
 
 def _mixed(x: Array) -> Array:
     """The finaliser of splitmix64, a bijection of 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * _FIRST
-    x = (x ^ (x >> np.uint64(27))) * _SECOND
-    return np.asarray(x ^ (x >> np.uint64(31)))
+    x = x ^ (x >> np.uint64(30))
+    x *= _FIRST
+    x ^= x >> np.uint64(27)
+    x *= _SECOND
+    x ^= x >> np.uint64(31)
+    return np.asarray(x)

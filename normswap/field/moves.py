@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from normswap.field.exact import Exact
 from normswap.field.node import At, Uncovered, rule_for
-from normswap.field.values import Exact
 from normswap.graph.graph import Array
 
 _PLACE = float(1 << 40)

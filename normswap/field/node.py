@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from normswap.field.values import Exact, Field
+from normswap.field.exact import Exact
+from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph, Node, Runner, Value, is_floating
 
 Read = Exact | Array | None

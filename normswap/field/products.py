@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from normswap.field.exact import Exact
 from normswap.field.node import At, Uncovered, rule_for
 from normswap.field.residues import fits, split
-from normswap.field.values import Exact, Field
+from normswap.field.values import Field
 from normswap.graph.graph import Array
 
 

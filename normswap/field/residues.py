@@ -7,13 +7,15 @@ whatever order they are added in, and longer sums are split.
 
 A float is the dyadic rational m 2^e, which is m (2^e mod p) modulo p. Numbers that are not finite
 are three symbols of their own.
+
+Half of the time goes into passes over arrays, not into products, so these go block by block.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,17 +30,17 @@ _HALF = 13
 _LONGEST = 8192  # products in a sum
 _LOWEST, _HIGHEST = -1200, 1100  # exponents of two
 _SINGLE, _DOUBLE = 24, 53  # digits
+_BLOCK = 1 << 18  # elements, so that passes over a large array stay in a processor's cache
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers as whole numbers times powers of two. ``exponent``: places in a table of powers, None
-    for integers. ``is_single``: of at most 24 digits. ``infinite``: the numbers, where some are not
-    finite."""
+    """Numbers as whole numbers times powers of two. ``mantissa``: float32 where 24 digits will do.
+    ``exponent``: places in a table of powers, None for integers. ``infinite``: the numbers, where
+    some are not finite."""
 
     mantissa: Array
     exponent: Array | None = None
-    is_single: bool = True
     infinite: Array | None = None
 
     @staticmethod
@@ -47,14 +49,14 @@ class Numbers:
         if array.dtype.kind in "iub":
             return Numbers(array.astype(np.int64))
         single = array.dtype.itemsize <= np.dtype(np.float32).itemsize
-        wide = np.asarray(array, np.float64)
+        digits, dtype = (_SINGLE, np.float32) if single else (_DOUBLE, np.float64)
+        wide = np.asarray(array, dtype)
         finite = np.isfinite(wide)
         whole = bool(finite.all())
-        mantissa, exponent = np.frexp(wide if whole else np.where(finite, wide, 0.0))
-        digits = _SINGLE if single else _DOUBLE
-        mantissa *= float(1 << digits)
-        exponent -= digits + _LOWEST
-        return Numbers(mantissa, exponent, single, None if whole else wide)
+        mantissa, exponent = np.frexp(wide if whole else np.where(finite, wide, dtype(0)))
+        mantissa *= dtype(1 << digits)
+        exponent = (exponent - (digits + _LOWEST)).astype(np.int16)
+        return Numbers(mantissa, exponent, None if whole else np.asarray(wide, np.float64))
 
 
 class Residues:
@@ -83,11 +85,15 @@ class Residues:
         """Numbers modulo prime ``j``."""
         if numbers.exponent is None:
             return np.asarray(numbers.mantissa % self.primes[j], np.float64)
-        found = numbers.mantissa.copy()
-        if not numbers.is_single:
-            found = self.reduce(found, j)
-        found *= self._powers[j][numbers.exponent]
-        found = self.reduce(found, j)
+        exponent, powers = flat(numbers.exponent), self._powers[j]
+        mantissa, found = numbers.mantissa, np.empty_like(numbers.mantissa, np.float64)
+        factors, out = flat(mantissa), flat(found)
+        for block in blocks(out.size):
+            part = factors[block].astype(np.float64)
+            if mantissa.dtype == np.float64:
+                self._reduced(part, j, part)
+            part *= powers[exponent[block]]
+            self._reduced(part, j, out[block])
         return found if numbers.infinite is None else self.marked(found, numbers.infinite, j)
 
     def all_of(self, array: Array) -> Array:
@@ -109,25 +115,40 @@ class Residues:
 
     def reduce(self, x: Array, j: int) -> Array:
         """Whole numbers below 2^53 in size modulo prime ``j``; ``x`` is overwritten."""
-        p = float(self.primes[j])
-        if not x.ndim:
-            return np.asarray(float(int(x) % int(p)))
-        quotient = x * (1 / p)
-        np.floor(quotient, out=quotient)
-        quotient *= p
-        x -= quotient
-        np.add(x, p, out=x, where=x < 0)
-        np.subtract(x, p, out=x, where=x >= p)
+        x = np.asarray(x)  # products of single numbers are no arrays
+        if not (x.flags.c_contiguous or x.flags.f_contiguous):
+            x = np.ascontiguousarray(x)
+        self._reduced(flat(x), j, flat(x))
         return x
 
+    def _reduced(self, x: Array, j: int, out: Array) -> None:
+        """``reduce`` of a flat array, into ``out``. The quotient is rounded, which may leave a
+        little over half of p on either side; then p is added to what is negative."""
+        p = float(self.primes[j])
+        size = min(x.size, _BLOCK)
+        room, negative = np.empty(size), np.empty(size, bool)
+        for block in blocks(x.size):
+            number = x[block]
+            part, below = room[: number.size], negative[: number.size]
+            np.multiply(number, 1 / p, out=part)
+            np.rint(part, out=part)
+            part *= p
+            number -= part
+            np.less(number, 0, out=below)
+            np.multiply(below, p, out=part)
+            np.add(number, part, out=out[block])
+
     def each(self, function: Callable[[int], Array]) -> Array:
-        """What ``function`` gives for each prime, reduced: whole numbers below 2^53 in size."""
-        first = self.reduce(function(0), 0)
-        out = np.empty((self.count, *first.shape))
-        out[0] = first
-        for j in range(1, self.count):
-            out[j] = self.reduce(function(j), j)
-        return out
+        """What ``function`` gives for each prime, reduced: whole numbers below 2^53 in size, which
+        are overwritten."""
+        found = np.empty(0)
+        for j in range(self.count):
+            plane = np.asarray(function(j))
+            if not j:
+                found = np.empty((self.count, *plane.shape))
+            plane = np.ascontiguousarray(plane).reshape(-1)
+            self._reduced(plane, j, found[j : j + 1].reshape(-1))
+        return found
 
     def matmul(self, a: Callable[[int], Array], b: Callable[[int], Array]) -> Array:
         """Matrix products; ``a`` and ``b`` give the operands modulo each prime."""
@@ -170,6 +191,17 @@ class Residues:
             if bit == "1":
                 result = self.reduce(result * x, j)
         return result
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """The blocks of an array of so many elements."""
+    for start in range(0, size, _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def flat(array: Array) -> Array:
+    """Its elements in the order of memory; a view of what is contiguous."""
+    return array.ravel("K")
 
 
 def split(x: Array) -> tuple[Array, Array]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from normswap.field.exact import Exact
 from normswap.field.node import At, Rule, Uncovered
 from normswap.field.residues import BITS
-from normswap.field.values import Exact, Field
+from normswap.field.values import Field
 from normswap.graph.graph import Array
 
 _WINDOW, _WHOLE = 18, 52
@@ -71,7 +72,9 @@ def _mean_of_windows(at: At) -> Sequence[Exact]:
         return np.rint(at.plain({0: x.residue(j)})[0] * multiple)
 
     total = Exact(
-        at.plain()[0] * multiple, at.field.residues.each(modulo), x.growth.summed(count * multiple)
+        at.plain()[0] * multiple,
+        at.field.residues.each(modulo),
+        x.growth.summed(count * multiple),
     )
     return [at.field.over(total, multiple)]
 

@@ -14,7 +14,8 @@ from torch import nn
 
 import normswap as ns
 from normswap.field.evaluation import drawn, evaluate
-from normswap.field.values import Exact, Field
+from normswap.field.exact import Exact
+from normswap.field.values import Field
 from normswap.graph.graph import Value, is_floating
 from normswap.model import Model
 from normswap.parity.certified import certified

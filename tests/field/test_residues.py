@@ -53,6 +53,28 @@ def test_floats_are_the_fractions_that_they_are(dtype: type) -> None:
     assert RESIDUES.all_of(array).tolist() == expected([float(n) for n in array])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_any_layout_of_memory_is_converted_in_place(dtype: type) -> None:
+    random = np.random.default_rng(0)
+    array = random.standard_normal((300, 300, 3)).astype(dtype)  # more than a block
+    plain = RESIDUES.all_of(array)
+    assert plain.reshape(3, -1)[:, ::5000].tolist() == expected(array.reshape(-1)[::5000].tolist())
+    for view in (
+        lambda a: a.transpose(2, 0, 1),
+        lambda a: a[:, ::-1],
+        lambda a: a[::2, 1::3],
+        lambda a: np.asfortranarray(a),
+        lambda a: np.broadcast_to(a[:1], a.shape),
+    ):
+        wanted = np.stack([view(plane) for plane in plain])
+        assert np.array_equal(RESIDUES.all_of(view(array)), wanted)
+        squares = RESIDUES.each(lambda j, v=view: v(plain[j]) * v(plain[j]))
+        exact = [
+            view(p).astype(np.int64) ** 2 % q for p, q in zip(plain, RESIDUES.primes, strict=True)
+        ]
+        assert np.array_equal(squares, exact)
+
+
 def test_integers_are_themselves() -> None:
     assert RESIDUES.all_of(np.array([-3, 0, 2**40])).tolist() == expected([-3, 0, 2**40])
     assert RESIDUES.all_of(np.array([True, False])).tolist() == [[1.0, 0.0]] * 3
@@ -81,6 +103,8 @@ def test_products_of_matrices_are_exact(rows: int, length: int, seed: int) -> No
 
 def test_division_is_that_of_fractions() -> None:
     over = Field(3, KEY)
+    single = over.divide(over.constant(np.array(2.0)), over.constant(np.array(0.75))).residues
+    assert single.tolist() == [modulo(Fraction(8, 3), p) for p in over.residues.primes]
     found = over.divide(over.constant(np.array([1.5, -7.0])), over.constant(np.array([0.75, 3.0])))
     numbers = [Fraction(2), Fraction(-7, 3)]
     assert found.residues.tolist() == [

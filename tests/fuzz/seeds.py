@@ -137,7 +137,8 @@ def _texts() -> dict[str, onnx.ModelProto]:
     return made
 
 
-def _drawn(strategy: st.SearchStrategy[Any], count: int) -> list[onnx.ModelProto]:
+def drawn(strategy: st.SearchStrategy[Any], count: int) -> list[onnx.ModelProto]:
+    """Models of a strategy of the tests, always the same."""
     found: list[onnx.ModelProto] = []
 
     @settings(
@@ -169,8 +170,8 @@ def _exports() -> dict[str, onnx.ModelProto]:
 def _onnx(many: bool) -> list[Seed]:
     protos = _texts()
     for strategy, name in ((spellings(), "norm"), (fold_graphs(), "fold"), (stream_graphs(), "s")):
-        drawn = _drawn(strategy, 60 if many else 5)
-        protos |= {f"{name}{i}": proto for i, proto in enumerate(drawn)}
+        found = drawn(strategy, 60 if many else 5)
+        protos |= {f"{name}{i}": proto for i, proto in enumerate(found)}
     if many:
         protos |= _exports()
     return [
