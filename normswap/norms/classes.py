@@ -141,8 +141,9 @@ def _class_of(
     for shape in probe_shapes(region):
         if any(shape[axis] != entry[axis] for axis in taken):
             continue
-        made = _Class(run, norms, weights, biases, every_sort(shape, norms[0]))
-        if made.confirms(arrays, norms):
+        probes = every_sort(shape, norms[0])
+        made = None if probes is None else _Class(run, norms, weights, biases, probes)
+        if made is not None and made.confirms(arrays, norms):
             return made
     return None
 

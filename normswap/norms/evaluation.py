@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from normswap.norms.constants import known_constant
 from normswap.norms.formula import Norm, Statistics
 from normswap.norms.regions import Region
 
-WHOLE = 20_000_000
-"""The most elements (160 MB) that a value may have to be evaluated as a whole."""
+WHOLE = 1 << 24
+"""The most elements (128 MB) that a value may have to be evaluated as a whole: a proof holds ten
+such arrays."""
 _GROWTH = 16  # by which a value may be larger than the entry of its region
 _ELEMENTS = 400_000  # of a probe; larger values are cut along their leading axes to fit
 _ROWS = 8  # to fit with at least: a value with fewer is evaluated several times
@@ -66,13 +67,18 @@ class RegionRunner:
         ``constants``: for those that the region was made with. Where the region fails every exit is
         None and ``problem`` says why.
         """
-        results = self._results(probes, self._constants if constants is None else constants)
-        if results is None:
-            return [None] * len(self.region.exits)
-        stacked = (_stacked(exits) for exits in zip(*results, strict=True))
-        return [
-            s.astype(np.float64, copy=False) if s.shape == probes.shape else None for s in stacked
-        ]
+        held = self._constants if constants is None else constants
+        found: list[Array | None] = [None] * len(self.region.exits)
+        for at in range(len(probes)):
+            results = self._results(probes[at : at + 1], held)
+            if results is None:
+                return [None] * len(found)
+            fits = [y.shape == probes.shape[1:] for y in results[0]]
+            if not any(fits):
+                return found  # the others may be much larger than the probes
+            for index in np.flatnonzero(fits):
+                found[index] = _placed(results[0][index], at, found[index], len(probes))
+        return found
 
     def largest(self, probes: Array) -> list[float] | None:
         """The largest magnitude that each exit reaches, whatever its shape; None where it fails."""
@@ -103,9 +109,14 @@ class RegionRunner:
         return all(node.operator.rowwise for node in self.region.nodes)
 
 
-def _stacked(arrays: Sequence[Array]) -> Array:
-    """As ``np.stack``; a single array, which may be large, is not copied."""
-    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+def _placed(array: Array, at: int, stacked: Array | None, count: int) -> Array:
+    """``stacked`` [count, ...] in float64 with ``array`` at ``at``; a single one is not copied."""
+    if count == 1:
+        return array[None].astype(np.float64, copy=False)
+    if stacked is None:
+        stacked = np.empty((count, *array.shape))
+    stacked[at] = array
+    return stacked
 
 
 def _check_growth(region: Region) -> None:
@@ -203,7 +214,8 @@ def _known_sizes(graph: Graph, region: Region) -> list[Array]:
 class Probes:
     """Several probes for the entry of a region, and what its exits are on them.
 
-    Random numbers, the same at every call; the exits are evaluated when asked for.
+    Random numbers, the same at every call; the exits are evaluated when asked for. Large inputs are
+    made each time that they are read, so that only what is computed of them is held.
 
     Args:
         run: the region.
@@ -216,13 +228,14 @@ class Probes:
             the same but for one element of each. 'large': of scale 1e5, with row means of three
             times that. 'tiny': of scale 1e-9. 'vanishing': of scale 1e-30. 'outliers': plain, with
             two elements of 1e2 at fixed places.
+        shape: of one probe.
         nudged_at: the index of the element that 'nudged' changes.
     """
 
     def __init__(self, run: RegionRunner, shape: tuple[int, ...], count: int = 0) -> None:
         self._run = run
-        self._shape = shape
-        self._count = count or repeats(shape)
+        self.shape = shape
+        self._count = count or max(1, min(repeats(shape), WHOLE // max(1, math.prod(shape))))
         self._more: dict[int, Probes] = {}
         random = np.random.default_rng(0)
         unit = self._unit = random.standard_normal((self._count, *shape))
@@ -238,21 +251,27 @@ class Probes:
             x[at] += _NUDGE
             return x
 
+        def large() -> Array:
+            x = unit + 3 * means
+            x *= _LARGE
+            return x
+
         def outliers() -> Array:
             x = plain()
             x[..., shape[-1] // 3] += _OUTLIER
             x[..., -1] -= 0.5 * _OUTLIER
             return x
 
-        self.inputs: dict[str, Array] = _Made(
+        self.inputs = _Made(
             plain=plain,
             nudged=nudged,
-            large=lambda: _LARGE * (unit + 3 * means),
+            large=large,
             tiny=lambda: _TINY * unit,
             vanishing=lambda: _VANISHING * unit,
             outliers=outliers,
         )
         self._outputs: dict[str, list[Array | None]] = {}
+        self._reached: list[list[Array] | None] = []
 
     def to_fit(self, statistics: Statistics, over: tuple[int, ...]) -> Probes:
         """As many such probes as determine a weight and a bias per position of the axes ``over``.
@@ -263,17 +282,22 @@ class Probes:
         """
         rows = self._rows({*statistics.axes, *over})
         count = -(-_LINE // rows)
-        if math.prod(self._shape) > _ELEMENTS and self._rows(set(over)) >= _LINE:
+        if math.prod(self.shape) > _ELEMENTS and self._rows(over) >= _LINE:
             count = -(-2 // rows)
-        if count <= self._count or count * math.prod(self._shape) > WHOLE:
+        if count <= self._count or count * math.prod(self.shape) > WHOLE:
             return self
         if count not in self._more:
-            self._more[count] = Probes(self._run, self._shape, count)
+            self._more[count] = Probes(self._run, self.shape, count)
+        if self.are_large:
+            self._outputs.clear()  # it has more of the same
         return self._more[count]
 
-    def _rows(self, taken: set[int]) -> int:
-        """How many rows a probe has along the axes ``taken``."""
-        return math.prod(size for axis, size in enumerate(self._shape) if axis not in taken)
+    def rows(self, taken: Collection[int]) -> int:
+        """How many rows there are of each sort along the axes ``taken``."""
+        return self._count * self._rows(taken)
+
+    def _rows(self, taken: Collection[int]) -> int:
+        return math.prod(size for axis, size in enumerate(self.shape) if axis not in taken)
 
     def of(self, name: str, index: int) -> Array | None:
         """Exit ``index`` on the probes ``name`` [count, *shape]; None if it is of another shape."""
@@ -281,55 +305,81 @@ class Probes:
             self._outputs[name] = self._run(self.inputs[name])
         return self._outputs[name][index]
 
-    def reach(self, index: int) -> set[int] | None:
+    def reached(self, index: int) -> list[Array] | None:
+        """Along each axis the positions at which one element of the input changes exit ``index``;
+        None if that is of another shape."""
+        if not self._reached:
+            count = len(self._run.region.exits)
+            pairs = [(self.of("plain", i), self.of("nudged", i)) for i in range(count)]
+            self._reached = [
+                None if plain is None or nudged is None else touched(plain != nudged)
+                for plain, nudged in pairs
+            ]
+            if self.are_large:
+                self._outputs.pop("nudged")
+        return self._reached[index]
+
+    def reach(self, index: int) -> set[int]:
         """The axes along which one element of the input changes exit ``index``."""
-        plain, nudged = self.of("plain", index), self.of("nudged", index)
-        if plain is None or nudged is None:
-            return None
-        return {axis for axis, t in enumerate(touched(plain != nudged)) if len(t) > 1}
+        positions = self.reached(index) or ()
+        return {axis for axis, touched_at in enumerate(positions) if len(touched_at) > 1}
 
     def critical(self, epsilon: float, statistics: Statistics) -> str:
-        """The name of a probe whose rows have a variance near ``epsilon``, one of them zero."""
+        """The name of a probe whose rows have a variance near ``epsilon``, one of several zero."""
+        several = self.rows(statistics.axes) > 1
+        unit = self._unit  # not ``self``, which is to be freed when it is done with
+
+        def critical() -> Array:
+            x = np.sqrt(epsilon) * unit
+            if several:
+                axes = range(x.ndim - 1)
+                row = (slice(None) if a in statistics.axes else 0 for a in axes)
+                x[(0, *row)] = 0
+            return x
+
         name = f"{epsilon:.1e} over {statistics}"
-        if name not in self.inputs:
-            x = np.sqrt(epsilon) * self._unit
-            axes = range(x.ndim - 1)
-            row = (slice(None) if a in statistics.axes else 0 for a in axes)
-            x[(0, *row)] = 0
-            self.inputs[name] = x
+        self.inputs.makers[name] = critical
         return name
 
+    @property
+    def are_large(self) -> bool:
+        return self._unit.size > _ELEMENTS
 
-def every_sort(shape: tuple[int, ...], norm: Norm) -> Array:
+
+def every_sort(shape: tuple[int, ...], norm: Norm) -> Array | None:
     """Probes [n, *shape] with rows of every sort that ``Probes`` has, in turn: as few as have one
-    row of each for the statistics of ``norm``."""
+    row of each for the statistics of ``norm``. None where these are beyond the bound."""
     axes = range(len(shape))
     free = [axis for axis in axes if axis not in norm.statistics.axes]
     rows = math.prod(shape[axis] for axis in free)
     critical = math.sqrt(norm.epsilon) if norm.epsilon else _VANISHING
     scales = np.array([1.0, critical, _LARGE, 1.0, _TINY])
     count = -(-len(scales) // rows)
+    if count * math.prod(shape) > WHOLE:
+        return None
     sort = np.arange(count * rows).reshape(count, *(shape[a] if a in free else 1 for a in axes))
     sort = sort % len(scales)
     random = np.random.default_rng(2)
-    unit = random.standard_normal((count, *shape))
-    means = random.standard_normal(sort.shape) * np.array([0.5, 0, 3, 0.5, 0])[sort]
-    x = scales[sort] * (unit + means)
+    x = random.standard_normal((count, *shape))
+    x += random.standard_normal(sort.shape) * np.array([0.5, 0, 3, 0.5, 0])[sort]
+    x *= scales[sort]
     outlying = np.broadcast_to(sort == _OUTLYING, x.shape)[..., shape[-1] // 3]
     x[..., shape[-1] // 3] += np.where(outlying, _OUTLIER, 0)
-    return np.asarray(x)
+    return x
 
 
 class _Made(dict[str, Array]):
-    """Arrays that are made when they are first asked for."""
+    """Arrays that are made when they are asked for: large ones every time."""
 
     def __init__(self, **makers: Callable[[], Array]) -> None:
         super().__init__()
-        self._makers = makers
+        self.makers = makers
 
     def __missing__(self, name: str) -> Array:
-        self[name] = self._makers[name]()
-        return self[name]
+        made = self.makers[name]()
+        if made.size <= _ELEMENTS:
+            self[name] = made
+        return made
 
 
 def touched(changed: Array) -> list[Array]:

@@ -32,9 +32,9 @@ class Statistics:
     def normalised(self, x: Array, epsilon: float) -> Array:
         """The norm of ``x`` without weight and bias, in the shape of ``x``."""
         values, axes = self._grouped(x)
-        centred = values - values.mean(axes, keepdims=True) if self.centred else values
+        result = values - values.mean(axes, keepdims=True) if self.centred else values.copy()
         with np.errstate(all="ignore"):
-            result = centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + epsilon)
+            result /= np.sqrt(np.square(result).mean(axes, keepdims=True) + epsilon)
         return np.asarray(result.reshape(x.shape))
 
     def centre(self, x: Array) -> Array:
@@ -68,9 +68,11 @@ def fit_affine(normalised: Array, y: Array, over: tuple[int, ...]) -> tuple[Arra
     """
     rows = (0, *(axis + 1 for axis in range(y.ndim - 1) if axis not in over))
     mean_z, mean_y = normalised.mean(rows, keepdims=True), y.mean(rows, keepdims=True)
-    z = normalised - mean_z
+    z, product = normalised - mean_z, y - mean_y
     with np.errstate(all="ignore"):
-        weight = (z * (y - mean_y)).sum(rows, keepdims=True) / np.square(z).sum(rows, keepdims=True)
+        product *= z
+        np.square(z, out=z)
+        weight = product.sum(rows, keepdims=True) / z.sum(rows, keepdims=True)
     bias = mean_y - weight * mean_z
     return weight.squeeze(rows), bias.squeeze(rows)
 
@@ -87,12 +89,15 @@ def fit_epsilon(statistics: Statistics, x: Array, y: Array, weight: Array, bias:
     ``weight`` and ``bias`` as ``spread`` gives them. NaN where the rows do not agree.
     """
     centred = statistics.centre(x)
+    variance = statistics.mean_square(centred)
     scaled = weight * centred
+    del centred  # it may be large
     with np.errstate(all="ignore"):
         squares = statistics.row_sums(np.square(scaled))
         used = squares > 0  # a row of zeros says nothing
-        inverse = (statistics.row_sums((y - bias) * scaled) / squares)[used]
-        variance = statistics.mean_square(centred)[used]
+        part = y - bias
+        part *= scaled
+        inverse, variance = (statistics.row_sums(part) / squares)[used], variance[used]
         found = 1 / np.square(inverse) - variance
     if not found.size or not np.all(np.isfinite(found)) or np.any(inverse <= 0):
         return float("nan")

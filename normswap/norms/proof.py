@@ -38,6 +38,7 @@ _BEYOND = f"its shape is fixed, and values of more than {WHOLE:,} elements are b
 _TOLERANCE = 1e-9  # of weight and bias; float64 rounding through a dozen operators, with room
 _UNKNOWN = "it cannot be evaluated: "
 _EPSILON_OUTSIDE = "epsilon is not added to the variance under the root"
+_SHAPE = "it changes the shape of what it normalises"
 _BATCH = "it reduces over the batch (axis 0)"
 _L2 = "it is an L2 normalisation: x / ||x||"
 _EPSILON_DIFFERS = "epsilon differs within what is normalised"
@@ -93,6 +94,8 @@ def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> lis
     best: list[Verdict] = [_BEYOND] * count
     for shape in probe_shapes(region):
         probes = Probes(run, shape)
+        if probes.are_large and count > 1:  # of one exit at a time the values are held
+            return [_verdicts(graph, narrowed(graph, region, v), averages)[0] for v in region.exits]
         if all(probes.of("plain", index) is None for index in range(count)):
             if math.prod(region.entry.shape or ()) <= WHOLE and run.problem:
                 best = [f"{_UNKNOWN}{run.problem}"] * count
@@ -101,7 +104,7 @@ def _verdicts(graph: Graph, region: Region, averages: dict[Value, Array]) -> lis
         cut = {a for a, size in enumerate(region.entry.shape or ()) if size != shape[a]}
         if region.counts and not cut:
             return ["a size enters its formula, and it takes no other"] * count
-        if not any(cut & (probes.reach(index) or set()) for index in range(count)):
+        if not any(cut & probes.reach(index) for index in range(count)):
             return _confirmed(run, shape, best)
     # What is a norm by now was shown for other sizes of what it normalises only.
     return [_BEYOND if isinstance(verdict, Norm) else verdict for verdict in best]
@@ -113,30 +116,31 @@ def _is_unknown(verdict: Verdict) -> bool:
 
 def _judge(probes: Probes, index: int) -> Verdict:
     """What exit ``index`` is, from its values on the probes."""
-    values = _values(probes, index)
-    if isinstance(values, str):
-        return values
-    choices = _statistics_of(values["plain"] != values["nudged"], probes.nudged_at)
+    choices = _statistics_of(probes, index)
     if isinstance(choices, str):
-        return choices
+        values = _values(probes, index)
+        return values if isinstance(values, str) else choices
     for statistics in choices:
-        for over in _affine_axes(statistics, values["plain"].ndim - 1):
+        for over in _affine_axes(statistics, len(probes.nudged_at)):
             enough = probes.to_fit(statistics, over)
-            y = _values(enough, index)
-            if isinstance(y, str):
-                return y
-            if _fits(statistics, over, enough.inputs["large"], y["large"]):
-                return _with_epsilon(enough, index, statistics, over, y)
-    return _why_no_scale(values["plain"], values["nudged"], values["large"])
+            if enough.rows(over) < 2:
+                return _BEYOND  # any line goes through one point
+            values = _values(enough, index)
+            if isinstance(values, str):
+                return values
+            fit = _fitted(statistics, over, enough.inputs["large"], values["large"])
+            if fit is not None:
+                return _with_epsilon(enough, index, statistics, over, values, fit)
+    return _why_no_scale(probes, index)
 
 
 def _values(probes: Probes, index: int) -> dict[str, Array] | str:
     """Exit ``index`` on the probes that every norm takes, or the reason why it is none."""
-    names = ("plain", "nudged", "large", "tiny", "outliers")
+    names = ("plain", "large", "tiny", "outliers")
     y = {name: probes.of(name, index) for name in names}
     values = {name: value for name, value in y.items() if value is not None}
     if len(values) < len(names):
-        return "it changes the shape of what it normalises"
+        return _SHAPE
     if not all(np.all(np.isfinite(value)) for value in values.values()):
         return _NOT_FINITE
     return values
@@ -150,13 +154,18 @@ def _affine_axes(statistics: Statistics, rank: int) -> list[tuple[int, ...]]:
     return [statistics.axes, *channels]
 
 
-def _fits(statistics: Statistics, over: tuple[int, ...], x: Array, y: Array) -> bool:
-    """Whether ``y`` is the norm without an epsilon of ``x``, where that is negligible."""
+def _fitted(
+    statistics: Statistics, over: tuple[int, ...], x: Array, y: Array
+) -> tuple[Array, Array] | None:
+    """The weight and bias with which ``y`` is the norm without an epsilon of ``x``, where that is
+    negligible; None where it is not the norm."""
     normalised = statistics.normalised(x, 0.0)
     weight, bias = fit_affine(normalised, y, over)
     rank = y.ndim - 1
     w, b = spread(weight, over, rank), spread(bias, over, rank)
-    return close(normalised * w + b, y, np.abs(w) + np.abs(b))
+    normalised *= w
+    normalised += b
+    return (weight, bias) if close(normalised, y, np.abs(w) + np.abs(b)) else None
 
 
 def _with_epsilon(
@@ -165,36 +174,42 @@ def _with_epsilon(
     statistics: Statistics,
     over: tuple[int, ...],
     y: dict[str, Array],
+    fit: tuple[Array, Array],
 ) -> Verdict:
     x, rank = probes.inputs, y["plain"].ndim - 1
-    weight, bias = fit_affine(statistics.normalised(x["large"], 0.0), y["large"], over)
+    weight, bias = fit
     w, b = spread(weight, over, rank), spread(bias, over, rank)
     if not np.any(w):
         return "its scale is zero"
     epsilon = fit_epsilon(statistics, x["tiny"], y["tiny"], w, b)
-    if _is_l2(statistics, y["plain"].shape[1:], weight):
-        reason = _L2
-    else:
-        reason = _why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+    is_l2 = _is_l2(statistics, y["plain"].shape[1:], weight)
+
+    def reason() -> str:
+        return _L2 if is_l2 else _why_no_epsilon(statistics, x["tiny"], y["tiny"], w, b)
+
     if not epsilon >= 0:
-        return reason
+        return reason()
     checks = ["large", "plain", "outliers", "tiny"]
-    checks.append(probes.critical(epsilon, statistics) if epsilon else "vanishing")
+    if not epsilon or probes.rows(statistics.axes) == 1:  # else one of them is zero
+        checks.append("vanishing")
+    if epsilon:
+        checks.append(probes.critical(epsilon, statistics))
     last = probes.of(checks[-1], index)
     if last is None or not np.all(np.isfinite(last)):
-        return reason
+        return reason()
     if epsilon:
         epsilon = fit_epsilon(statistics, x[checks[-1]], last, w, b)
         if not epsilon > 0:
-            return reason
+            return reason()
     weight, bias = fit_affine(statistics.normalised(x["plain"], epsilon), y["plain"], over)
     scale = float(np.abs(weight).max())
     weight, bias = _round_off(weight, scale), _round_off(bias, scale)
     norm = Norm("", statistics, over, weight, bias, epsilon)
     slack = np.abs(spread(weight, over, rank)) + np.abs(spread(bias, over, rank))
     for name in checks:
-        if not close(norm(x[name]), y.get(name, last), slack):
-            return reason
+        found = y[name] if name in y else probes.of(name, index)
+        if found is None or not close(norm(x[name]), found, slack):
+            return reason()
     kind = kind_of(norm, rank)
     if kind not in KINDS:
         return kind
@@ -202,10 +217,10 @@ def _with_epsilon(
 
 
 def close(x: Array, y: Array, slack: Array) -> bool:
-    """To rounding, by the size of each position's own weight and bias."""
-    error = x - y
-    np.abs(error, out=error)
-    return bool(np.all(error <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
+    """To rounding, by the size of each position's own weight and bias. ``x`` is used up."""
+    x -= y
+    np.abs(x, out=x)
+    return bool(np.all(x <= _TOLERANCE * np.maximum(slack, 1e-3 * slack.max())))
 
 
 def _confirmed(run: RegionRunner, shape: tuple[int, ...], verdicts: list[Verdict]) -> list[Verdict]:
@@ -248,13 +263,12 @@ def _round_off(constants: Array, scale: float) -> Array:
 # -- what the values of an exit say ---------------------------------------------------------------
 
 
-def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistics] | str:
-    """The statistics that an exit may have, from which elements change with one of the input.
-
-    ``changed``: [probes, *shape], true where a change of the element ``nudged_at`` shows.
-    Otherwise the reason why it has none.
-    """
-    positions = touched(changed)
+def _statistics_of(probes: Probes, index: int) -> list[Statistics] | str:
+    """The statistics that an exit may have, from which elements change with one of the input;
+    otherwise the reason why it has none."""
+    positions, nudged_at = probes.reached(index), probes.nudged_at
+    if positions is None:
+        return _SHAPE
     rank = len(positions)
     axes = tuple(a for a in range(rank) if len(positions[a]) > 1)
     if not axes:
@@ -265,7 +279,7 @@ def _statistics_of(changed: Array, nudged_at: tuple[int, ...]) -> list[Statistic
     if rank > 1 and axes == tuple(range(1, rank)):
         for channels in dict.fromkeys((rank - 1, 1)):
             first, last = int(positions[channels][0]), int(positions[channels][-1])
-            size, span = changed.shape[channels + 1], last - first + 1
+            size, span = probes.shape[channels], last - first + 1
             if span < size and size % span == 0 and nudged_at[channels] // span == first // span:
                 choices.insert(0, Statistics(axes, True, size // span, channels))
     return choices
@@ -313,8 +327,12 @@ def _is_l2(statistics: Statistics, shape: tuple[int, ...], weight: Array) -> boo
     return not statistics.centred and bool(np.all(np.abs(weight - unit) <= 1e-6 * unit))
 
 
-def _why_no_scale(plain: Array, nudged: Array, large: Array) -> str:
+def _why_no_scale(probes: Probes, index: int) -> str:
     """Why an exit is no norm of its entry even where epsilon vanishes."""
+    plain, nudged, large = (probes.of(name, index) for name in ("plain", "nudged", "large"))
+    assert plain is not None
+    assert nudged is not None
+    assert large is not None  # else there were no choices
     mask = (plain != nudged).any(axis=0)
     box = mask[np.ix_(*touched(plain != nudged))]
     if not box.all() and box.mean() < _FULL:

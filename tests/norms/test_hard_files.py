@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import nn
 
 from normswap import Model, load, swap, validate
 from normswap.graph.onnx.graph import OnnxGraph, read_graph
-from normswap.norms import Location, locate
+from normswap.norms import Location, evaluation, locate, proof
+from tests.fuzz import bounded
 from tests.graph.onnx_text import onnx_graph
 
 C = 6
@@ -274,3 +276,43 @@ def test_an_intermediate_that_is_an_output_keeps_its_value(kept: str) -> None:
     assert [s.output for s in result.done] == ["y"]
     assert validate(model, result.model).passed
     assert not [s for s in locate(result.model.graph).sites if s.spelling == "decomposed"] or kept
+
+
+# Norms at fixed sizes that no smaller probe fits.
+_LARGE = {
+    "group": "r = Reshape(x, rows) i = InstanceNormalization(r, g2, b2) b = Reshape(i, back) "
+    "k = Mul(b, gamma) y = Add(k, beta)",
+    "spelled": "r = Reshape(x, rows) m = ReduceMean<axes = [-1]>(r) d = Sub(r, m) q = Mul(d, d) "
+    "v = ReduceMean<axes = [-1]>(q) e = Add(v, eps) s = Sqrt(e) n = Div(d, s) "
+    "b = Reshape(n, back) k = Mul(b, gamma) y = Add(k, beta)",
+    "layer": "r = Reshape(x, one) m = ReduceMean<axes = [-1]>(r) d = Sub(r, m) q = Mul(d, d) "
+    "v = ReduceMean<axes = [-1]>(q) e = Add(v, eps) s = Sqrt(e) n = Div(d, s) "
+    "y = Reshape(n, back)",
+}
+
+
+@pytest.mark.parametrize("spelling", _LARGE)
+def test_few_copies_of_a_large_value_are_held(
+    spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many of the largest that is evaluated as fit into 2 GB."""
+    scale = 64  # of the bounds
+    monkeypatch.setattr(evaluation, "WHOLE", evaluation.WHOLE // scale)
+    monkeypatch.setattr(proof, "WHOLE", evaluation.WHOLE)
+    monkeypatch.setattr(evaluation, "_ELEMENTS", evaluation._ELEMENTS // scale)
+    side = 90 if spelling != "layer" else 51  # as large as the bound allows
+    constants: dict[str, np.ndarray] = {
+        "rows": np.array([1, 8, -1]), "back": np.array([1, 32, side, side]),
+        "one": np.array([1, 1, -1]), "g2": np.ones(8, "f"),
+        "b2": np.zeros(8, "f"), "gamma": np.linspace(0.5, 2, 32, dtype="f").reshape(-1, 1, 1),
+        "beta": np.linspace(-1, 1, 32, dtype="f").reshape(-1, 1, 1),
+    }  # fmt: skip
+    shape = f"float[1,32,{side},{side}]"
+    tracemalloc.start()
+    location = _located(f"({shape} x) => ({shape} y) {{ {_LARGE[spelling]} }}", **constants)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [site.kind for site in location.sites] == [
+        "layer_norm" if spelling == "layer" else "group_norm"
+    ]
+    assert peak < 0.9 * bounded.MEMORY / scale
