@@ -62,7 +62,7 @@ def _look_at(made: list, number: int, seed: int) -> int:  # type: ignore[type-ar
     with tempfile.TemporaryDirectory() as folder:
         chosen, path = written(made, number, seed, Path(folder))
         print(chosen.kind, chosen.name, path)
-        print(trial._load(chosen.kind, path))
+        print(trial.load(chosen.kind, path))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import resource
 import shutil
@@ -10,17 +12,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from normswap import NormswapError
 from tests.fuzz.seeds import Seed
-from tests.fuzz.trial import silence, trial, warm
+from tests.fuzz.trial import load, silence, trial, warm
 
 FINE = ("refused", "rewritten", "unchanged")
-_TOGETHER = 25  # mutants that a child runs one after the other, unless one ends it
+_TOGETHER = 200  # mutants that a child runs one after the other, unless one ends it
 _CPU_SECONDS = 20
 _WALL_SECONDS = 90  # the machine may be busy
 _MEMORY = 2 << 30
@@ -58,6 +61,10 @@ def fuzz(
     ``save``: a folder for the first mutant of each cause. ``seconds``: after which it ends early.
     """
     warm()
+    with tempfile.TemporaryDirectory() as folder:
+        _first_of_each_kind(seeds, Path(folder))
+    gc.collect()
+    gc.freeze()  # else each child's collector copies the pages of what it has from here
     end = time.monotonic() + seconds
     findings = Findings()
     pending = list(numbers)
@@ -68,17 +75,28 @@ def fuzz(
     return findings
 
 
+def _first_of_each_kind(seeds: Sequence[Seed], folder: Path) -> None:
+    """Goes through what is imported and kept once, so that children have it from here."""
+    for kind, seed in {seed.kind: seed for seed in reversed(seeds)}.items():
+        path = _put(seed, seed.files, folder / kind)
+        with contextlib.suppress(NormswapError):
+            load(kind, path)
+
+
 def written(seeds: Sequence[Seed], number: int, seed: int, folder: Path) -> tuple[Seed, Path]:
     """Writes a mutant into ``folder``; what to load of it."""
     random = np.random.default_rng([seed, number])
     chosen = seeds[int(random.integers(len(seeds)))]
-    for name, content in chosen.mutant(random).items():
+    return chosen, _put(chosen, chosen.mutant(random), folder)
+
+
+def _put(seed: Seed, files: Mapping[str, bytes], folder: Path) -> Path:
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    first = next(iter(chosen.files))
-    target = folder / first.partition("/")[0]
-    return chosen, folder if chosen.kind == "folder" else target
+    first = next(iter(seed.files))
+    return folder if seed.kind == "folder" else folder / first.partition("/")[0]
 
 
 def _child(
