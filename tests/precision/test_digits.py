@@ -11,6 +11,7 @@ import pytest
 import normswap as ns
 from normswap.assets import digits
 from normswap.graph.graph import Array
+from normswap.runtimes.run_in import run_in
 from tests.effort import thorough
 
 _POINTS = 0.002
@@ -53,3 +54,17 @@ def test_accuracy(folder: Path, suffix: str, tmp_path: Path) -> None:
         found = _accuracy(outputs, split.test_labels)
         print(folder.name, suffix, wanted, found)
         assert abs(found - wanted) <= _POINTS
+
+
+@thorough
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("folder", [digits.DIGITS_VIT, digits.DIGITS_CLIP], ids=["vit", "clip"])
+def test_a_file_in_runtimes(folder: Path, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    split, original = digits.load_digits_split(), ns.load(str(folder))
+    feeds = _feeds(original, split.test_images)
+    expected = original.run(feeds)
+    with run_in(ns.convert(original, "float16").model, runtime) as compiled:
+        outputs = dict(zip(expected, compiled(feeds), strict=True))
+    wanted, found = (_accuracy(named, split.test_labels) for named in (expected, outputs))
+    assert abs(found - wanted) <= _POINTS
