@@ -4,10 +4,10 @@
         [--rounds N] [--quick] [--json FILE]
 
 in the repository's root. One residual sum and its norm, 197 tokens of ViT-S, B and L, in each
-dialect and in ONNX Runtime and OpenVINO, which take turns with the operator. *ratio*: to the
-operator's time in the same round, median and quartiles. *error*: the largest one at rows around 0
-and around 100, as a share of the largest output, against float64. A runtime that is not installed,
-or that refuses a form, has its reason in the row.
+dialect and in ONNX Runtime and OpenVINO, which take turns with the operator: its time, and that of
+the others as a ratio to it in the same round, median and quartiles, by model and batch. *error*:
+the largest one at rows around 0 and around 100, as a share of the largest output, against float64.
+A runtime that is not installed, or that refuses a form, has its reason in the cell.
 """
 
 from __future__ import annotations
@@ -142,19 +142,29 @@ def _error(found: Array, truth: Array) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """In Markdown."""
-    columns = ["runtime", "model", "batch", "dialect", "time", "ratio", "error at 0", "at 100"]
+    """In Markdown: a line for each dialect in each runtime, a column for each shape."""
+    shapes = list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
+    heads = [f"{model}, {batch}" for model, batch in shapes]
+    columns = ["runtime", "dialect", *heads, "error at 0", "at 100"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [row["runtime"], row["model"], str(row["batch"]), row["dialect"]]
-        if "missing" in row:
-            cells += ["", row["missing"], "", ""]
-        else:
-            ratio = f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
-            cells += [f"{row['us']:.0f} µs", ratio]
-            cells += [f"{error:.1e}" for error in row["errors"]]
-        lines.append(f"| {' | '.join(cells)} |")
+    for runtime, dialect in dict.fromkeys((row["runtime"], row["dialect"]) for row in rows):
+        here = [r for r in rows if (r["runtime"], r["dialect"]) == (runtime, dialect)]
+        cells = {(row["model"], row["batch"]): _cell(row) for row in here}
+        found = [row["errors"] for row in here if "errors" in row]
+        worst = [f"{max(errors):.1e}" for errors in zip(*found, strict=True)] or ["", ""]
+        line = [runtime, dialect, *(cells.get(shape, "") for shape in shapes), *worst]
+        lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "missing" in row:
+        return str(row["missing"])
+    if "ratio" not in row:
+        return "the operator is refused"
+    if row["dialect"] == FUSED:
+        return f"{row['us']:.0f} µs"
+    return f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})"
 
 
 if __name__ == "__main__":
