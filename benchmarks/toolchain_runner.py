@@ -4,8 +4,8 @@
 
 The request has ``model`` (an ONNX file, or an ExportedProgram for executorch and coremltools),
 ``inputs`` (.npz: an array [runs, *shape] for each input), ``outputs`` (.npz to write, an array
-[runs, *shape] for each output, in order), ``folder`` for what the converter leaves, and
-``options``. The last line printed is JSON: ``version``, ``note``, and ``error`` where it failed.
+[runs, *shape] for each output, in order), ``folder`` for what the converter leaves, ``options``,
+and ``answer``, a file to write as JSON: ``version``, ``note``, and ``error`` where it failed.
 Nothing but numpy and the toolchain is imported, for nothing else is there.
 """
 
@@ -17,10 +17,11 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,13 @@ def mnn(request: dict[str, Any]) -> Converted:
     from MNN import expr
 
     target = str(Path(request["folder"], "model.mnn"))
-    command = [str(Path(sys.executable).with_name("mnnconvert")), "-f", "ONNX", "--modelFile"]
-    said = _called([*command, request["model"], "--MNNModel", target, "--bizCode", "normswap"])
+    # What is under its mnnconvert, which installs a package with pip and sends reports home.
+    converter = "import sys, _tools; _tools.mnnconvert(sys.argv)"
+    command = [sys.executable, "-c", converter, "-f", "ONNX", "--modelFile", request["model"]]
+    said = _called([*command, "--MNNModel", target, "--bizCode", "normswap"])
     if not Path(target).is_file():
-        raise RuntimeError(_first(said, ("not support", "don't support", "error", "Not")))
+        line = _first(said, ("not support", "don't support", "error", "Not"))
+        raise RuntimeError(re.sub(r"^\[[\d:]+\] :\d+: ", "", line))
     names = request["names"]
     module = MNN.nn.load_module_from_file(target, list(names["inputs"]), list(names["outputs"]))
     kinds = {"float32": expr.float, "int64": expr.int, "int32": expr.int}
@@ -160,6 +164,60 @@ def _plain(name: str) -> str:
     return name.removeprefix("serving_default_").split(":")[0]
 
 
+def rknn(request: dict[str, Any]) -> Converted:
+    """Rockchip's simulator of an RK3588, in half precision. The note says what its compiler left to
+    the CPU."""
+    from rknn.api import RKNN
+
+    said = Path(request["folder"], "said.txt")
+    tool = RKNN(verbose=True)
+    failed = 0
+    with _heard(said):
+        tool.config(target_platform="rk3588")
+        for step in (
+            lambda: tool.load_onnx(model=request["model"]),
+            lambda: tool.build(do_quantization=False),
+            tool.init_runtime,
+        ):
+            try:
+                failed = failed or step()
+            except Exception as error:  # its text is a traceback
+                raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+    lines = said.read_text(encoding="utf-8", errors="replace")
+    if failed:
+        raise RuntimeError(_first(_COLOUR.sub("", lines), ("unsupport", "not support", "E ")))
+    cpu = [line.split() for line in lines.splitlines() if _PLACED.match(line)]
+    left = [words[4] for words in cpu if words[6] == "CPU" and not words[4].endswith("Operator")]
+
+    def run(feeds: Arrays) -> list[np.ndarray]:
+        with _heard(said):
+            given = list(feeds.values())
+            formats = ["nchw" if array.ndim == 4 else "nhwc" for array in given]
+            return [np.array(v) for v in tool.inference(inputs=given, data_format=formats)]
+
+    return run, _on_cpu(left)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PLACED = re.compile(r"D RKNN: \[\S+\] \d+ +\w+ +\S+ +(CPU|NPU|GPU) ")
+
+
+@contextlib.contextmanager
+def _heard(file: Path) -> Iterator[None]:
+    """What the process prints, of libraries in C too, goes into ``file``."""
+    sys.stdout.flush()
+    outputs = [os.dup(1), os.dup(2)]
+    try:
+        with file.open("ab") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        for number, output in enumerate(outputs, start=1):
+            os.dup2(output, number)
+            os.close(output)
+
+
 def executorch(request: dict[str, Any]) -> Converted:
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -203,6 +261,7 @@ TOOLCHAINS: dict[str, tuple[Callable[[dict[str, Any]], Converted], tuple[str, ..
     "mnn": (mnn, ("MNN",)),
     "ncnn": (ncnn, ("ncnn", "pnnx")),
     "litert": (litert, ("onnx2tf", "ai-edge-litert")),
+    "rknn": (rknn, ("rknn-toolkit2",)),
     "executorch": (executorch, ("executorch",)),
     "coremltools": (coremltools, ("coremltools",)),
 }
@@ -256,4 +315,4 @@ if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     with contextlib.redirect_stdout(io.StringIO()):
         answer = _answer(sys.argv[1], asked)
-    print(json.dumps(answer))
+    Path(asked["answer"]).write_text(json.dumps(answer), encoding="utf-8")

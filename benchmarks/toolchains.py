@@ -22,19 +22,20 @@ import sysconfig
 import tempfile
 import venv
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.real_packages import Unavailable, default_cache
-from benchmarks.toolchain_cases import FORMS, Arrays, Case, cases, quantise, save
+from benchmarks.toolchain_cases import CHOSEN, FORMS, Arrays, Case, cases, quantise, save
 from normswap.model import Model
 
 RUNNER = Path(__file__).with_name("toolchain_runner.py")
 PYTHON = Path("bin", "python")
 SECONDS = 1800
+_CALIBRATION = 64  # samples that a quantiser sees
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Toolchain:
     ``alone``: those that are installed without what they ask for. ``borrows``: whether it also sees
     the packages of this Python (torch for the CPU, which the index may not have). ``kind``: of the
     graphs that it takes. ``quantised``: to activations of 16 bits and weights of 8 before.
+    ``target``: its name behind ``--target``.
     """
 
     name: str
     runner: str
     folder: str
+    target: str
     packages: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     borrows: bool = False
@@ -61,18 +64,34 @@ class Toolchain:
 _QNN = ("onnxruntime-qnn==2.7.0",)
 _V75 = {"soc_model": "57", "htp_arch": "75"}
 _EXECUTORCH = ("executorch==1.5.1", "torchao", "pytorch-tokenizers", "ruamel.yaml", "tabulate")
+_RKNN = (
+    *("numpy==1.26.4", "onnx==1.18.0", "protobuf==4.25.4", "onnxruntime<1.23", "scipy<1.15"),
+    *("opencv-python-headless<4.12", "fast-histogram", "psutil", "ruamel.yaml", "tqdm"),
+    "setuptools",
+)
 TOOLCHAINS = (
-    Toolchain("qnn-default", "qnn", "qnn", _QNN),
-    Toolchain("qnn-v75", "qnn", "qnn", _QNN, options=_V75),
-    Toolchain("qnn-v75-a16w8", "qnn", "qnn", _QNN, quantised=True, options=_V75),
-    Toolchain("openvino", "openvino", "openvino", ("openvino",)),
-    Toolchain("mnn", "mnn", "mnn", ("MNN==3.6.1",)),
-    Toolchain("ncnn", "ncnn", "ncnn", ("numpy",), ("ncnn==1.0.20261020", "pnnx==20261020")),
-    Toolchain("litert", "litert", "litert", ("onnx2tf==1.29.24", "ai-edge-litert")),
+    Toolchain("qnn-default", "qnn", "qnn", "qnn-htp", _QNN),
+    Toolchain("qnn-v75", "qnn", "qnn", "qnn-htp", _QNN, options=_V75),
+    Toolchain("qnn-v75-a16w8", "qnn", "qnn", "qnn-htp", _QNN, quantised=True, options=_V75),
+    Toolchain("openvino", "openvino", "openvino", "openvino", ("openvino",)),
+    Toolchain("mnn", "mnn", "mnn", "mnn", ("MNN==3.6.1",)),
+    Toolchain("ncnn", "ncnn", "ncnn", "ncnn", ("numpy",), ("ncnn==1.0.20261020", "pnnx==20261020")),
+    Toolchain("litert", "litert", "litert", "litert", ("onnx2tf==1.29.24", "ai-edge-litert")),
+    Toolchain(
+        "rknn",
+        "rknn",
+        "rknn",
+        "rknn",
+        _RKNN,
+        alone=("rknn-toolkit2==2.5.0",),  # it asks for a torch of 2024, and takes any
+        borrows=True,
+        kind="onnx 18",  # it reads no opset above 19
+    ),
     Toolchain(
         "executorch",
         "executorch",
         "executorch",
+        "executorch-xnnpack",
         alone=(*_EXECUTORCH, "flatbuffers", "parameterized", "expecttest"),
         borrows=True,
         kind="fx",
@@ -80,6 +99,7 @@ TOOLCHAINS = (
     Toolchain(
         "coremltools",
         "coremltools",
+        "coreml",
         "coreml",
         alone=("coremltools==9.0", "attrs", "cattrs", "pyaml"),
         borrows=True,
@@ -136,7 +156,7 @@ def asked(
     model: Model,
     inputs: Arrays,
     options: dict[str, Any],
-    calibration: Arrays,
+    seen: Arrays,
 ) -> tuple[dict[str, str], list[np.ndarray]]:
     """What the runner answers, and the outputs of the converted model."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,7 +164,7 @@ def asked(
         file = folder / ("given.onnx" if model.kind == "onnx" else "given.pt2")
         save(model, file)
         if toolchain.quantised:
-            quantise(file, calibration)
+            quantise(file, seen)
         order = {spec.name: inputs[spec.name] for spec in model.inputs}
         np.savez(folder / "in.npz", **order)
         (folder / "left").mkdir()
@@ -152,6 +172,7 @@ def asked(
             "model": str(file),
             "inputs": str(folder / "in.npz"),
             "outputs": str(folder / "out.npz"),
+            "answer": str(folder / "answer.json"),
             "folder": str(folder / "left"),
             "names": {"inputs": list(order), "outputs": list(model.output_names)},
             "options": options,
@@ -173,7 +194,7 @@ def asked(
             how = f"signal {-ran.returncode}" if ran.returncode < 0 else "an error"
             last = (ran.stderr.strip().splitlines() or [""])[-1]
             return {"version": "", "note": "", "error": f"its process ended by {how} {last}"}, []
-        answer: dict[str, str] = json.loads(ran.stdout.strip().splitlines()[-1])
+        answer: dict[str, str] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
         outputs: list[np.ndarray] = []
         if (folder / "out.npz").is_file() and not answer["error"]:
             with np.load(folder / "out.npz") as given:
@@ -183,17 +204,22 @@ def asked(
 
 def measured(
     python: Path, toolchain: Toolchain, case: Case, form: str, accuracy: int
-) -> Iterator[Row]:
-    """The row of a form; on the HTP the whole graph there, or else what is left to the CPU."""
+) -> Row | None:
+    """The row of a form, if there is such a one; on the HTP the whole graph there, or else what is
+    left to the CPU."""
     model = case.form(form, toolchain.kind)
     if isinstance(model, str):
         print(f"{case.name}, {form}: no such form, {model}", file=sys.stderr)
-        return
+        return None
     together = {
         name: np.concatenate([arrays[name] for arrays in case.inputs.values()])
         for name in next(iter(case.inputs.values()))
     }
-    options, note, seen = dict(toolchain.options), "", case.calibration
+    # What is outside of the range that was seen is cut off, by as much as the largest output: that
+    # is left to the accuracy, and the errors are those of the arithmetic.
+    calibration = {k: v[:_CALIBRATION, None] for k, v in case.calibration.items()}
+    seen = {k: np.concatenate([v, together[k]]) for k, v in calibration.items()}
+    options, note = dict(toolchain.options), ""
     if toolchain.runner == "qnn":
         options["whole"] = True
     answer, outputs = asked(python, toolchain, model, together, options, seen)
@@ -216,13 +242,13 @@ def measured(
     if accuracy and outputs and case.task is not None and len(model.inputs) == 1:
         images = {k: v[:accuracy, None] for k, v in case.task.test_for(model).items()}
         right_answer, scores = asked(
-            python, toolchain, model, images, options | {"whole": False}, seen
+            python, toolchain, model, images, options | {"whole": False}, calibration
         )
         if scores:
             answers = scores[0].reshape(len(scores[0]), -1).argmax(-1)
             right = float((answers == case.task.labels[:accuracy]).mean())
         note = note or right_answer["note"]
-    yield Row(
+    return Row(
         case.name, form, toolchain.name, answer["version"], errors, note, answer["error"], right
     )
 
@@ -330,8 +356,16 @@ def _rows(
     except Unavailable as error:
         yield Row(case.name, "original", toolchain.name, "", {}, "", f"not to be had: {error}")
         return
+    known: dict[str, Row | None] = {}
     for form in options.forms or FORMS:
-        yield from measured(python, toolchain, case, form, options.accuracy)
+        word = case.chosen(toolchain.target, toolchain.kind) if form == CHOSEN else form
+        if word not in known:
+            known[word] = measured(python, toolchain, case, word, options.accuracy)
+        row = known[word]
+        if row is not None and form == CHOSEN:
+            row = replace(row, form=CHOSEN, note="; ".join(filter(None, (word, row.note))))
+        if row is not None:
+            yield row
 
 
 if __name__ == "__main__":
