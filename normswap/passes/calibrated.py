@@ -24,6 +24,7 @@ from normswap.norms.site import Site
 from normswap.options import option
 from normswap.parity.held_out import HeldOut, RunBy
 from normswap.parity.requirement import Judge, Requirement
+from normswap.passes.balance import balance
 from normswap.passes.base import NormFit, NormsFitted, Pass, PassResult, Refusal
 from normswap.passes.ensure import Swapping, swap_ensuring
 from normswap.passes.fold import Fold
@@ -122,8 +123,9 @@ class Calibrated(Pass):
             fifth sample, which no fit sees then: the norms that cost too much stay, and are
             reported as ``kept``.
         for_: the name of an integer format (``INTEGER_FORMATS``) that the result is to be quantised
-            to. Everything is fitted to inputs that are rounded to it, and held-out samples, those
-            of ``ensure`` too, judge the folded model rounded to it. None for none.
+            to. Everything is fitted to inputs that are rounded to it, streams that no norm reads
+            any more change their variables (``balance``), and held-out samples, those of ``ensure``
+            too, judge the folded model rounded to it. None for none.
         memory: bytes of activations to hold in memory; what is beyond it waits in a temporary file.
 
     Raises:
@@ -232,6 +234,9 @@ class Calibrated(Pass):
             return PassResult(model, False, [], skipped)
         result.graph.prune()
         notes = [*plan.notes, *([_stays(plan.stays)] if plan.stays else [])]
+        if plan.form is not None:
+            result, added = balance(result, done, batches, plan.form)
+            notes += added
         return NormsFitted(result, True, done, skipped, notes, fits=plan.fits, losses=plan.losses)
 
     @property

@@ -12,7 +12,9 @@ from normswap.assets.digits import DIGITS_VIT, load_digits_split
 from normswap.errors import NormswapError
 from normswap.graph.graph import Array
 from normswap.model import Model
+from normswap.passes.balance import balance
 from normswap.passes.calibrated import Calibrated
+from normswap.precision.integers import INTEGER_FORMATS
 from normswap.precision.quantised import QuantisedModel
 
 C, HIDDEN, N = 8, 48, 6
@@ -92,3 +94,46 @@ def test_what_is_ensured_is_the_quantised_model(model: Model) -> None:
 def test_another_format_is_refused() -> None:
     with pytest.raises(NormswapError, match=r"--for: 'int3' is none of int8"):
         ns.Affine(for_="int3")
+
+
+def test_a_stream_of_few_loud_directions_is_balanced() -> None:
+    """What reads it all but ignores these, and is large in the others, whose rounding it would
+    multiply. The same function has bits more in other variables."""
+    net = Net().eval()
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(C, C))[0]
+        size = torch.tensor([30.0, *[1.0] * (C - 1)])
+        net.lin.weight.copy_(turn @ torch.diag(size) @ turn.T)
+        for reader in (net.up, net.head):
+            reader.weight.copy_(reader.weight @ turn @ torch.diag(1 / size) @ turn.T)
+    example, rows = torch.randn(2, N, C), _rows(200, 0)
+    model = ns.load(net, example_inputs=(example,), dynamic_axes={"x": {0: "batch"}})
+    swapped = ns.swap(model, ns.Affine(), data=rows)
+    form = INTEGER_FORMATS["int8"]
+    balanced, notes = balance(swapped.model, swapped.done, [rows], form)
+    assert not notes
+    before, after = (ns.fold(m).model for m in (swapped.model, balanced))
+    held = _rows(50, 1)
+    (expected,), (got,) = before.run(held).values(), after.run(held).values()
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    errors = []
+    for folded in (before, after):
+        (found,) = QuantisedModel(folded, "int8", [rows]).run(held)
+        errors.append(float(np.square(found - expected).mean()))
+    assert errors[1] < errors[0] / 10
+
+
+def test_a_stream_that_only_gets_worse_stays(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = np.diag(np.geomspace(1, 50, C))
+    monkeypatch.setattr("normswap.passes.balance._balancing", lambda *_: worse)
+    swapped = ns.swap(model, ns.Affine(), data=_rows(200, 0))
+    found, _ = balance(swapped.model, swapped.done, [_rows(200, 0)], INTEGER_FORMATS["int8"])
+    assert found is swapped.model
+
+
+def test_a_stream_that_a_norm_reads_stays(model: Model) -> None:
+    first = model.sites[0]
+    result = ns.swap(model, ns.Affine(sites=[first], for_="int8"), data=_rows(200, 0))
+    assert result.done == [first]
+    (note,) = (n for n in result.notes if "is not balanced" in n)
+    assert "norm" in note
