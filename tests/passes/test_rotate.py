@@ -23,12 +23,16 @@ from normswap.passes.rms_norm import RmsNorm
 from tests.effort import ALL
 from tests.passes.fold_checks import KINDS, captured
 from tests.passes.norm_checks import check_exact, operators
+from tests.passes.test_rms_norm_zoo import PRE_NORM, TORCHSCRIPT
 from tests.zoo.exports import FX, model_as
 
 C, N = 12, 6
 FLAT = (12, 20, 48, 96, 192, 384, 512, 640, 768, 1024, 1152, 1280, 1408)
-ZOO = [("timm_vit", "torchscript-14"), ("hf_clip", FX)]
-ZOO += [("hf_aimv2", FX), ("timm_dinov2_reg", FX)] if ALL else []
+ZOO = [("timm_vit", TORCHSCRIPT), ("hf_clip", FX)]
+if ALL:
+    ZOO += [("hf_aimv2", FX)]
+    ZOO += [(name, form) for name in PRE_NORM for form in (FX, TORCHSCRIPT)]
+    ZOO = list(dict.fromkeys(ZOO))
 
 
 class Rms(nn.Module):
