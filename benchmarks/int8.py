@@ -1,18 +1,24 @@
 """What int8 costs each form of a model, by ONNX Runtime's stock quantiser and by simulation.
 
     python -m benchmarks.int8 [MODEL ...] [--real NAME ...] [--forms FORM ...] [--nncf]
-                              [--calibrate N] [--cache FOLDER] [--json FILE]
+                              [--formats [FORMAT ...]] [--calibrate N] [--keep FOLDER]
+                              [--cache FOLDER] [--json FILE]
 
 in the repository's root. MODEL are folders of digits-vit or digits-clip checkpoints, one for each
 training seed (see ``benchmarks.fits``); by default the two of normswap/assets. --real NAME: models
 and data of ``real_models``. Everything runs as an ONNX file.
 
 *float* is the form's own score: the accuracy on the 540 test images in percent (zero-shot for a
-CLIP), the first score of its task for a real model. *ORT* is that of ``quantize_static`` with its
-defaults (QDQ, activations uint8 and weights int8, ranges from the least and largest value), per
-tensor and per channel, calibrated on N training samples. *sim* is ``validate --simulate``: int8 and
-w4a8, per tensor and per channel. With --nncf, which needs the package ``nncf``, the same of
-``nncf.quantize`` for transformers.
+CLIP), the first score of its task for a real model. *ORT* is what ``quantize_static`` with its
+defaults (QDQ, activations and weights int8, ranges from the least and largest value) loses of it,
+per tensor and per channel, calibrated on N training samples. It runs as its rounding is defined,
+without ONNX Runtime's graph optimizer, whose kernels for CPUs without VNNI saturate. *sim* is
+``validate --simulate`` with each FORMAT. With --nncf, which needs the package ``nncf``, the same of
+``nncf.quantize`` for transformers (which smooths and corrects biases of its own accord).
+
+--keep leaves the files in FOLDER, to be timed:
+
+    normswap bench FOLDER/*.onnx --runtime onnxruntime --runtime openvino
 """
 
 from __future__ import annotations
@@ -154,7 +160,9 @@ def _by_nncf(source: Path, target: Path, batches: Sequence[Feeds], per_channel: 
     onnx.save(model, target)
 
 
-def measure(case: Case, form: str, count: int, nncf: bool) -> Row:
+def measure(
+    case: Case, form: str, count: int, nncf: bool, formats: Sequence[str], keep: Path | None
+) -> Row:
     model = _made(case, form)
     batches = _batches(case, count)
     quantised: dict[str, float | None] = {}
@@ -167,15 +175,17 @@ def measure(case: Case, form: str, count: int, nncf: bool) -> Row:
             quantised[way] = None
 
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "model.onnx")
+        folder = str(keep or folder)
+        name = f"{case.name}-{form.replace(', ', '-').replace(' ', '-')}"
+        source = Path(folder, f"{name}.onnx")
         ns.save(model, source)
         by: list[tuple[str, Callable[..., Any], bool]] = [
             ("ORT per tensor", _by_onnxruntime, False),
             ("ORT per channel", _by_onnxruntime, True),
         ]
         by += [("NNCF", _by_nncf, True)] * nncf
-        for number, (way, quantise, per_channel) in enumerate(by):
-            target = Path(folder, f"{number}.onnx")
+        for way, quantise, per_channel in by:
+            target = Path(folder, f"{name}-{way.replace(' ', '-')}.onnx")
 
             def by_tool(
                 quantise: Callable[..., Any] = quantise,
@@ -186,7 +196,7 @@ def measure(case: Case, form: str, count: int, nncf: bool) -> Row:
                 return case.score(ns.load(target))
 
             note(way, by_tool)
-    for name in INTEGER_FORMATS:
+    for name in formats:
         note(f"sim {name}", lambda name=name: case.score(_Simulated(model, name, batches)))
     row = Row(case.name, form, case.score(model), quantised)
     print(*asdict(row).values(), sep=" | ", file=sys.stderr, flush=True)
@@ -209,26 +219,36 @@ class _Simulated:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown, the mean over the models of a kind."""
+    """In Markdown, over the models of a kind: of the float scores the mean, of the others what is
+    lost of them, with the standard deviation and the worst."""
     ways = list(rows[0].quantised)
     kinds = dict.fromkeys(row.model.rstrip("0123456789") for row in rows)
     parts = []
     for kind in kinds:
         own = [row for row in rows if row.model.rstrip("0123456789") == kind]
         count = len({row.model for row in own})
+        form = ".1f" if max(abs(row.floating) for row in own) > 1 else ".4f"  # percent, or a cosine
         lines = [
             f"| {kind} (models: {count}) | float | {' | '.join(ways)} |",
             f"|---|---|{'---|' * len(ways)}",
         ]
-        for form in dict.fromkeys(row.form for row in own):
-            these = [row for row in own if row.form == form]
-            cells = [f"{np.mean([row.floating for row in these]):.4g}"]
+        for name in dict.fromkeys(row.form for row in own):
+            these = [row for row in own if row.form == name]
+            cells = [_spread([row.floating for row in these], form)]
             for way in ways:
-                found = [v for row in these if (v := row.quantised[way]) is not None]
-                cells.append(f"{np.mean(found):.4g}" if len(found) == len(these) else "fails")
-            lines.append(f"| {form} | {' | '.join(cells)} |")
+                lost = [v - row.floating for row in these if (v := row.quantised[way]) is not None]
+                worst = f" ({min(lost):+{form}})" if len(lost) > 1 else ""
+                cells.append(
+                    _spread(lost, f"+{form}") + worst if len(lost) == len(these) else "fails"
+                )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    deviation = f" ± {np.std(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
 
 
 def main() -> None:
@@ -237,12 +257,18 @@ def main() -> None:
     parser.add_argument("--real", nargs="+", choices=TASKS, default=[], metavar="NAME")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, metavar="FORM")
     parser.add_argument("--nncf", action="store_true")
+    parser.add_argument(
+        "--formats", nargs="*", choices=INTEGER_FORMATS, default=INTEGER_FORMATS, metavar="FORMAT"
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     parser.add_argument("--calibrate", type=int, default=512, metavar="N")
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     logging.disable(logging.WARNING)  # of the quantisers
     SESSION_THREADS.set(1)  # of the many small sessions of a simulation, whose threads wait busily
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     folders = options.models or ([] if options.real else [digits.DIGITS_VIT, digits.DIGITS_CLIP])
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -255,7 +281,8 @@ def main() -> None:
             try:
                 case = make()
                 for form in options.forms:
-                    rows.append(measure(case, form, options.calibrate, options.nncf))
+                    how = options.calibrate, options.nncf, options.formats, options.keep
+                    rows.append(measure(case, form, *how))
                     if options.json:
                         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1))
             except (Unavailable, ns.NormswapError) as error:
