@@ -289,8 +289,7 @@ class Graph(abc.ABC):
         """``values`` and all values that depend on their contents, not only on their sizes."""
         found = set(values)
         for node in self.nodes:
-            reads = [] if node.operator.reads_sizes_only else node.dynamic_inputs()
-            if any(value in found for value in reads):
+            if not found.isdisjoint(node.inputs) and not node.operator.reads_sizes_only:
                 found.update(node.outputs)
         return found
 

@@ -10,14 +10,16 @@ one, the region is proven by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from normswap.graph.graph import Array, Graph, Value, is_floating
+from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 from normswap.norms.constants import known_constant
-from normswap.norms.evaluation import RegionRunner, every_sort, probe_shapes
+from normswap.norms.evaluation import OnProbes, RegionRunner, every_sort, probe_shapes
 from normswap.norms.formula import Norm, spread
 from normswap.norms.proof import Verdict, close, kind_of, prove, shortened
 from normswap.norms.regions import Region
@@ -27,20 +29,29 @@ _SMALL = 64  # bytes of a constant that is part of the structure whatever it hol
 
 
 class Proofs:
-    """The verdicts on the regions of one graph, which is not edited meanwhile."""
+    """The verdicts on the regions of one graph, which is not edited meanwhile.
+
+    Attributes:
+        met: the regions since ``forget``, None for one that is of no class.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._classes: dict[Hashable, _Class | None] = {}
-        self._guesses: list[tuple[Region, _Class, list[Array], list[Norm]]] = []
+        self._guesses: list[Met] = []
+        self.met: list[Met | None] = []
+        self._operations: dict[Node, int | None] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._constants: dict[Value, Constant | None] = {}
 
     def verdicts(self, region: Region, guess: bool) -> list[Verdict]:
         """What the exits of ``region`` are (see ``proof.prove``).
 
         ``guess``: of a region like one before, what is to be confirmed (``hold``).
         """
-        described = _described(self._graph, region)
+        described = self._described(region)
         if described is None:
+            self.met.append(None)
             return [shortened(verdict) for verdict in prove(self._graph, region)]
         structure, leaves = described
         known = self._classes.get(structure)
@@ -48,10 +59,13 @@ class Proofs:
             arrays = _arrays(self._graph, leaves)
             norms = None if arrays is None else known.members(arrays)
             if arrays is not None and norms is not None:
-                self._guesses.append((region, known, arrays, norms))
+                met = Met(region, known, leaves, arrays, norms)
+                self.met.append(met)
+                self._guesses.append(met)
                 return [shortened(norm) for norm in norms]
         verdicts = prove(self._graph, region)
-        self._classes[structure] = _class_of(self._graph, region, leaves, verdicts)
+        made = self._classes[structure] = _class_of(self._graph, region, leaves, verdicts)
+        self.met.append(None if made is None else Met(region, made, leaves, [], made.norms))
         return [shortened(verdict) for verdict in verdicts]
 
     def hold(self, entries: Collection[Value], centred: bool) -> bool:
@@ -61,30 +75,122 @@ class Proofs:
         does not matter what a farther one that is not centred would have been.
         """
         return all(
-            known.confirms(arrays, norms)
-            for region, known, arrays, norms in self._guesses
-            if region.entry in entries
+            met.holds()
+            for met in self._guesses
+            if met.region.entry in entries
             or not centred
-            or any(norm.statistics.centred for norm in norms)
+            or any(norm.statistics.centred for norm in met.norms)
         )
 
     def forget(self) -> bool:
-        """Whether there were guesses since the last call."""
+        """Whether there were guesses since the last call. What was ``met`` is forgotten too."""
         found = bool(self._guesses)
         self._guesses.clear()
+        self.met.clear()
         return found
+
+    def met_again(self, met: Met, values: Mapping[Value, Value], before: Met | None) -> Met | None:
+        """The same region elsewhere in the graph, where ``values`` stand for those of the first;
+        None where its proof may take another way. ``before``: one whose constants are read."""
+        leaves = [values[leaf] for leaf in met.leaves]
+        same = before is not None and before.leaves == leaves
+        arrays = before.arrays if before and same else _arrays(self._graph, leaves)
+        norms = None if arrays is None else met.known.members(arrays)
+        if arrays is None or norms is None:
+            return None
+        nodes = [values[node.output].producer for node in met.region.nodes]
+        region = Region(
+            values[met.region.entry],
+            tuple(values[value] for value in met.region.exits),
+            tuple(node for node in nodes if node is not None),
+            (),
+        )
+        return Met(region, met.known, leaves, arrays, norms)
+
+    def _described(self, region: Region) -> tuple[Hashable, list[Value]] | None:
+        """The structure of a region, the same for all that differ in nothing but the numbers in
+        large floating constants; and these constants. None where that cannot be said in short."""
+        names: dict[Value | None, Hashable] = {None: None, region.entry: "entry"}
+        for size in region.sizes:
+            names[size] = len(names), _size_read(size)
+        leaves: list[Value] = []
+        lines: list[Hashable] = [(region.entry.shape, region.entry.dtype)]
+        for node in region.nodes:
+            operation = self.operation(node)
+            if operation is None:
+                return None
+            read: list[Hashable] = []
+            for value in node.inputs:
+                if value not in names and value is not None:
+                    constant = self.constant(value)
+                    if constant is None:
+                        return None
+                    names[value] = len(names), constant
+                    leaves += [value] if constant.is_leaf else []
+                read.append(names[value])
+            names.update((output, len(names) + i) for i, output in enumerate(node.outputs))
+            lines.append((operation, tuple(read)))
+        exits = tuple(names[value] for value in region.exits)
+        return (tuple(lines), exits), leaves
+
+    def operation(self, node: Node) -> int | None:
+        """A number for what a node computes, and for the types of what it yields."""
+        if node not in self._operations:
+            signature = None if node.nested else self._graph.signature(node)
+            types = tuple((output.shape, output.dtype) for output in node.outputs)
+            key = node.op, signature, types
+            number = (
+                None if signature is None else self._numbers.setdefault(key, len(self._numbers))
+            )
+            self._operations[node] = number
+        return self._operations[node]
+
+    def constant(self, value: Value) -> Constant | None:
+        """What stands for a constant in a structure; None for what is none, or a computed one."""
+        if value not in self._constants:
+            self._constants[value] = _constant_of(self._graph, value)
+        return self._constants[value]
+
+
+@dataclass(frozen=True)
+class Met:
+    """A region of a class: its constants that are its own, and what its exits are by these."""
+
+    region: Region
+    known: _Class
+    leaves: list[Value]
+    arrays: list[Array]
+    norms: list[Norm]
+
+    def holds(self) -> bool:
+        """Whether an evaluation confirms it."""
+        return self.known.confirms(self.arrays, self.norms)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What stands for a constant in a structure: its type, and what it holds unless its numbers may
+    be others (``is_leaf``)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    held: bytes | None
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.held is None
 
 
 @dataclass(frozen=True)
 class _Class:
     """Regions of one structure.
 
-    ``run``: the first of them, as a function of its entry and of the constants that the others have
-    in place of its own. ``norms``: what its exits are; ``weights`` and ``biases``: which of the
-    constants theirs are, None where it is the same for all. ``probes``: to confirm others.
+    ``exits``: of the first of them, as a function of the constants that the others have in place of
+    its own, on ``probes``. ``norms``: what they are; ``weights`` and ``biases``: which of the
+    constants theirs are, None where it is the same for all.
     """
 
-    run: RegionRunner
+    exits: OnProbes
     norms: list[Norm]
     weights: list[int | None]
     biases: list[int | None]
@@ -100,23 +206,29 @@ class _Class:
                 own if place is None else arrays[place].astype(np.float64).reshape(own.shape)
                 for own, place in zip((norm.weight, norm.bias), places, strict=True)
             )
-            member = replace(norm, weight=weight, bias=bias)
-            uniform = bool(np.all(weight == weight.flat[0]) and np.all(bias == bias.flat[0]))
-            if not np.all(weight) or (uniform and norm.over != norm.statistics.axes):
+            if not np.all(weight):
                 return None
+            if norm.over != norm.statistics.axes and _is_uniform(weight) and _is_uniform(bias):
+                return None
+            member = replace(norm, weight=weight, bias=bias)
             kind = kind_of(member, self.probes.ndim - 1)
             if kind not in KINDS:
                 return None
-            found.append(replace(member, kind=kind))
+            found.append(member if kind == norm.kind else replace(member, kind=kind))
         return found
+
+    @cached_property
+    def normalised(self) -> list[Array]:
+        """The norms of the probes without weight and bias, which are the same for all members."""
+        return [norm.statistics.normalised(self.probes, norm.epsilon) for norm in self.norms]
 
     def confirms(self, arrays: Sequence[Array], norms: Sequence[Norm]) -> bool:
         rank = self.probes.ndim - 1
-        for norm, y in zip(norms, self.run(self.probes, arrays), strict=True):
+        for norm, plain, y in zip(norms, self.normalised, self.exits(arrays), strict=True):
             if y is None or not np.all(np.isfinite(y)):
                 return False
-            slack = sum(np.abs(spread(a, norm.over, rank)) for a in (norm.weight, norm.bias))
-            if not close(norm(self.probes), y, np.asarray(slack)):
+            weight, bias = (spread(a, norm.over, rank) for a in (norm.weight, norm.bias))
+            if not close(plain * weight + bias, y, np.abs(weight) + np.abs(bias)):
                 return False
         return True
 
@@ -142,10 +254,17 @@ def _class_of(
         if any(shape[axis] != entry[axis] for axis in taken):
             continue
         probes = every_sort(shape, norms[0])
-        made = None if probes is None else _Class(run, norms, weights, biases, probes)
-        if made is not None and made.confirms(arrays, norms):
+        exits = None if probes is None else run.on(probes)
+        if probes is None or exits is None:
+            continue
+        made = _Class(exits, norms, weights, biases, probes)
+        if made.confirms(arrays, norms):
             return made
     return None
+
+
+def _is_uniform(array: Array) -> bool:
+    return bool(np.all(array == array.flat[0]))
 
 
 def _place(constants: Array, arrays: Sequence[Array]) -> int | None:
@@ -166,49 +285,18 @@ def _arrays(graph: Graph, leaves: Sequence[Value]) -> list[Array] | None:
     return arrays if len(arrays) == len(leaves) else None
 
 
-def _described(graph: Graph, region: Region) -> tuple[Hashable, list[Value]] | None:
-    """The structure of a region, the same for all that differ in nothing but the numbers in large
-    floating constants; and these constants. None where that cannot be said in short."""
-    names: dict[Value | None, Hashable] = {None: None, region.entry: "entry"}
-    for size in region.sizes:
-        names[size] = len(names), _size_read(size)
-    leaves: list[Value] = []
-    lines: list[Hashable] = [(region.entry.shape, region.entry.dtype)]
-    for node in region.nodes:
-        signature = graph.signature(node)
-        if signature is None or node.nested:
-            return None
-        read: list[Hashable] = []
-        for value in node.inputs:
-            if value not in names and value is not None:
-                if value.producer is not None or not value.is_constant:
-                    return None
-                named = _named_constant(graph, value, len(names))
-                if named is None:
-                    return None
-                names[value], is_leaf = named
-                leaves += [value] if is_leaf else []
-            read.append(names[value])
-        names.update((output, len(names) + i) for i, output in enumerate(node.outputs))
-        types = tuple((output.shape, output.dtype) for output in node.outputs)
-        lines.append((node.op, signature, tuple(read), types))
-    exits = tuple(names[value] for value in region.exits)
-    return (tuple(lines), exits), leaves
-
-
 def _size_read(value: Value) -> Hashable:
     node = value.producer
     return None if node is None else (node.data_input().shape, str(node.attributes))
 
 
-def _named_constant(graph: Graph, value: Value, number: int) -> tuple[Hashable, bool] | None:
-    """What stands for a constant in a structure, and whether its numbers may be others."""
+def _constant_of(graph: Graph, value: Value) -> Constant | None:
     shape, dtype = value.shape, value.dtype
-    if shape is None or dtype is None:
+    if value.producer is not None or not value.is_constant or shape is None or dtype is None:
         return None
     if is_floating(dtype) and math.prod(shape) * dtype.itemsize > _SMALL:
-        return (number, shape, dtype), True
+        return Constant(shape, dtype, None)
     array = known_constant(graph, value)
     if array is None or array.nbytes > _SMALL:
         return None
-    return (number, shape, dtype, array.tobytes()), False
+    return Constant(shape, dtype, array.tobytes())

@@ -16,7 +16,8 @@ from normswap.graph.graph import Array, Graph, Node, Value
 from normswap.norms.classes import Proofs
 from normswap.norms.evaluation import RegionRunner, probe_shapes
 from normswap.norms.formula import Norm
-from normswap.norms.proof import Verdict, likeliest
+from normswap.norms.proof import Verdict, likeliest, shortened
+from normswap.norms.recurrence import Recurrences
 from normswap.norms.regions import (
     Region,
     Regions,
@@ -101,6 +102,7 @@ class _Finder:
 
     def __init__(self, graph: Graph) -> None:
         self._graph, self._proofs, self._regions = graph, Proofs(graph), Regions(graph)
+        self._recurrences = Recurrences(graph, self._proofs, self._regions)
 
     def parts(self, anchor: Node, lowered: bool) -> list[_Part] | _Rejected:
         """The norms around ``anchor``; two that share their statistics are two.
@@ -108,16 +110,34 @@ class _Finder:
         What regions like those before would be is guessed at first. Only where that holds of the
         norms that are found it was of use.
         """
+        self._proofs.forget()
+        found = None if lowered else self._recurring(anchor)
+        if found is not None:
+            return found
         found = self._search(anchor, lowered, guess=True)
         if not isinstance(found, _Rejected):
             centred = all(part.norm.statistics.centred for part in found)
             held = self._proofs.hold({part.entry for part in found}, centred)
-            self._proofs.forget()
             if held:
+                if len(found) == 1 and centred and not lowered and _is_all(found[0]):
+                    self._recurrences.keep(anchor, found[0].exit)
                 return found
         elif not self._proofs.forget():
             return found
         return self._search(anchor, lowered, guess=False)
+
+    def _recurring(self, anchor: Node) -> list[_Part] | _Rejected | None:
+        """The same where the surroundings are those of an anchor before; None where not."""
+        again = self._recurrences.find(anchor)
+        if again is None:
+            return None
+        (norm,), (end,) = (shortened(norm) for norm in again.norms), again.region.exits
+        assert isinstance(norm, Norm)
+        nodes = self._graph.ancestors([end], stop=[again.region.entry])
+        part = _Part(again.region, end, nodes, norm)
+        if not _is_all(part):
+            return None
+        return [part] if again.holds() else self._search(anchor, lowered=False, guess=False)
 
     def _search(self, anchor: Node, lowered: bool, guess: bool) -> list[_Part] | _Rejected:
         reasons: list[str] = []
@@ -180,6 +200,11 @@ class _Finder:
             if isinstance(verdict, Norm):
                 return {last: verdict}
         return dict(zip(region.exits, self._proofs.verdicts(region, guess), strict=True))
+
+
+def _is_all(part: _Part) -> bool:
+    """Whether a centred norm ends the search: nothing farther may be the same norm of more."""
+    return not _before_rows([part]) and not _before_centring([part])
 
 
 def _before_rows(parts: Sequence[_Part]) -> list[Value]:

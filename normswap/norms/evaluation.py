@@ -30,13 +30,16 @@ _NUDGE = 3.0
 _LINE = 3  # rows at least to fit a line to: one goes through any two
 
 
+OnProbes = Callable[[Sequence[Array]], list[Array | None]]
+"""Exits on some probes, from the numbers of constants; see ``RegionRunner.on``."""
+
+
 class RegionRunner:
     """A region as a function of its entry, in float64.
 
     Args:
         graph, region: what to evaluate.
-        constants: other numbers for some of its constants (see ``rounded_averages``), in calls as
-            well.
+        constants: other numbers for some of its constants (see ``rounded_averages``, and ``on``).
 
     Attributes:
         problem: why the region cannot be evaluated, or failed when it was; '' if nothing is wrong.
@@ -45,9 +48,10 @@ class RegionRunner:
     def __init__(
         self, graph: Graph, region: Region, constants: dict[Value, Array] | None = None
     ) -> None:
-        self.region = region
+        self.region, self._graph = region, graph
         constants = constants or {}
         inputs = [region.entry, *region.sizes, *constants]
+        self._leaves = tuple(constants)
         self.problem = ""
         self._sizes: list[Array] = []
         self._constants: list[Array] = []
@@ -59,42 +63,67 @@ class RegionRunner:
         except Exception as error:  # a file may hold any operator, and damage any attribute
             self.problem = first_line(error)
 
-    def __call__(
-        self, probes: Array, constants: Sequence[Array] | None = None
-    ) -> list[Array | None]:
+    def __call__(self, probes: Array) -> list[Array | None]:
         """Each exit for each of ``probes`` [n, *shape]; None for one of another shape or dtype.
 
-        ``constants``: for those that the region was made with. Where the region fails every exit is
-        None and ``problem`` says why.
+        Where the region fails every exit is None and ``problem`` says why.
         """
-        held = self._constants if constants is None else constants
-        found: list[Array | None] = [None] * len(self.region.exits)
-        for at in range(len(probes)):
-            results = self._results(probes[at : at + 1], held)
-            if results is None:
-                return [None] * len(found)
-            fits = [y.shape == probes.shape[1:] for y in results[0]]
-            if not any(fits):
-                return found  # the others may be much larger than the probes
-            for index in np.flatnonzero(fits):
-                found[index] = _placed(results[0][index], at, found[index], len(probes))
-        return found
+
+        def run(at: int) -> list[Array] | None:
+            results = self._results(probes[at : at + 1])
+            return None if results is None else results[0]
+
+        return _stacked(run, probes.shape, len(self.region.exits))
+
+    def on(self, probes: Array) -> OnProbes | None:
+        """The same on these probes, for any numbers of the constants that the region was made with:
+        what these do not enter is computed once. None where the region fails."""
+        inputs, entered = [self.region.entry, *self.region.sizes], set(self._leaves)
+        behind = []
+        for node in self.region.nodes:
+            if not entered.isdisjoint(node.inputs):
+                entered.update(node.outputs)
+                behind.append(node)
+        reads = [*(v for node in behind for v in node.inputs if v is not None), *self.region.exits]
+        computed = (v for v in reads if v not in entered and not v.is_constant)
+        fixed = list(dict.fromkeys(v for v in computed if v not in inputs))
+        try:
+            first = self._graph.slice(inputs, fixed, np.float64)
+            rest = [*inputs, *fixed, *self._leaves]
+            run = self._graph.slice(rest, self.region.exits, np.float64)
+            with np.errstate(all="ignore"):
+                given = [[probe, *self._sizes] for probe in probes]
+                given = [[*arrays, *first(arrays)] for arrays in given]
+        except Exception as error:  # an operator may raise anything on shapes it does not take
+            self.problem = first_line(error)
+            return None
+
+        def exits(constants: Sequence[Array]) -> list[Array | None]:
+            count = len(self.region.exits)
+            try:
+                with np.errstate(all="ignore"):
+                    return _stacked(lambda at: run([*given[at], *constants]), probes.shape, count)
+            except Exception as error:  # as above
+                self.problem = first_line(error)
+                return [None] * count
+
+        return exits
 
     def largest(self, probes: Array) -> list[float] | None:
         """The largest magnitude that each exit reaches, whatever its shape; None where it fails."""
-        results = self._results(probes, self._constants)
+        results = self._results(probes)
         if results is None:
             return None
         return [
             max(float(np.abs(y).max(initial=0)) for y in ys) for ys in zip(*results, strict=True)
         ]
 
-    def _results(self, probes: Array, constants: Sequence[Array]) -> list[list[Array]] | None:
+    def _results(self, probes: Array) -> list[list[Array]] | None:
         if self._run is None:
             return None
         try:
             with np.errstate(all="ignore"):
-                return [self._run([probe, *self._sizes, *constants]) for probe in probes]
+                return [self._run([probe, *self._sizes, *self._constants]) for probe in probes]
         except Exception as error:  # an operator may raise anything on shapes it does not take
             self.problem = first_line(error)
             return None
@@ -109,14 +138,28 @@ class RegionRunner:
         return all(node.operator.rowwise for node in self.region.nodes)
 
 
-def _placed(array: Array, at: int, stacked: Array | None, count: int) -> Array:
-    """``stacked`` [count, ...] in float64 with ``array`` at ``at``; a single one is not copied."""
-    if count == 1:
-        return array[None].astype(np.float64, copy=False)
-    if stacked is None:
-        stacked = np.empty((count, *array.shape))
-    stacked[at] = array
-    return stacked
+def _stacked(
+    run: Callable[[int], list[Array] | None], shape: tuple[int, ...], count: int
+) -> list[Array | None]:
+    """``count`` exits for all probes [n, ...], of which ``run`` gives those of one, or None for all
+    where it fails; None for an exit of another shape. A single array is not copied."""
+    found: dict[int, Array] = {}
+    for at in range(shape[0]):
+        exits = run(at)
+        if exits is None:
+            return [None] * count
+        fitting = [
+            i for i, y in enumerate(exits) if y.shape == shape[1:] and (not at or i in found)
+        ]
+        if not fitting:
+            return [None] * count  # the others may be much larger than the probes
+        if shape[0] == 1:
+            found = {i: exits[i][None].astype(np.float64, copy=False) for i in fitting}
+            break
+        found = {i: found[i] if at else np.empty(shape) for i in fitting}
+        for index, array in found.items():
+            array[at] = exits[index]
+    return [found.get(index) for index in range(count)]
 
 
 def _check_growth(region: Region) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from normswap.graph.graph import Graph, Node, Value
 from normswap.graph.operators import operator
@@ -153,19 +153,42 @@ class Region:
         return any(_counts(node) for node in self.nodes)
 
 
+@dataclass
+class Trail:
+    """What was looked at for the regions around an anchor.
+
+    Attributes:
+        nodes: those between an entry and the anchor, and those that may be part of a region.
+        values: those whose readers were looked at.
+        rim: these readers.
+        plain: whether that is all: no size was read, no limit reached.
+    """
+
+    nodes: dict[Node, None] = field(default_factory=dict)
+    values: dict[Value, None] = field(default_factory=dict)
+    rim: dict[Node, None] = field(default_factory=dict)
+    plain: bool = True
+
+
 class Regions:
     """The candidate regions of a graph, which is not edited meanwhile."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._sizes: dict[Value, dict[Node, None] | None] = {}
-        self._of_data = graph.descendants(graph.inputs)  # others are computed from sizes, if at all
+        self.of_data = graph.descendants(graph.inputs)  # others are computed from sizes, if at all
+        self.trail = Trail()  # of the last anchor
 
     def around(self, anchor: Node) -> Iterator[Region]:
         """The candidate regions around ``anchor``, that with the nearest entry first."""
+        trail = self.trail = Trail()
         for entry in _entries(anchor):
             between = _between(anchor, entry)
-            if between is not None and _condenses(anchor, entry, between[0]):
+            trail.plain &= between is not None and not between[1]
+            if between is None:
+                continue
+            trail.nodes |= between[0]
+            if _condenses(anchor, entry, between[0]):
                 region = self._grown(anchor, entry, *between)
                 if region.exits and not (region.sizes and region.counts):
                     yield region
@@ -178,13 +201,17 @@ class Regions:
         known: set[Value] = {entry, *(v for n in between for v in n.outputs)}
         behind: set[Value] = set(anchor.outputs)  # depends on the anchor
         exits: dict[Value, None] = {}
-        extra, read_sizes = set(between), dict(sizes)
+        extra, read_sizes, trail = set(between), dict(sizes), self.trail
         pending = [entry, *(v for n in between for v in n.outputs)]
         if anchor.output.shape == entry.shape:
             exits[anchor.output] = None
         while pending and len(extra) < len(between) + _BEHIND:
-            for node in dict.fromkeys(n for n, _ in pending.pop(0).uses):
-                if node in extra or _is_barrier(node) or node.op == "Shape":
+            value = pending.pop(0)
+            readers = dict.fromkeys(n for n, _ in value.uses)
+            trail.values[value] = None
+            trail.rim |= readers
+            for node in readers:
+                if node in extra or is_barrier(node) or node.op == "Shape":
                     continue
                 outside = [v for v in node.dynamic_inputs() if v not in known]
                 shape_nodes = self._sizes_of(outside, known)
@@ -201,6 +228,8 @@ class Regions:
                     behind |= set(node.outputs)
                     exits.update((v, None) for v in node.outputs if v.shape == entry.shape)
         nodes = self._graph.ancestors(exits, stop=[entry, *(n.output for n in read_sizes)])
+        trail.nodes |= dict.fromkeys([*extra, *nodes])
+        trail.plain &= not read_sizes and len(extra) < len(between) + _BEHIND
         position = {node: index for index, node in enumerate(nodes)}
         ordered = sorted(exits, key=lambda v: position[v.producer] if v.producer else -1)
         return Region(entry, tuple(ordered), tuple(nodes), tuple(n.output for n in read_sizes))
@@ -211,7 +240,7 @@ class Regions:
         found: dict[Node, None] = {}
         for value in values:
             if value not in self._sizes:
-                of_data = value in self._of_data
+                of_data = value in self.of_data
                 self._sizes[value] = None if of_data else _sizes_behind(value)
             shapes = self._sizes[value]
             if shapes is None:
@@ -239,7 +268,7 @@ def obstacle(anchor: Node) -> str:
         node = value.producer
         if node is not None and _is_control_flow(node):
             return f"data-dependent control flow ({node.op} at {node.output.name}) lies inside"
-        if node is None or _is_barrier(node):
+        if node is None or is_barrier(node):
             sources.append(value.name)
         else:
             pending.extend(node.dynamic_inputs())
@@ -261,7 +290,8 @@ def _is_control_flow(node: Node) -> bool:
     return operator(node.op.rpartition(".")[2]).control_flow
 
 
-def _is_barrier(node: Node) -> bool:
+def is_barrier(node: Node) -> bool:
+    """Whether no region reaches across ``node``."""
     return (node.operator.is_barrier or _is_control_flow(node)) and not shrinks(node)
 
 
@@ -276,7 +306,7 @@ def _entries(anchor: Node) -> Iterator[Value]:
         level = [
             w
             for v in fresh
-            if v.producer is not None and not _is_barrier(v.producer)
+            if v.producer is not None and not is_barrier(v.producer)
             for w in v.producer.dynamic_inputs()
         ]
 

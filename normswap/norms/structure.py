@@ -29,17 +29,15 @@ def towers(graph: Graph) -> dict[Value, str]:
     'image': from a floating input of rank 4. 'text': from an integer input that is an index into a
     constant table. 'both': from inputs of both kinds. Masks and sizes are no data.
     """
-    sources: dict[Value, frozenset[str]] = {}
-    for value in graph.inputs:
-        kind = _input_kind(value)
-        sources[value] = frozenset([kind] if kind else [])
-    for node in graph.nodes:
-        reads = [] if node.operator.reads_sizes_only else node.dynamic_inputs()
-        merged = frozenset().union(*(sources.get(v, frozenset()) for v in reads))
-        sources.update(dict.fromkeys(node.outputs, merged))
-    return {
-        v: "both" if len(kinds) == 2 else next(iter(kinds)) for v, kinds in sources.items() if kinds
-    }
+    image, text = (
+        graph.descendants(v for v in graph.inputs if _input_kind(v) == kind)
+        for kind in ("image", "text")
+    )
+    return (
+        dict.fromkeys(image, "image")
+        | dict.fromkeys(text, "text")
+        | dict.fromkeys(image & text, "both")
+    )
 
 
 def _input_kind(value: Value) -> str | None:

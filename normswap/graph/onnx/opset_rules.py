@@ -8,6 +8,7 @@ what went in.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -252,6 +253,7 @@ RULES: Mapping[str, tuple[tuple[int, Callable[[Draft], None]], ...]] = {
 """By operator: from which version on it means something else, and how the old is written there."""
 
 
+@functools.cache
 def meaning_of(op: str, opset: int) -> tuple[object, ...]:
     """What tells the versions of an operator from each other that compute something else: how often
     its meaning had changed up to ``opset``, and the values of attributes that are absent."""
