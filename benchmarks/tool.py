@@ -254,6 +254,8 @@ def main() -> None:
     if options.task:
         TASKS[options.task[0]](*options.task[1:])
         return
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
 
     from normswap.report.progress import Progress
 

@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here too")
     add_record_option(parser)
     options = parser.parse_args()
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
 
     from normswap.report.progress import Progress
 

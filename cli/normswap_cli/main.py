@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.metadata
+import importlib
+import importlib.machinery
 import os
 import signal
 import sys
 import threading
+import types
 from typing import Any
 
 import click
@@ -123,6 +125,8 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
 
 
 def _version() -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("normswap")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
@@ -171,8 +175,24 @@ for command in (inspect, swap, fold, validate, bench, distill, compare, export, 
     main.add_command(command)
 
 
+class _OnUse(types.ModuleType):
+    """Stands for a module until something of it is used, however early it is named."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # who asks whether it is there
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def program() -> None:
     """The ``normswap`` command."""
+    # A third of a short command, and of use for sizes that are formulas alone.
+    for name in ("sympy", "onnx_ir._symbolic_shapes"):
+        sys.modules.setdefault(name, _OnUse(name))
     main.watch_for_interrupts()
     main()
 

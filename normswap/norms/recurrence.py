@@ -51,8 +51,8 @@ class Recurrences:
             patterns.append(_Pattern(anchor, entry, keys, rim, frozenset(trail.values), known))
 
     def find(self, anchor: Node) -> Met | None:
-        """The norm around ``anchor``, to be confirmed; None where nothing like it was kept, or where the proof of
-        what is met on the way may end in another way."""
+        """The norm around ``anchor``, to be confirmed. None where nothing like it was kept, or a
+        proof on the way may end in another way."""
         for pattern in self._patterns.get(self._key(anchor), ()):
             values = self._matched(pattern, anchor)
             if values is None:
@@ -112,9 +112,9 @@ class Recurrences:
                     return None
                 values[value] = found
                 taken.add(found)
-                if value.producer in pattern.keys:
-                    if found.producer is None or not pairs(value.producer, found.producer):
-                        return None
+                before, there = value.producer, found.producer
+                if before in pattern.keys and not (before and there and pairs(before, there)):
+                    return None
                 if value not in pattern.values:
                     continue
                 if len(value.uses) != len(found.uses):
@@ -124,13 +124,14 @@ class Recurrences:
                         return None
                     if reader in pattern.rim:
                         rim.append((reader, twin))
-        of_data = self._regions.of_data
         for reader, twin in rim:
             place = pattern.rim[reader]
-            read_there = None if place < 0 else twin.input(place)
-            if not (
-                _ends(twin) if place < 0 else read_there in of_data and read_there not in taken
-            ):
+            if place is None or place < 0:
+                apart = _ends(twin)
+            else:
+                read_there = twin.input(place)
+                apart = read_there in self._regions.of_data and read_there not in taken
+            if not apart:
                 return None
         return values
 

@@ -13,29 +13,29 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from normswap.field.certificate import Certificate
 from normswap.io.onnx import data_files_of
 from normswap.lowering.inference import kernels_of
 from normswap.model import Model
 from normswap.norms.site import Rejection, Site
-from normswap.parity.held_out import Agreement
-from normswap.parity.report import (
-    ApproximateOutput,
-    Bisection,
-    ExactOutput,
-    Finding,
-    SiteComparison,
-    ValidationReport,
-)
-from normswap.passes.base import NormsFitted, PassResult
-from normswap.precision.convert import Conversion
 from normswap.report.input_shapes import sizes_text
 from normswap.report.inspection import InspectedSite, Inspection, inspection
 from normswap.report.line import Line
-from normswap.report.rewriting import Rewriting
-from normswap.timing.bench_report import BenchReport, Measurement, Ratio
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what a command does not show need not be imported
+    from normswap.field.certificate import Certificate
+    from normswap.parity.held_out import Agreement
+    from normswap.parity.report import (
+        ApproximateOutput,
+        Bisection,
+        ExactOutput,
+        Finding,
+        SiteComparison,
+        ValidationReport,
+    )
+    from normswap.passes.base import PassResult
+    from normswap.precision.convert import Conversion
+    from normswap.report.rewriting import Rewriting
+    from normswap.timing.bench_report import BenchReport, Measurement, Ratio
     from normswap.train.distill import DistillResult
 
 _NAME_WIDTH = 20  # at least
@@ -177,6 +177,8 @@ def _rejections(rejected: Sequence[Rejection]) -> list[Line]:
 
 def rewriting_view(report: Rewriting) -> RenderableType:
     """What the passes did to each site, their notes, and the file that was written."""
+    from normswap.passes.base import NormsFitted
+
     parts: list[RenderableType] = []
     parts += [Line(f"{name}: {_count(result)}", "bold") for name, result in report.steps]
     parts.append(_outcomes(report.steps))
@@ -218,6 +220,8 @@ def result_view(result: PassResult) -> RenderableType:
 def _cost(result: PassResult) -> list[Line]:
     """What a fitted swap costs: how far its outputs are off on held-out samples, and which norms
     are the worst."""
+    from normswap.passes.base import NormsFitted
+
     if not isinstance(result, NormsFitted) or not result.modified:
         return []
     lines = [Line(_agreement(output), "bold") for output in result.agreement]
@@ -237,6 +241,8 @@ def _agreement(output: Agreement) -> str:
 
 def _outcomes(steps: Sequence[tuple[str, PassResult]]) -> Table:
     """A row for each site, with what each pass did with it."""
+    from normswap.passes.base import NormsFitted
+
     rows: dict[str, tuple[Site, dict[str, Text]]] = {}
     for name, result in steps:
         forms = {f.site: f.form for f in result.fits} if isinstance(result, NormsFitted) else {}
@@ -264,6 +270,8 @@ def _count(result: PassResult) -> str:
 
 def validation_view(report: ValidationReport) -> RenderableType:
     """The verdict first, then the figures, then the findings."""
+    from normswap.parity.report import ApproximateOutput, ExactOutput
+
     names = f"{report.candidate.name} against {report.reference.name}"
     # Figures of another function are neither passed nor failed: the reader decides.
     verdict = {"exact": "passed", "approximate": "measured"}[report.contract]
@@ -480,6 +488,8 @@ _FIGURES = {
 
 def distillation_view(result: DistillResult) -> RenderableType:
     """The loss, a row for each output before and after, and notes."""
+    from normswap.parity.report import ApproximateOutput
+
     resumed = f", resumed at step {result.resumed_at}" if result.resumed_at else ""
     what = f"{result.trained} BatchNorms trained" if result.trained else "trained"
     title = Line(

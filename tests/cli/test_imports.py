@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from tests.cli.test_program import environment
@@ -43,3 +45,34 @@ def test_inspecting_onnx_needs_nothing_that_reads_data(files: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+UNUSED = ("sympy.core", "onnx.reference", "onnxruntime", "onnxscript.optimizer")
+UNUSED += ("normswap.parity", "normswap.passes", "normswap.precision", "normswap.field")
+SHORT = f"""
+import sys, normswap_cli.main as program
+try: program.program()
+except SystemExit as ended: assert not ended.code
+found = set({(*HEAVY, *UNUSED)}) & set(sys.modules)
+assert not found, found
+import sympy
+assert sympy.Integer(2) + 1 == 3 and sys.modules["sympy"].__file__
+import sympy.core
+"""
+
+
+def test_norms_that_are_operators_are_inspected_with_little(tmp_path: Path) -> None:
+    """Nothing of proofs, passes, validation, and sizes in formulas, which are there when used."""
+    text = "(float[2,4] x, float[4] w) => (float[2,4] y) { y = LayerNormalization(x, w) }"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> test {text}')
+    model.graph.input.pop()
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "w"))
+    onnx.save(model, tmp_path / "norm.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, "inspect", str(tmp_path / "norm.onnx")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 norm" in done.stdout

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from normswap.graph.graph import Graph
 from normswap.graph.onnx.graph import read_graph
-from normswap.norms import Location, classes, locate
+from normswap.norms import Location, classes, decomposed, locate
 from tests.graph.onnx_text import onnx_graph
 from tests.norms.near_misses import near_misses
 from tests.norms.spelling_checks import examples
@@ -186,3 +186,26 @@ def test_an_epsilon_for_each_channel_in_one_block_alone(epsilon: float) -> None:
     assert found(location) == each_by_itself(graph)
     assert "h1" not in {site.input for site in location.sites}
     assert len(location.sites) >= 3
+
+
+def test_a_dozen_in_the_same_surroundings_are_searched_once() -> None:
+    graph = _chain(12, _constants(12), OWN_MEAN)
+    finder = decomposed._Finder
+    search = mock.patch.object(finder, "_search", autospec=True, side_effect=finder._search)
+    with search as searched:
+        assert len(locate(graph).sites) == 12
+    assert searched.call_count == 1
+
+
+@pytest.mark.parametrize("read", ["n2", "q2", "d2", "v2", "h2"])
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+def test_other_surroundings_of_one_block(read: str, op: str) -> None:
+    """One more reader of a value of the third block, by which the norm goes on or does not."""
+    graph = _chain(4, _constants(4), OWN_MEAN)
+    norm, value = graph.value("n2"), graph.value(read)
+    other = graph.value("w3") if op == "Mul" else norm
+    more = graph.insert(op, [value, other], name="more", like=norm.producer)
+    total = graph.insert("Add", [norm, more], name="total", like=norm.producer)
+    kept = [node for node in (more.producer, total.producer) if node is not None]
+    graph.replace_uses(norm, total, keep=kept)
+    assert found(locate(graph)) == each_by_itself(graph)

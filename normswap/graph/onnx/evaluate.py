@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -23,9 +23,12 @@ from normswap.errors import Endless, NormswapError, first_line
 from normswap.graph.graph import Array, Runner, is_floating, topological
 from normswap.graph.onnx import nodes
 from normswap.graph.onnx.nodes import captured_values
-from normswap.graph.onnx.reference import Reference, Result, as_arrays, in_double
+from normswap.graph.onnx.results import Result, as_arrays, in_double
 from normswap.graph.onnx.segments import Input, release, segmented
 from normswap.graph.operators import operator
+
+if TYPE_CHECKING:
+    from normswap.graph.onnx.reference import Reference
 
 _LOOK = 0.1  # seconds between two looks at how long a run takes
 _INLINE_LIMIT = 1_500_000_000  # bytes; protobuf ends at 2 GiB
@@ -229,6 +232,8 @@ class _Step:
     """One node: by the reference evaluator, else in ONNX Runtime."""
 
     def __init__(self, node: ir.Node, kind: _Own) -> None:
+        from normswap.graph.onnx.reference import Reference  # many files need no evaluation
+
         self._node, self._kind = node, kind
         self._reference: Reference | None = None
         with contextlib.suppress(NormswapError):

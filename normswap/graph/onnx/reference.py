@@ -21,9 +21,9 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import _op
 
 from normswap.errors import NormswapError, first_line
-from normswap.graph.graph import is_floating
 from normswap.graph.onnx.float64_ops import float64_ops
 from normswap.graph.onnx.nodes import DOMAINS, captured_values, nested_operators
+from normswap.graph.onnx.results import Result, as_arrays, in_double
 
 _FLOAT_TYPES = {
     onnx.TensorProto.FLOAT,
@@ -37,8 +37,6 @@ _CHECKS = {
     kind.run
     for kind in (OpRun, _op.OpRunUnary, _op.OpRunUnaryNum, _op.OpRunBinary, _op.OpRunBinaryNum)
 }
-Result = Any
-"""An array, a list of arrays (a sequence), or None (an empty optional)."""
 
 
 class Reference:
@@ -98,23 +96,6 @@ def _direct(op: OpRun) -> Callable[..., tuple[Result, ...]] | None:
     if type(op).run is not OpRun.run:  # these give no attributes
         return op._run
     return functools.partial(op._run, **{name: getattr(op, name) for name in op.attributes_names_})
-
-
-def as_arrays(result: Result) -> Result:
-    """A result with numpy's scalars as arrays, in sequences too."""
-    if isinstance(result, list):
-        return [as_arrays(item) for item in result]
-    return result if result is None else np.asarray(result)
-
-
-def in_double(result: Result) -> Result:
-    """A result with everything that is floating in float64."""
-    if isinstance(result, list):
-        return [in_double(item) for item in result]
-    if result is None:
-        return None
-    array = np.asarray(result)
-    return array.astype(np.float64, copy=False) if is_floating(array.dtype) else array
 
 
 class _Versioned(ReferenceEvaluator):
