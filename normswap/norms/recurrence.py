@@ -125,11 +125,11 @@ class Recurrences:
                     if reader in pattern.rim:
                         rim.append((reader, twin))
         for reader, twin in rim:
-            place = pattern.rim[reader]
-            if place is None or place < 0:
+            input_at = pattern.rim[reader]
+            if input_at is None or input_at < 0:
                 apart = _ends(twin)
             else:
-                read_there = twin.input(place)
+                read_there = twin.input(input_at)
                 apart = read_there in self._regions.of_data and read_there not in taken
             if not apart:
                 return None
