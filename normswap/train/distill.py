@@ -160,7 +160,8 @@ def distill(
         accumulate: parts that a batch runs in; by default 1.
         ema: the decay of an average of the weights, which are the result then.
         seed: of the order of samples; by default 0.
-        precision: 'float32' (the default) or 'bfloat16', torch's autocast.
+        precision: 'float32' (the default) or 'bfloat16', torch's autocast; on a processor
+            without bfloat16 the same roundings, computed in float32.
 
     Returns:
         The trained ``model``, the ``losses``, and how close it is to the teacher ``before`` and

@@ -17,6 +17,7 @@ from normswap.model import Progress
 from normswap.train.checkpoint import Checkpoints, State, WeightAverage
 from normswap.train.divergence import Diverged, Watch, first_bad_gradient
 from normswap.train.log import Pace
+from normswap.train.narrow import autocast, computed
 from normswap.train.options import TrainOptions
 
 __all__ = ["Batch", "Diverged", "TrainOptions", "TrainResult", "train"]
@@ -110,7 +111,8 @@ def adamw(module: nn.Module, options: TrainOptions) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=options.learning_rate)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
 def _backward(
@@ -121,9 +123,9 @@ def _backward(
     total = torch.zeros((), dtype=torch.float64)
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
-        with distributed.no_sync(module, unless=last), _autocast(part, options.precision):
-            value = loss(module, part, step) / len(parts)
-        with distributed.no_sync(module, unless=last):
+        with distributed.no_sync(module, unless=last), _computed(part, options.precision):
+            with _autocast(part, options.precision):
+                value = loss(module, part, step) / len(parts)
             value.backward()
         total += value.detach().double().cpu()
     return float(distributed.mean(total))
@@ -139,8 +141,13 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
 def _autocast(batch: Batch, precision: str) -> contextlib.AbstractContextManager[Any]:
     if precision == "float32":
         return contextlib.nullcontext()
-    kind = next(iter(batch.values())).device.type
-    return torch.autocast(kind, dtype=torch.bfloat16)
+    return autocast(next(iter(batch.values())).device)
+
+
+def _computed(batch: Batch, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return computed(next(iter(batch.values())).device)
 
 
 def _clip(module: nn.Module, limit: float | None) -> float:
@@ -153,7 +160,9 @@ def _diverged(
 ) -> Diverged:
     """Says where it began, by another forward that is watched."""
     gradient = first_bad_gradient(module)
-    with Watch(module) as watch, torch.no_grad(), _autocast(batch, options.precision):
+    precision = options.precision
+    computed_so, cast_so = _computed(batch, precision), _autocast(batch, precision)
+    with Watch(module) as watch, torch.no_grad(), computed_so, cast_so:
         for part in _parts(batch, options.accumulate):
             loss(module, part, step)
     site, operator = distributed.first_found((watch.site, watch.operator))

@@ -18,8 +18,8 @@ class TrainOptions:
     ``accumulate`` parts together. ``learning_rate``: the highest; ``warm_up``: steps in which it
     rises from 0. ``weight_decay``: of matrices, not of norms and biases. ``clip``: the norm that
     gradients are scaled down to. ``ema``: the decay of an exponential average of the weights, which
-    are the result then. ``precision``: 'bfloat16' is torch's autocast, the weights stay float32.
-    Raises NormswapError for numbers out of range.
+    are the result then. ``precision``: 'bfloat16' is torch's autocast (``narrow.py``), the weights
+    stay float32. Raises NormswapError for numbers out of range.
     """
 
     steps: int
