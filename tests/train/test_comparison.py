@@ -116,6 +116,17 @@ def test_findings_follow_the_numbers(
     assert f"{crashes(runs, BN)[0]} of 8 runs of BN crashed" in found[0].text
 
 
+def test_an_unfinished_study_claims_little() -> None:
+    """Few runs without a crash refute nothing; accuracies are held against each other at a rate
+    that both variants have."""
+    runs = made_up({(LN, LOW): [93.0], (BN, LOW): [94.0], (FFN_BN, LOW): [95.0]})
+    runs += made_up({(FFN_BN, HIGH): [60.0]})
+    crash, ffn, *_ = find(runs, (LN, BN, FFN_BN), {})
+    assert (crash.verdict, ffn.verdict) == (OPEN, OPEN)
+    assert "too few runs to tell" in crash.text
+    assert f"rate of both, {LOW:g}: BN 94.0 %, BN + FFN BN 95.0 %" in ffn.text
+
+
 @pytest.mark.parametrize(
     ("statistics", "verdict"),
     [
