@@ -125,7 +125,7 @@ def test_no_run_begins_that_would_not_end_in_time() -> None:
     assert last(Run(BN, 0.3, 0)) == 3600 - 400
     assert last(Run(FFN_BN, 0.3, 0)) == 3600 - 267
     assert last(Run(LN, 0.3, 0, CLIP)) == 3600 - 267
-    assert not budget.fits(Run(LN, 0.3, 0, BFLOAT16), found, 3600 - 8 * 266)
+    assert last(Run(LN, 0.3, 0, BFLOAT16)) == 3600 - 534  # twice the mean
     found[Run(BN, 0.1, 0, BFLOAT16)] = _result(Run(BN, 0.1, 0, BFLOAT16), TRAINED, 0.5, 50.0)
     assert last(Run(LN, 0.3, 0, BFLOAT16)) == 3600 - 50
     assert budget.fits(Run(LN, 0.1, 0), {}, 3600)  # nothing was measured

@@ -10,7 +10,7 @@ from typing import Any
 
 from normswap.errors import NormswapError
 from normswap.extras import install_command
-from normswap.io.glyphs import PREFIX
+from normswap.io.glyphs import PREFIX, SIZE
 from normswap.model import Model, Progress
 from normswap.parity.summary import provenance
 from normswap.runtimes.machine import machine, processors
@@ -23,7 +23,7 @@ from normswap.train.study.schedule import Budget, Grid, Schedule, UpToTheFirstFa
 from normswap.train.study.variants import VARIANTS, check_variants
 from normswap.train.study.workers import Remaining, run_as_scheduled
 
-CLASSES, WIDTH = 60, 96
+CLASSES, WIDTH, PATCH = 60, 96, 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Study:
 
 STUDIES = {
     GRID: Study((0.002, 0.008, 0.03, 0.1), seeds=4, steps=400, batch=32),
-    DEIT: Study((0.0005,), seeds=3, steps=800, batch=32),
+    DEIT: Study((0.001,), seeds=3, steps=400, batch=32),
 }
 
 
@@ -50,6 +50,7 @@ def compare(
     labels: Any = None,
     study: str = GRID,
     width: int | None = None,
+    patch: int | None = None,
     variants: Sequence[str] = tuple(VARIANTS),
     rates: Sequence[float] | None = None,
     seeds: int | None = None,
@@ -80,10 +81,11 @@ def compare(
             rates doubled until the first variant fails. More seeds follow around that rate and at
             the best ones, then runs there without warm-up, with clipping, and in bfloat16.
         width: of the ViT of 'deit'; by default 96.
+        patch: the sides of its patches; by default 8 pixels, so 17 tokens.
         variants: of 'ln', 'bn', 'bn-ffn' and 'repbn', with 'ln'.
         rates: the highest learning rates; of 'deit' the first one.
         seeds: runs of each variant at each rate; by default 4, of 'deit' 3.
-        steps: updates of a run; by default 400, of 'deit' 800.
+        steps: updates of a run; by default 400.
         batch: samples per update, 2 or more; by default 32.
         hours: begin no run that would not end within them, going by those before it; ``resume``
             goes on another time. Exporting and timing come on top, some minutes.
@@ -115,7 +117,7 @@ def compare(
         for name, given in (("seeds", seeds), ("steps", steps), ("batch", batch))
     )
     _check_numbers(study, rates, seeds, steps, batch, hours)
-    contest = _contest(study, model, data, labels, width, seeds)
+    contest = _contest(study, model, data, labels, width, patch, seeds)
     options = Options(
         study,
         contest.name,
@@ -172,7 +174,13 @@ def _figures_writer() -> Callable[..., list[str]]:
 
 
 def _contest(
-    study: str, model: Model | None, data: Any, labels: Any, width: int | None, seeds: int
+    study: str,
+    model: Model | None,
+    data: Any,
+    labels: Any,
+    width: int | None,
+    patch: int | None,
+    seeds: int,
 ) -> Contest:
     if study == DEIT:
         if model is not None or labels is not None:
@@ -180,9 +188,13 @@ def _contest(
         source = f"{PREFIX}{CLASSES}" if data is None else data
         if not isinstance(source, str) or not source.startswith(PREFIX):
             raise NormswapError(f"--study {DEIT}: trains on glyphs; --data takes {PREFIX}CLASSES")
-        return deit_contest(source, WIDTH if width is None else width, seeds)
-    if width is not None:
-        raise NormswapError(f"--width: is for --study {DEIT}; a MODEL has its own")
+        patch = PATCH if patch is None else patch
+        if not 1 < patch < SIZE or SIZE % patch:
+            raise NormswapError(f"--patch: {patch} does not divide {SIZE}; take 2, 4, 8 or 16")
+        return deit_contest(source, WIDTH if width is None else width, patch, seeds)
+    for name, value in {"width": width, "patch": patch}.items():
+        if value is not None:
+            raise NormswapError(f"--{name}: is for --study {DEIT}; a MODEL has its own")
     if model is None:
         if data is not None or labels is not None:
             raise NormswapError("compare: data is for a model of yours; name MODEL too")

@@ -82,13 +82,14 @@ def digits_contest(seeds: int) -> Contest:
     return Contest(name, "scikit-learn's digits", starts, train, validation, test, 0)
 
 
-def deit_contest(source: str, width: int, seeds: int) -> Contest:
+def deit_contest(source: str, width: int, patch: int, seeds: int) -> Contest:
     """A ViT as deep as DeiT, its weights drawn anew for each seed, on ``source``, glyphs:CLASSES.
 
     Raises NormswapError for another source, and where the fonts have fewer classes.
     """
     glyphs = Glyphs.parse(source)
-    starts = [vit(deit_shape(width, glyphs.classes), s, "glyphs") for s in range(seeds)]
+    shape = deit_shape(width, patch, glyphs.classes)
+    starts = [vit(shape, seed, "glyphs") for seed in range(seeds)]
     parts = _glyph_parts(glyphs, starts[0])
     return Contest(starts[0].name, source, starts, *parts, 0)
 

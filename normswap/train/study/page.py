@@ -48,7 +48,8 @@ def page(comparison: Comparison, figures: Sequence[str], command: str | None) ->
     lines = ["# LayerNorm against BatchNorm", ""]
     lines += [f"    {command}", ""] if command else []
     if comparison.due:
-        lines += [f"Not finished: {comparison.due} runs or more are due; `--resume` goes on.", ""]
+        due = f"{comparison.due} or more of its runs"
+        lines += [f"Not finished: {due} are still to be made; `--resume` goes on.", ""]
     lines += [
         f"{o.model[:1].upper()}{o.model[1:]}; {o.data}, {o.train_samples} samples to "
         f"train on, {o.validation_samples} to choose rates on, {o.test_samples} to test. "
@@ -201,7 +202,12 @@ def setting_table(comparison: Comparison) -> list[str]:
                 for r in found
             ]
             lines.append(f"| {VARIANTS[variant]} | {rate:g} | {' | '.join(cells)} |")
-    return lines
+    return [
+        *lines,
+        "",
+        "Test accuracy of one seed. bfloat16: torch's autocast; where a processor has no bfloat16, "
+        "the same roundings of values that are computed in float32.",
+    ]
 
 
 def crash_table(comparison: Comparison) -> list[str]:
@@ -283,7 +289,7 @@ def comparison_view(comparison: Comparison, folder: Path) -> RenderableType:
         )
     parts: list[RenderableType] = [made]
     if comparison.due:
-        parts.append(Line(f"{comparison.due} runs or more are due: go on with --resume", "yellow"))
+        parts.append(Line(f"{comparison.due} or more runs are due: go on with --resume", "yellow"))
     for finding in comparison.findings:
         verdict = Line(f"{finding.verdict}: ", _COLORS.get(finding.verdict, "yellow"))
         parts.append(Line(f"{finding.claim} ", "bold") + verdict + Line(finding.text))

@@ -24,7 +24,7 @@ from normswap.train.study.runs import (
 
 Found = Mapping[Run, RunResult]
 _RUNGS = 12  # rates at most: the last is 2,000 times the first
-_SLOW = 8.0  # times as long, at worst, before it has been measured
+_SLOW = 2.0  # times as long, before it has been measured
 
 
 class Schedule(Protocol):
@@ -131,7 +131,7 @@ class Budget:
     def fits(self, run: Run, found: Found, elapsed: float) -> bool:
         """Whether a run that begins ``elapsed`` seconds after the sitting did would end in time, if
         it takes as long as those before it: of its variant and setting, else of its setting, else
-        of all (eight times as long for bfloat16, which not every processor has)."""
+        of all (twice as long for bfloat16, which not every processor has)."""
         if self.hours is None:
             return True
         whole = {other: r.seconds for other, r in found.items() if r.stopped is None}
