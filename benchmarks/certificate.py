@@ -180,7 +180,7 @@ def _large_models(models: Sequence[str], onnx: bool) -> Iterator[tuple[str, Any]
             path = Path(f"/tmp/certificate-{name}.onnx")
             ns.save(model, path)
             model = ns.load(path)
-        model = ns.swap(model, to="product").model if name == "vit" else model
+        model = ns.swap(model, to="elementary").model if name == "vit" else model
         _stage(name, "model", begin)
         yield name, model
 
