@@ -131,8 +131,8 @@ def _told(name: str) -> Iterator[None]:
 
     real, begin, last, done = in_step.Walk, time.perf_counter(), [time.perf_counter()], [0]
 
-    def told(over: Any, graph: Any, *rest: Any) -> Any:
-        walk = real(over, graph, *rest)
+    def told(*given: Any, **how: Any) -> Any:
+        walk = real(*given, **how)
         compute, nodes = walk._compute, len(walk.nodes)
 
         def counted(at: Any) -> Any:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from normswap.field.difference import Pair, Side, first_difference
-from normswap.field.evaluation import drawn, equal
+from normswap.field.difference import Pair, first_difference
+from normswap.field.evaluation import Side, drawn, equal
 from normswap.field.exact import Exact
 from normswap.field.in_step import evaluate_both
 from normswap.field.node import Read

@@ -13,28 +13,16 @@ from fractions import Fraction
 
 import numpy as np
 
-from normswap.field.evaluation import Constants, evaluate
+from normswap.field.evaluation import Side, evaluate
 from normswap.field.exact import Exact
 from normswap.field.node import Read
 from normswap.field.values import Field
-from normswap.graph.graph import Array, Graph, Value, is_floating
+from normswap.graph.graph import Array, Value, is_floating
 
 _CLOSE = 1e-3  # relative; numbers that are meant to be the same
 _ROUNDED = 1e-6  # relative; a fraction in single precision
 _LARGEST = 1 << 16  # the count of a mean, and the size of arrays that are compared with all
 _REPORTED = 3
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of two graphs: its inputs and outputs in the order of the reference's, and what stands in
-    place of constants that a pass has computed. ``refusal``: why there is nothing to compare."""
-
-    graph: Graph
-    inputs: Sequence[Value]
-    outputs: Sequence[Value]
-    constants: Constants | None = None
-    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,8 +78,7 @@ def _digests(
                 digest.update(np.ascontiguousarray(exact.residue(j)).data)
             found[value] = digest.digest()
 
-    fed = dict(zip(side.inputs, given, strict=True))
-    evaluate(over, side.graph, fed, side.outputs, side.constants, watch)
+    evaluate(over, side, given, watch)
     return found
 
 

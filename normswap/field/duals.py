@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from normswap.field.evaluation import evaluate
+from normswap.field.evaluation import Side, evaluate
 from normswap.field.exact import Exact
 from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph, Value, is_floating
@@ -324,7 +324,8 @@ class Carried:
             return array
         known = self.constants.get(value) or self._computed.get(value)
         if known is None and value.producer is not None:
-            (found,) = evaluate(self.over, self.graph, {}, [value], self.constants).outputs
+            side = Side(self.graph, [], [value], self.constants)
+            (found,) = evaluate(self.over, side, []).outputs
             known = self._computed[value] = found if isinstance(found, Exact) else None
         return Dual(array, self.over, known)
 

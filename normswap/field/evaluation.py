@@ -20,6 +20,19 @@ from normswap.graph.graph import Array, Graph, Node, Value, is_floating
 Constants = Mapping[Value, Exact]
 
 
+@dataclass(frozen=True)
+class Side:
+    """A graph that is compared: its inputs and outputs in the order of the reference's, and what
+    stands in place of constants that a pass has computed. ``refusal``: why there is nothing to
+    compare."""
+
+    graph: Graph
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    constants: Constants | None = None
+    refusal: str = ""
+
+
 @dataclass
 class Evaluation:
     """The outputs of a graph over the field, or why there are none.
@@ -39,21 +52,19 @@ class Walk:
     def __init__(
         self,
         over: Field,
-        graph: Graph,
-        feeds: Mapping[Value, Read],
-        outputs: Sequence[Value],
-        constants: Constants | None = None,
+        side: Side,
+        given: Sequence[Read],
         watch: Callable[[Value, Exact], None] | None = None,
         compute: Callable[[At], Sequence[Read]] = compute,
     ) -> None:
-        self._over, self._graph, self._outputs = over, graph, outputs
-        self._held, self._watch, self._compute = constants or {}, watch, compute
-        self.nodes = graph.ancestors(outputs, stop=feeds)
+        self._over, self._graph, self._outputs = over, side.graph, side.outputs
+        self._held, self._watch, self._compute = side.constants or {}, watch, compute
+        self._known: dict[Value, Read] = dict(zip(side.inputs, given, strict=True))
+        self.nodes = side.graph.ancestors(side.outputs, stop=self._known)
         self._next = 0
         self._last = {
             value: i for i, node in enumerate(self.nodes) for value in node.inputs if value
         }
-        self._known: dict[Value, Read] = dict(feeds)
         self.result = Evaluation()
 
     def until(self, end: Node | None = None) -> None:
@@ -102,20 +113,17 @@ class Walk:
 
 def evaluate(
     over: Field,
-    graph: Graph,
-    feeds: Mapping[Value, Read],
-    outputs: Sequence[Value],
-    constants: Constants | None = None,
+    side: Side,
+    given: Sequence[Read],
     watch: Callable[[Value, Exact], None] | None = None,
 ) -> Evaluation:
-    """Computes ``outputs`` from ``feeds``, which has every input that they depend on.
+    """Computes the outputs of ``side`` from what is ``given`` for its inputs.
 
     Sums, products, roots and moves of constants are computed over the field as those of any values;
-    what else a graph computes from constants is a constant, as its runtime computes it.
-    ``constants``: what constants of the graph are, in place of what it holds for them. ``watch`` is
-    called with every value that nodes compute.
+    what else a graph computes from constants is a constant, as its runtime computes it. ``watch``
+    is called with every value that nodes compute.
     """
-    walk = Walk(over, graph, feeds, outputs, constants, watch)
+    walk = Walk(over, side, given, watch)
     walk.until()
     return walk.result
 

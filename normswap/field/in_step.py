@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
 
-from normswap.field.difference import Side
-from normswap.field.evaluation import Evaluation, Walk, equal
+from normswap.field.evaluation import Evaluation, Side, Walk, equal
 from normswap.field.exact import Exact
 from normswap.field.node import At, Read
 from normswap.field.operators import compute
 from normswap.field.values import Field
-from normswap.graph.graph import Array, Node, Value
+from normswap.graph.graph import Array, Node
 
 
 def evaluate_both(
@@ -34,7 +33,7 @@ def evaluate_both(
     refuses."""
     shared = _Shared()
     ours, theirs = (
-        Walk(over, side.graph, _fed(side, given), side.outputs, side.constants, None, way)
+        Walk(over, side, given, compute=way)
         for side, way in ((first, shared.keep), (second, shared.look_up))
     )
     for mine, other in _anchors(ours.nodes, theirs.nodes):
@@ -48,10 +47,6 @@ def evaluate_both(
         if not ours.result.refusal:
             theirs.until()
     return ours.result, theirs.result
-
-
-def _fed(side: Side, given: Sequence[Read]) -> Mapping[Value, Read]:
-    return dict(zip(side.inputs, given, strict=True))
 
 
 def _anchors(ours: Sequence[Node], theirs: Sequence[Node]) -> Iterator[tuple[Node, Node]]:

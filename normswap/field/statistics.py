@@ -72,9 +72,7 @@ def _mean_of_windows(at: At) -> Sequence[Exact]:
         return np.rint(at.plain({0: x.residue(j)})[0] * multiple)
 
     total = Exact(
-        at.plain()[0] * multiple,
-        at.field.residues.each(modulo),
-        x.growth.summed(count * multiple),
+        at.plain()[0] * multiple, at.field.residues.each(modulo), x.growth.summed(count * multiple)
     )
     return [at.field.over(total, multiple)]
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from normswap.field.certificate import Certificate, certify
-from normswap.field.difference import Pair, Side
+from normswap.field.difference import Pair
 from normswap.field.duals import Carried, carried_by, carrying, running_over
+from normswap.field.evaluation import Side
 from normswap.field.values import Field
 from normswap.graph.graph import Array, Graph
 from normswap.model import Model

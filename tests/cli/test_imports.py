@@ -21,30 +21,26 @@ finally: assert not set({HEAVY}) & set(sys.modules), set({HEAVY}) & set(sys.modu
 """
 
 
+def printed(code: str, *args: str) -> str:
+    """What ``code`` prints in a process of its own, which has to end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("to", ["fused", "rmsnorm"])
 def test_exact_swaps_of_onnx_need_no_torch(files: Path, tmp_path: Path, to: str) -> None:
     out = tmp_path / "out.onnx"
-    args = ["swap", files / "spelled-out.onnx", "--to", to, "-o", out]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, args)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{to}: 5 done, 0 skipped\n")
+    args = ["swap", str(files / "spelled-out.onnx"), "--to", to, "-o", str(out)]
+    assert printed(CODE, *args).startswith(f"{to}: 5 done, 0 skipped\n")
     assert out.exists()
 
 
 def test_inspecting_onnx_needs_nothing_that_reads_data(files: Path) -> None:
     code = CODE.replace(str(HEAVY), str((*HEAVY, "normswap.io.data")))
-    done = subprocess.run(
-        [sys.executable, "-c", code, "inspect", str(files / "spelled-out.onnx")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    printed(code, "inspect", str(files / "spelled-out.onnx"))
 
 
 UNUSED = ("sympy.core", "onnx.reference", "onnxruntime", "onnxscript.optimizer")
@@ -68,11 +64,4 @@ def test_norms_that_are_operators_are_inspected_with_little(tmp_path: Path) -> N
     model.graph.input.pop()
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "w"))
     onnx.save(model, tmp_path / "norm.onnx")
-    done = subprocess.run(
-        [sys.executable, "-c", SHORT, "inspect", str(tmp_path / "norm.onnx")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 norm" in done.stdout
+    assert "1 norm" in printed(SHORT, "inspect", str(tmp_path / "norm.onnx"))

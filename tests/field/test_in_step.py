@@ -9,8 +9,7 @@ import pytest
 
 import normswap as ns
 from normswap.field import in_step
-from normswap.field.difference import Side
-from normswap.field.evaluation import drawn, equal, evaluate
+from normswap.field.evaluation import Side, drawn, equal, evaluate
 from normswap.field.node import At, Read
 from normswap.field.values import Field
 from normswap.model import Model
@@ -38,10 +37,7 @@ def test_as_two_evaluations(name: str, form: str) -> None:
     fused = ns.swap(original, to="fused").model
     apart, together = Field(5, KEY), Field(5, KEY)
     given = symbols(apart, original)
-    alone = [
-        evaluate(apart, m.graph, dict(zip(m.graph.inputs, given, strict=True)), m.graph.outputs)
-        for m in (original, fused)
-    ]
+    alone = [evaluate(apart, side(model), given) for model in (original, fused)]
     computed = []
 
     def compute(at: At) -> list[Read]:

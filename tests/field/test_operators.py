@@ -13,7 +13,7 @@ from onnx import helper
 from torch import nn
 
 import normswap as ns
-from normswap.field.evaluation import drawn, evaluate
+from normswap.field.evaluation import Side, drawn, evaluate
 from normswap.field.exact import Exact
 from normswap.field.values import Field
 from normswap.graph.graph import Value, is_floating
@@ -90,8 +90,8 @@ def test_shadows_are_what_the_graph_computes(name: str, form: str) -> None:
     feeds = draw_feeds(model, "normal", 2, [0])
     arrays = {v.name: feeds[s.name] for v, s in zip(graph.inputs, model.inputs, strict=True)}
     given = drawn(over, arrays)
-    fed = {value: given[value.name] for value in graph.inputs}
-    assert not evaluate(over, graph, fed, graph.outputs, watch=watch).refusal
+    side = Side(graph, graph.inputs, graph.outputs)
+    assert not evaluate(over, side, [given[v.name] for v in graph.inputs], watch).refusal
     wide = {
         v: a.astype(np.float64) if is_floating(a.dtype) else a
         for v, a in zip(graph.inputs, arrays.values(), strict=True)
